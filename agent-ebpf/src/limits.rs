@@ -1,0 +1,57 @@
+//! Every bound that the kernel side and the agent share, with its reason.
+
+/// User frames that one sample can hold.
+///
+/// The deepest stacks seen in practice (recursive parsers, interpreters) stay under this; the issue
+/// is a record of at most about 9 KiB in the ring buffer. A deeper stack loses its root end and is
+/// marked [`crate::sample::Outcome::TooDeep`].
+pub const MAX_USER_FRAMES: u32 = 1024;
+
+/// Kernel frames that one sample can hold: `PERF_MAX_STACK_DEPTH` is the kernel's own default limit
+/// (`kernel.perf_event_max_stack` = 127).
+pub const MAX_KERNEL_FRAMES: u32 = 127;
+
+/// Words of a 2 KiB block: small enough that a small file wastes little, large enough that a
+/// binary search inside it (nine steps) needs no helper call.
+pub const BLOCK_WORDS: usize = 512;
+
+/// Blocks in one segment (1 MiB), the unit in which kernel memory for tables grows.
+pub const SEGMENT_BLOCKS: u32 = 512;
+
+/// Segments at most (256 MiB of tables): Chromium needs about 20, PostgreSQL and libc together 2.
+pub const MAX_SEGMENTS: u32 = 256;
+
+/// Index levels above a leaf of a file's table: 256 × 256 × 512 rows are more than the largest
+/// binaries have (Chromium: about 4 million).
+pub const MAX_TABLE_DEPTH: u32 = 2;
+
+/// Distinct rules of one file: 512 blocks of 128 (the directory is one block).
+pub const MAX_RULES: usize = 65_536;
+
+/// Executable mappings of one process: one index block over leaves of 64.
+pub const MAX_MAPPINGS: usize = 128 * 64;
+
+/// Processes whose tables the kernel knows at the same time. One more is not lost: its samples
+/// carry the top of their stack and are unwound in user space.
+pub const MAX_PROCESSES: u32 = 16_384;
+
+/// Processes that `--pid`, `--comm` and `-- COMMAND` can select, with their descendants.
+pub const MAX_TARGETS: u32 = 16_384;
+
+/// Names that `--comm` can select.
+pub const MAX_TARGET_NAMES: u32 = 64;
+
+/// Bytes of user stack that accompany a sample which the kernel could not unwind to its end. A
+/// multiple of [`STACK_CHUNK`]. 99 % of the stacks of short-lived processes are smaller.
+pub const MAX_STACK_COPY: usize = 16 * 1024;
+
+/// The copy is made in pieces of this size, so that it can end where the stack's mapping ends.
+pub const STACK_CHUNK: usize = 1024;
+
+/// Bytes of the ring buffer between kernel and agent: at 10 kHz over all CPUs and 400 bytes a sample
+/// this is one second of samples; the agent reads ten times a second.
+pub const RING_BYTES: u32 = 4 * 1024 * 1024;
+
+/// Stack copies a CPU may send in one second: at the default 99 Hz it is never reached, at 10 kHz it
+/// keeps broken stacks from flooding the ring buffer. What is refused is counted.
+pub const STACK_COPIES_PER_SECOND: u32 = 256;

@@ -1,0 +1,164 @@
+//! The records that travel through the ring buffer.
+//!
+//! A sample is a [`SampleHeader`] followed by `kernel_frames` and then `user_frames` words, each an
+//! avma, leaf first. The first user frame is the interrupted instruction; the others are return
+//! addresses (the instruction *after* the call), except a frame that a signal interrupted, which is
+//! told by [`SIGNAL_FRAME_BIT`].
+//!
+//! A sample that the kernel could not unwind to its end is preceded, from the same CPU and with the
+//! same `time`, by a [`StackCopyHeader`] and `stack_bytes` bytes of user stack starting at its
+//! registers' stack pointer: user space goes on from there.
+
+use crate::unwind::Registers;
+
+/// Record kind of a sample.
+pub const KIND_SAMPLE: u32 = 1;
+/// Record kind of a stack copy.
+pub const KIND_STACK_COPY: u32 = 2;
+
+/// Set in a user frame whose address is an interrupted instruction and not a return address: look
+/// it up as it is. (User addresses on x86_64 and aarch64 never use bit 63.)
+pub const SIGNAL_FRAME_BIT: u64 = 1 << 63;
+
+/// How the unwinding of a sample ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Outcome {
+    /// The stack's proven end was reached: an undefined or zero return address, by tables alone.
+    Complete = 0,
+    /// The end was reached, but at least one frame was unwound by its frame pointer, because its
+    /// mapping has no tables (just-in-time compiled code).
+    CompleteByFramePointer = 1,
+    /// A kernel thread, or a task without user registers: there is no user stack.
+    KernelOnly = 2,
+    /// The process is not known to the kernel program yet.
+    UnknownProcess = 3,
+    /// An address outside every known executable mapping.
+    UnknownMapping = 4,
+    /// The mapping's file has no tables in the kernel yet.
+    TablesPending = 5,
+    /// An address that no unwind entry of its file covers.
+    NotCovered = 6,
+    /// A rule that the table compiler does not know.
+    UnsupportedRule = 7,
+    /// The stack's memory could not be read (paged out, or not the stack any more).
+    UnreadableStack = 8,
+    /// The caller's frame did not lie above the callee's: the stack is broken.
+    NoProgress = 9,
+    /// More than [`crate::limits::MAX_USER_FRAMES`] frames: the root end is missing.
+    TooDeep = 10,
+    /// User space went on from the stack copy, and the copy ended before the stack did.
+    CopyTooShort = 11,
+    /// A frame-pointer chain in code without tables ended somewhere that is no proven end.
+    BrokenFramePointer = 12,
+}
+
+impl Outcome {
+    /// Every outcome, in the order of their numbers.
+    pub const ALL: [Outcome; 13] = [
+        Outcome::Complete,
+        Outcome::CompleteByFramePointer,
+        Outcome::KernelOnly,
+        Outcome::UnknownProcess,
+        Outcome::UnknownMapping,
+        Outcome::TablesPending,
+        Outcome::NotCovered,
+        Outcome::UnsupportedRule,
+        Outcome::UnreadableStack,
+        Outcome::NoProgress,
+        Outcome::TooDeep,
+        Outcome::CopyTooShort,
+        Outcome::BrokenFramePointer,
+    ];
+
+    /// The outcome with this number.
+    pub fn from_u8(number: u8) -> Option<Outcome> {
+        Self::ALL.get(usize::from(number)).copied()
+    }
+
+    /// The name used in summaries and labels.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Outcome::Complete => "complete",
+            Outcome::CompleteByFramePointer => "complete_by_frame_pointer",
+            Outcome::KernelOnly => "kernel_only",
+            Outcome::UnknownProcess => "unknown_process",
+            Outcome::UnknownMapping => "unknown_mapping",
+            Outcome::TablesPending => "tables_pending",
+            Outcome::NotCovered => "not_covered",
+            Outcome::UnsupportedRule => "unsupported_rule",
+            Outcome::UnreadableStack => "unreadable_stack",
+            Outcome::NoProgress => "no_progress",
+            Outcome::TooDeep => "too_deep",
+            Outcome::CopyTooShort => "copy_too_short",
+            Outcome::BrokenFramePointer => "broken_frame_pointer",
+        }
+    }
+
+    /// Whether the stack is known to be whole (a kernel thread's is: it has no user part).
+    pub const fn is_complete(self) -> bool {
+        matches!(
+            self,
+            Outcome::Complete | Outcome::CompleteByFramePointer | Outcome::KernelOnly
+        )
+    }
+
+    /// Whether user space may get further than the kernel did, given a copy of the stack: the
+    /// kernel lacked knowledge that user space has or can get.
+    pub const fn is_continuable(self) -> bool {
+        matches!(
+            self,
+            Outcome::UnknownProcess | Outcome::UnknownMapping | Outcome::TablesPending
+        )
+    }
+}
+
+/// Start of a sample record.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct SampleHeader {
+    /// [`KIND_SAMPLE`].
+    pub kind: u32,
+    /// Process id (the kernel's tgid) in the initial pid namespace.
+    pub pid: u32,
+    /// Thread id (the kernel's pid).
+    pub tid: u32,
+    /// Logical CPU.
+    pub cpu: u32,
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub time: u64,
+    /// Name of the thread, ended by NUL.
+    pub comm: [u8; 16],
+    /// Words of kernel stack that follow.
+    pub kernel_frames: u32,
+    /// Words of user stack that follow those.
+    pub user_frames: u32,
+    /// An [`Outcome`].
+    pub outcome: u8,
+    /// 1 when a stack copy of the same `cpu` and `time` was sent just before.
+    pub has_stack_copy: u8,
+    /// Explicit padding, zero.
+    pub padding: [u8; 6],
+}
+
+const _: () = assert!(size_of::<SampleHeader>() == 56);
+
+/// Start of a stack copy record.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct StackCopyHeader {
+    /// [`KIND_STACK_COPY`].
+    pub kind: u32,
+    /// Bytes of stack that follow, from `registers.sp()` upwards.
+    pub stack_bytes: u32,
+    /// Logical CPU.
+    pub cpu: u32,
+    /// 1 when `registers.ip` is exact, 0 when it is a return address.
+    pub exact_ip: u32,
+    /// `CLOCK_MONOTONIC`, nanoseconds: the same as in the sample's header.
+    pub time: u64,
+    /// The frame at which the kernel stopped. It is not among the sample's user frames.
+    pub registers: Registers,
+}
+
+const _: () = assert!(size_of::<StackCopyHeader>() == 24 + size_of::<Registers>());

@@ -1,0 +1,3 @@
+//! The demo workload.
+
+fn main() {}
