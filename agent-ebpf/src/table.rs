@@ -112,10 +112,54 @@ const _: () = assert!(size_of::<SpaceLeaf>() == size_of::<Block>());
 pub struct SpaceIndex {
     /// First avma of each child's first mapping; slot 0 holds 0.
     pub start: [u64; SPACE_FANOUT],
-    /// The space leaves.
+    /// The space leaves. (Unused slots are never found.)
     pub child: [BlockId; SPACE_FANOUT],
     /// Unused, zero.
     pub padding: [u32; SPACE_FANOUT],
 }
 
 const _: () = assert!(size_of::<SpaceIndex>() == size_of::<Block>());
+
+/// Position of the last of `N` ascending keys that is not above the wanted one, or 0 when all are.
+///
+/// `N` is a power of two. The number of steps is fixed and no step branches on data: what the kernel's
+/// verifier follows in one pass, and what a processor does not mispredict.
+#[inline(always)]
+fn last_not_above<const N: usize>(is_above: impl Fn(usize) -> bool) -> usize {
+    let mut at = 0;
+    let mut width = N / 2;
+    while width > 0 {
+        let candidate = (at | width) & (N - 1);
+        at |= width & (is_above(candidate) as usize).wrapping_sub(1);
+        width /= 2;
+    }
+    at & (N - 1)
+}
+
+/// Child of an index block that holds `key`: the first table address in it, and its block.
+#[inline(always)]
+pub fn search_index(block: &Block, key: u32) -> (u32, BlockId) {
+    let at = last_not_above::<INDEX_FANOUT>(|i| block.0[i] > key);
+    (block.0[at], block.0[at | INDEX_FANOUT])
+}
+
+/// Row of a leaf block for the offset of an address from the leaf's first: see [`pack_row`]. An
+/// offset beyond 16 bits belongs to the last row.
+#[inline(always)]
+pub fn search_rows(block: &Block, offset: u32) -> u32 {
+    let offset = if offset > 0xffff { 0xffff } else { offset };
+    let at = last_not_above::<LEAF_ROWS>(|i| block.0[i] >> 16 > offset);
+    block.0[at]
+}
+
+/// Leaf of a space that holds `address`.
+#[inline(always)]
+pub fn search_space_index(index: &SpaceIndex, address: u64) -> BlockId {
+    index.child[last_not_above::<SPACE_FANOUT>(|i| index.start[i] > address)]
+}
+
+/// Slot of the only mapping of a leaf that can hold `address`; the caller compares the bounds.
+#[inline(always)]
+pub fn search_space_leaf(leaf: &SpaceLeaf, address: u64) -> usize {
+    last_not_above::<SPACE_LEAF_MAPPINGS>(|i| leaf.start[i] > address)
+}
