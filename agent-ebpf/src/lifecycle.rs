@@ -1,5 +1,6 @@
 //! Processes as they come and go, without a delay: a child's tables are its parent's from its first
-//! instruction, and an exec or exit forgets them at once.
+//! instruction. (An exec needs nothing here: it changes the address space, and the tables of the old
+//! one are then not used, see `Space::mm`.)
 
 use core::ffi::c_void;
 
@@ -12,7 +13,7 @@ use aya_log_ebpf::warn;
 
 use crate::{
     counting, filter,
-    maps::{PROCESSES, SIGNAL_LIVE, TARGETS, TASK_SIGNAL, TASK_TGID},
+    maps::{PROCESSES, SIGNAL_LIVE, TARGETS, TASK_MM, TASK_SIGNAL, TASK_TGID},
 };
 
 /// Reads a field of a kernel object.
@@ -30,22 +31,23 @@ pub unsafe fn field<T>(base: *const c_void, offset: u32) -> Option<T> {
 #[inline(always)]
 pub fn fork(ctx: &RawTracePointContext, parent: *const c_void, child: *const c_void) {
     // SAFETY: both arguments are task_structs, and the offset comes from the kernel's own BTF.
-    let ids = unsafe {
+    let fields = unsafe {
         (
-            field(parent, TASK_TGID.load()),
-            field(child, TASK_TGID.load()),
+            field::<u32>(parent, TASK_TGID.load()),
+            field::<u32>(child, TASK_TGID.load()),
+            field::<u64>(child, TASK_MM.load()),
         )
     };
-    let (Some(parent), Some(child)) = ids else {
+    let (Some(parent), Some(child), Some(mm)) = fields else {
         return;
     };
-    let (parent, child): (u32, u32) = (parent, child);
     if parent == child {
         return; // a thread
     }
     // SAFETY: the value is copied at once; a torn one would need the parent to exec while it forks.
     if let Some(space) = unsafe { PROCESSES.get(parent) } {
-        let space = *space;
+        let mut space = *space;
+        space.mm = mm;
         if PROCESSES.insert(child, space, 0).is_err() {
             counting::one(Counter::ProcessMapFull);
         }
@@ -57,13 +59,6 @@ pub fn fork(ctx: &RawTracePointContext, parent: *const c_void, child: *const c_v
             "more selected processes than the map holds: pid {} is not recorded", child
         );
     }
-}
-
-/// The old address space is gone, and with it what was known of it.
-#[inline(always)]
-pub fn exec() {
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    let _ = PROCESSES.remove(pid);
 }
 
 /// Forgets a process when its last thread ends, so that its pid can be used again.

@@ -31,13 +31,6 @@ pub fn flamestorm_fork(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// A task has replaced its address space; runs in it.
-#[raw_tracepoint(tracepoint = "sched_process_exec")]
-pub fn flamestorm_exec(_ctx: RawTracePointContext) -> i32 {
-    lifecycle::exec();
-    0
-}
-
 /// A task is ending; runs in it. `TP_PROTO(task_struct *task, …)`.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub fn flamestorm_exit(ctx: RawTracePointContext) -> i32 {

@@ -73,6 +73,9 @@ pub static TASK_TGID: Global<u32> = Global::new(0);
 /// Offset of `flags` in `struct task_struct`.
 #[unsafe(no_mangle)]
 pub static TASK_FLAGS: Global<u32> = Global::new(0);
+/// Offset of `mm` in `struct task_struct`.
+#[unsafe(no_mangle)]
+pub static TASK_MM: Global<u32> = Global::new(0);
 /// Offset of `signal` in `struct task_struct`.
 #[unsafe(no_mangle)]
 pub static TASK_SIGNAL: Global<u32> = Global::new(0);

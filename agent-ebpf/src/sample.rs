@@ -128,6 +128,9 @@ pub struct SampleHeader {
     pub cpu: u32,
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub time: u64,
+    /// Which address space the process had (the kernel's `mm` pointer: an identity, never followed).
+    /// An exec changes it, so tables of the program before are never applied.
+    pub mm: u64,
     /// Name of the thread, ended by NUL.
     pub comm: [u8; 16],
     /// Words of kernel stack that follow.
@@ -142,7 +145,7 @@ pub struct SampleHeader {
     pub padding: [u8; 6],
 }
 
-const _: () = assert!(size_of::<SampleHeader>() == 56);
+const _: () = assert!(size_of::<SampleHeader>() == 64);
 
 /// Start of a stack copy record.
 #[derive(Clone, Copy, Debug)]

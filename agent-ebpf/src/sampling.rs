@@ -68,6 +68,7 @@ pub fn tick(ctx: &PerfEventContext) {
     // SAFETY: the helper has no preconditions.
     walk.header.cpu = unsafe { bpf_get_smp_processor_id() };
     walk.header.time = now;
+    walk.header.mm = walk::current_mm();
     walk.header.comm = bpf_get_current_comm().unwrap_or_default();
     take_stacks(ctx, walk);
     if Outcome::is_continuable(walk::outcome(walk)) {

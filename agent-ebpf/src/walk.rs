@@ -11,11 +11,11 @@ use agent_ebpf::{
     },
     unwind::{Cursor, Rule, Step, step},
 };
-use aya_ebpf::helpers::{bpf_loop, generated::bpf_probe_read_user};
+use aya_ebpf::helpers::{bpf_get_current_task, bpf_loop, generated::bpf_probe_read_user};
 
 use crate::{
     lifecycle::field,
-    maps::{PROCESSES, SEGMENTS, TASK_FLAGS, WALK},
+    maps::{PROCESSES, SEGMENTS, TASK_FLAGS, TASK_MM, WALK},
 };
 
 /// Frames of a sample, kernel's and user's.
@@ -73,11 +73,14 @@ pub fn user_stack(walk: &mut Walk) {
     walk.mapping.start = 0;
     walk.mapping.end = 0;
     // SAFETY: the value is copied at once.
-    let Some(space) = (unsafe { PROCESSES.get(walk.header.pid) }) else {
-        walk.header.outcome = Outcome::UnknownProcess as u8;
-        return;
-    };
-    walk.space = *space;
+    let space = unsafe { PROCESSES.get(walk.header.pid) };
+    match space {
+        Some(space) if space.mm == walk.header.mm => walk.space = *space,
+        _ => {
+            walk.header.outcome = Outcome::UnknownProcess as u8;
+            return;
+        }
+    }
     walk.header.outcome = Outcome::TooDeep as u8;
     // SAFETY: `frame` has the signature that the helper calls.
     unsafe {
@@ -229,13 +232,20 @@ fn read_user(address: u64, words: &mut [u64]) -> bool {
     }
 }
 
+/// Identity of the current task's address space.
+#[inline(always)]
+pub fn current_mm() -> u64 {
+    // SAFETY: the current task, and an offset from the kernel's own BTF.
+    unsafe { field(bpf_get_current_task() as *const c_void, TASK_MM.load()).unwrap_or(0) }
+}
+
 /// Whether the current task is exiting: its address space may already be gone, so it has no user
 /// stack any more.
 #[inline(always)]
 fn is_exiting() -> bool {
     // SAFETY: the current task, and an offset from the kernel's own BTF.
     unsafe {
-        let task = aya_ebpf::helpers::bpf_get_current_task() as *const c_void;
+        let task = bpf_get_current_task() as *const c_void;
         field::<u32>(task, TASK_FLAGS.load()).is_some_and(|flags| flags & PF_EXITING != 0)
     }
 }
