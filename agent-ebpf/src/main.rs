@@ -2,7 +2,10 @@
 //! this file; what they share with the agent is in the library of this crate.
 #![no_std]
 #![no_main]
-#![expect(missing_docs, reason = "the entry points' macros make undocumented functions")]
+#![expect(
+    missing_docs,
+    reason = "the entry points' macros make undocumented functions"
+)]
 
 mod counting;
 mod filter;

@@ -48,6 +48,8 @@ pub const fn pack_row(offset: u16, rule: u16) -> u32 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Space {
+    /// Identity of the address space that this describes (see [`crate::sample::SampleHeader::mm`]).
+    pub mm: u64,
     /// A space leaf (`depth` 0) or a space index block (`depth` 1).
     pub root: BlockId,
     /// Index levels above the leaves.

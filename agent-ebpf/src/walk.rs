@@ -6,8 +6,9 @@ use agent_ebpf::{
     limits::{MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SEGMENT_BLOCKS},
     sample::{Outcome, SIGNAL_FRAME_BIT, SampleHeader},
     table::{
-        Block, BlockId, MappingKind, RULES_PER_BLOCK, Space, SpaceIndex, SpaceLeaf, search_index,
-        search_rows, search_space_index, search_space_leaf, tree_depth, tree_kind, tree_root,
+        Block, BlockId, IndexEntry, MappingKind, RULES_PER_BLOCK, Space, SpaceIndex, SpaceLeaf,
+        row_rule, search_index, search_rows, search_space_index, search_space_leaf, tree_depth,
+        tree_kind, tree_root,
     },
     unwind::{Cursor, Rule, Step, step},
 };
@@ -172,10 +173,9 @@ fn find_mapping(walk: &mut Walk, ip: u64) -> bool {
     let Some(leaf) = block::<SpaceLeaf>(root) else {
         return false;
     };
-    let slot = search_space_leaf(leaf, ip) & (leaf.start.len() - 1);
-    if ip < leaf.start[slot] || ip >= leaf.end[slot] {
+    let Some(slot) = search_space_leaf(leaf, ip) else {
         return false;
-    }
+    };
     walk.mapping = Mapping {
         start: leaf.start[slot],
         end: leaf.end[slot],
@@ -193,16 +193,19 @@ fn find_rule(mapping: &Mapping, ip: u64) -> Option<&'static Rule> {
     if key > u64::from(u32::MAX) {
         return Some(&Rule::INVALID);
     }
-    let (mut base, mut leaf) = (0, tree_root(mapping.tree));
+    let mut entry = IndexEntry {
+        child: tree_root(mapping.tree),
+        first: 0,
+    };
     let depth = tree_depth(mapping.tree);
     if depth > 1 {
-        (base, leaf) = search_index(block::<Block>(leaf)?, key as u32);
+        entry = search_index(block::<Block>(entry.child)?, key as u32);
     }
     if depth > 0 {
-        (base, leaf) = search_index(block::<Block>(leaf)?, key as u32);
+        entry = search_index(block::<Block>(entry.child)?, key as u32);
     }
-    let offset = (key as u32).wrapping_sub(base);
-    let rule = search_rows(block::<Block>(leaf)?, offset) & 0xffff;
+    let offset = (key as u32).wrapping_sub(entry.first);
+    let rule = row_rule(search_rows(block::<Block>(entry.child)?, offset));
     let directory = block::<Block>(mapping.rules)?;
     let rules = directory.0[(rule as usize / RULES_PER_BLOCK) & (directory.0.len() - 1)];
     let rules = block::<[Rule; RULES_PER_BLOCK]>(rules)?;
