@@ -19,7 +19,7 @@ use crate::{
     counting, filter,
     maps::{CLOCK, PERIOD_NS, RING, STACK_COPY, WALK},
     registers,
-    walk::{self, KERNEL_STACK_BYTES, Walk},
+    walk::{self, KERNEL_STACK_BYTES, Walk, bounded},
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -177,10 +177,9 @@ extern "C" fn copy_chunk(index: u32, _: *mut core::ffi::c_void) -> i64 {
     };
     // SAFETY: see `tick`.
     let copy = unsafe { &mut *copy };
-    let at = index as usize * STACK_CHUNK;
-    if at > MAX_STACK_COPY - STACK_CHUNK {
+    let Some(at) = bounded(index as usize * STACK_CHUNK, MAX_STACK_COPY - STACK_CHUNK) else {
         return 1;
-    }
+    };
     // Chunks end on multiples of their size, so that the last readable one ends where its page does.
     let sp = copy.header.registers.sp();
     let skew = sp % STACK_CHUNK as u64;
@@ -231,12 +230,9 @@ fn send_sample(walk: &mut Walk) {
 /// sample would cost more than the sample.
 #[inline(always)]
 fn send<T>(record: &mut T, bytes: usize) -> bool {
-    // The verifier must see this bound on the very register that it passes on: without the black box
-    // the compiler proves it earlier, on another one, and drops it here.
-    let bytes = core::hint::black_box(bytes);
-    if bytes > size_of::<T>() {
+    let Some(bytes) = bounded(bytes, size_of::<T>()) else {
         return false;
-    }
+    };
     // SAFETY: `bytes` lie within the record.
     unsafe {
         bpf_ringbuf_output(

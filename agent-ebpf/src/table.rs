@@ -89,6 +89,22 @@ pub const fn tree_root(tree: u32) -> BlockId {
     tree & 0x0fff_ffff
 }
 
+/// A mapping, as a slot of a [`SpaceLeaf`] holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Mapping {
+    /// First avma.
+    pub start: u64,
+    /// First avma after it.
+    pub end: u64,
+    /// avma minus table address.
+    pub bias: u64,
+    /// See [`pack_tree`].
+    pub tree: u32,
+    /// Directory block of the file's rules.
+    pub rules: BlockId,
+}
+
 /// A leaf of a process's address space: parallel arrays, sorted by start, unused slots at the end
 /// with `start` = `u64::MAX` and `end` = 0.
 #[derive(Clone, Copy)]
@@ -141,6 +157,23 @@ fn opaque(key: u32) -> u64 {
     core::hint::black_box(key as u64)
 }
 
+/// Number of entries of a power of two, minus one, unknown to the compiler: it would otherwise prove
+/// that the mask changes nothing and drop it. Older kernels (6.1) follow the bounds of an AND, but
+/// not those of an OR of two unknown numbers (kernel/bpf/verifier.c, adjust_scalar_min_max_vals), so
+/// they need to see it.
+#[inline(always)]
+fn mask<T>(entries: &[T]) -> u64 {
+    assert!(entries.len().is_power_of_two());
+    core::hint::black_box(entries.len() as u64 - 1)
+}
+
+/// The entry at `position`, which counts modulo the number of entries.
+#[inline(always)]
+fn entry<T: Copy>(entries: &[T], position: u64, mask: u64) -> T {
+    // SAFETY: `mask` comes from the function above, so the index is below the length.
+    unsafe { *entries.get_unchecked((position & mask) as usize) }
+}
+
 /// The packed row of a leaf block that is valid `offset` bytes after the leaf's first row.
 ///
 /// A leaf's last row is valid up to the next leaf, however far that is.
@@ -148,14 +181,16 @@ fn opaque(key: u32) -> u64 {
 pub fn search_rows(leaf: &Block, offset: u32) -> u32 {
     let offset = if offset > 0xffff { 0xffff } else { offset };
     let key = opaque(offset << 16 | 0xffff);
+    let rows = &leaf.0;
+    let mask = mask(rows);
     let mut position = 0u64;
     let mut stride = LEAF_ROWS as u64 / 2;
     while stride > 0 {
-        let entry = leaf.0[(position + stride) as usize & (LEAF_ROWS - 1)];
-        position = advance(position, stride, key.wrapping_sub(entry as u64));
+        let row = entry(rows, position + stride, mask);
+        position = advance(position, stride, key.wrapping_sub(row as u64));
         stride /= 2;
     }
-    leaf.0[position as usize & (LEAF_ROWS - 1)]
+    entry(rows, position, mask)
 }
 
 /// The rule number of a packed row.
@@ -177,17 +212,18 @@ pub struct IndexEntry {
 #[inline(always)]
 pub fn search_index(index: &Block, key: u32) -> IndexEntry {
     let key = opaque(key);
+    let (keys, children) = index.0.split_at(INDEX_FANOUT);
+    let mask = mask(keys);
     let mut position = 0u64;
     let mut stride = INDEX_FANOUT as u64 / 2;
     while stride > 0 {
-        let entry = index.0[(position + stride) as usize & (INDEX_FANOUT - 1)];
-        position = advance(position, stride, key.wrapping_sub(entry as u64));
+        let first = entry(keys, position + stride, mask);
+        position = advance(position, stride, key.wrapping_sub(first as u64));
         stride /= 2;
     }
-    let position = position as usize & (INDEX_FANOUT - 1);
     IndexEntry {
-        child: index.0[position + INDEX_FANOUT],
-        first: index.0[position],
+        child: entry(children, position, mask),
+        first: entry(keys, position, mask),
     }
 }
 
@@ -197,35 +233,40 @@ const fn page_difference(avma: u64, start: u64) -> u64 {
     (avma >> 12).wrapping_sub(start >> 12)
 }
 
-/// Slot of the mapping in a space leaf that covers `avma`, if one does. Starts are multiples of
+/// The mapping in a space leaf that covers `avma`, if one does. Starts are multiples of
 /// the page size (4 KiB), as mappings' are.
 #[inline(always)]
-pub fn search_space_leaf(leaf: &SpaceLeaf, avma: u64) -> Option<usize> {
+pub fn search_space_leaf(leaf: &SpaceLeaf, avma: u64) -> Option<Mapping> {
+    let mask = mask(&leaf.start);
     let mut position = 0u64;
     let mut stride = SPACE_LEAF_MAPPINGS as u64 / 2;
     while stride > 0 {
-        let start = leaf.start[(position + stride) as usize & (SPACE_LEAF_MAPPINGS - 1)];
+        let start = entry(&leaf.start, position + stride, mask);
         position = advance(position, stride, page_difference(avma, start));
         stride /= 2;
     }
-    let position = position as usize & (SPACE_LEAF_MAPPINGS - 1);
-    if avma < leaf.start[position] || avma >= leaf.end[position] {
-        return None;
-    }
-    Some(position)
+    let mapping = Mapping {
+        start: entry(&leaf.start, position, mask),
+        end: entry(&leaf.end, position, mask),
+        bias: entry(&leaf.bias, position, mask),
+        tree: entry(&leaf.tree, position, mask),
+        rules: entry(&leaf.rules, position, mask),
+    };
+    (mapping.start <= avma && avma < mapping.end).then_some(mapping)
 }
 
 /// The space leaf that holds the last mapping not above `avma`.
 #[inline(always)]
 pub fn search_space_index(index: &SpaceIndex, avma: u64) -> BlockId {
+    let mask = mask(&index.start);
     let mut position = 0u64;
     let mut stride = SPACE_FANOUT as u64 / 2;
     while stride > 0 {
-        let start = index.start[(position + stride) as usize & (SPACE_FANOUT - 1)];
+        let start = entry(&index.start, position + stride, mask);
         position = advance(position, stride, page_difference(avma, start));
         stride /= 2;
     }
-    index.child[position as usize & (SPACE_FANOUT - 1)]
+    entry(&index.child, position, mask)
 }
 
 impl Block {
@@ -317,8 +358,10 @@ mod tests {
             }
             for slot in 0..used {
                 let start = leaf.start[slot];
-                assert_eq!(search_space_leaf(&leaf, start), Some(slot));
-                assert_eq!(search_space_leaf(&leaf, start + 0xfff), Some(slot));
+                let found = search_space_leaf(&leaf, start).map(|mapping| mapping.start);
+                assert_eq!(found, Some(leaf.start[slot]));
+                let found = search_space_leaf(&leaf, start + 0xfff).map(|mapping| mapping.start);
+                assert_eq!(found, Some(leaf.start[slot]));
                 assert_eq!(search_space_leaf(&leaf, start + 0x1000), None);
             }
             for avma in [0, 1, first - 1, first + 64 * 0x3000, u64::MAX, 1 << 63] {

@@ -6,9 +6,9 @@ use agent_ebpf::{
     limits::{MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SEGMENT_BLOCKS},
     sample::{Outcome, SIGNAL_FRAME_BIT, SampleHeader},
     table::{
-        Block, BlockId, IndexEntry, MappingKind, RULES_PER_BLOCK, Space, SpaceIndex, SpaceLeaf,
-        row_rule, search_index, search_rows, search_space_index, search_space_leaf, tree_depth,
-        tree_kind, tree_root,
+        Block, BlockId, IndexEntry, Mapping, MappingKind, RULES_PER_BLOCK, Space, SpaceIndex,
+        SpaceLeaf, row_rule, search_index, search_rows, search_space_index, search_space_leaf,
+        tree_depth, tree_kind, tree_root,
     },
     unwind::{Cursor, Rule, Step, step},
 };
@@ -49,15 +49,13 @@ pub struct Walk {
 
 const _: () = assert!(FRAMES_OFFSET == size_of::<SampleHeader>());
 
-/// A mapping as found in a space leaf.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Mapping {
-    start: u64,
-    end: u64,
-    bias: u64,
-    tree: u32,
-    rules: BlockId,
+/// `value` if it is at most `limit`, in a form that the verifier sees: the bound is checked on the very
+/// register that is used. Without the black box the compiler proves the bound earlier, on another
+/// register or on 32 of its bits, and drops it here.
+#[inline(always)]
+pub fn bounded(value: usize, limit: usize) -> Option<usize> {
+    let value = core::hint::black_box(value);
+    (value <= limit).then_some(value)
 }
 
 /// The outcome so far.
@@ -101,10 +99,10 @@ extern "C" fn frame(index: u32, _: *mut c_void) -> i64 {
     };
     // SAFETY: this CPU's only user of its slot is this program.
     let walk = unsafe { &mut *walk };
-    let at = (walk.header.kernel_frames as usize).wrapping_add(index as usize);
-    if at >= FRAMES {
+    let at = walk.header.kernel_frames as usize + index as usize;
+    let Some(at) = bounded(at, FRAMES - 1) else {
         return 1;
-    }
+    };
     let interrupted = (walk.cursor.exact_ip != 0 && index != 0) as u64;
     walk.frames[at] = walk.cursor.regs.ip | interrupted * SIGNAL_FRAME_BIT;
     walk.header.user_frames = index + 1;
@@ -173,16 +171,10 @@ fn find_mapping(walk: &mut Walk, ip: u64) -> bool {
     let Some(leaf) = block::<SpaceLeaf>(root) else {
         return false;
     };
-    let Some(slot) = search_space_leaf(leaf, ip) else {
+    let Some(mapping) = search_space_leaf(leaf, ip) else {
         return false;
     };
-    walk.mapping = Mapping {
-        start: leaf.start[slot],
-        end: leaf.end[slot],
-        bias: leaf.bias[slot],
-        tree: leaf.tree[slot],
-        rules: leaf.rules[slot],
-    };
+    walk.mapping = mapping;
     true
 }
 
