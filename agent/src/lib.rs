@@ -4,3 +4,4 @@
 //! `process` → `unwind` → `kernel`, is known to the session alone. See ARCHITECTURE.md.
 
 pub mod kernel;
+pub mod process;
