@@ -9,8 +9,8 @@ mod window;
 
 pub use meta::{AgentCost, CpuSeconds, KernelCost, MaxRss, RecordingMeta, Runtime, Ticks};
 pub use resolved::{
-    FrameRef, Function, FunctionId, Labels, Line, Location, LocationId, Mapping, MappingId, ResolvedProfile,
-    ResolvedSample, key,
+    FrameRef, Function, FunctionId, Labels, Line, Location, LocationId, Mapping, MappingId,
+    ResolvedProfile, ResolvedSample, key,
 };
 pub use window::{
     Counted, Frame, MAX_FRAMES, MAX_MODULES, MAX_PROCESSES, MAX_ROWS, MAX_STACK_NODES, Module,

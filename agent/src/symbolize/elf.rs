@@ -96,9 +96,7 @@ fn debug_file_name(build_id: &[u8]) -> Option<PathBuf> {
         return None;
     }
     let rest: String = rest.iter().map(|byte| format!("{byte:02x}")).collect();
-    Some(PathBuf::from(format!(
-        ".build-id/{first:02x}/{rest}.debug"
-    )))
+    Some(PathBuf::from(format!(".build-id/{first:02x}/{rest}.debug")))
 }
 
 /// Whether the symbol really covers the address that it was found for.

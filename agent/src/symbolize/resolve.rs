@@ -147,9 +147,7 @@ fn look_up(
 ) -> Named {
     let build_id = module.build_id.as_deref();
     match &module.source {
-        Source::File(file) => {
-            elf::symbolize(&own_path(file), build_id, addresses, starts, options)
-        }
+        Source::File(file) => elf::symbolize(&own_path(file), build_id, addresses, starts, options),
         Source::Vdso(bytes) => match memory_file(bytes) {
             Ok(file) => elf::symbolize(&own_path(&file), None, addresses, starts, options),
             Err(error) => Named {
