@@ -8,4 +8,5 @@ pub mod kernel;
 pub mod process;
 pub mod profile;
 pub mod report;
+pub mod session;
 pub mod symbolize;

@@ -116,11 +116,16 @@ impl Ingest {
         kernel.clear();
         // The kernel's own first entry is the interrupted instruction; the others are return
         // addresses.
-        kernel.extend(sample.kernel_frames().enumerate().map(|(i, address)| Frame {
-            module: kernel_module,
-            address,
-            exact: i == 0,
-        }));
+        kernel.extend(
+            sample
+                .kernel_frames()
+                .enumerate()
+                .map(|(i, address)| Frame {
+                    module: kernel_module,
+                    address,
+                    exact: i == 0,
+                }),
+        );
 
         let mut addresses: Vec<u64> = sample.user_frames().collect();
         let outcome = self.go_on(sample, &space, objects, header.pid, &mut addresses);

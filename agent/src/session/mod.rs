@@ -5,13 +5,14 @@ mod command;
 mod cost;
 mod ingest;
 mod objects;
+mod starts;
 mod tables;
 
 use std::{
     process::Child,
     sync::{
         Arc,
-        atomic::{AtomicI32, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -34,6 +35,7 @@ use crate::{
 
 pub use command::exit_code;
 pub use cost::{cpu_seconds, max_rss_bytes, now};
+pub use starts::UnwindEntries;
 
 /// How often the buffers are read. Long enough to cost nothing, short enough that a buffer of a
 /// thousand mappings and one of four megabytes do not fill.
@@ -111,7 +113,7 @@ pub struct Progress {
 /// The kernel refuses, a target does not exist, or the command cannot be started.
 pub fn record(
     config: &Config,
-    signal: &Arc<AtomicI32>,
+    signal: &Arc<AtomicUsize>,
     progress: impl FnMut(Progress),
 ) -> Result<Recording> {
     for pid in &config.pids {
@@ -134,7 +136,10 @@ pub fn record(
     let child = match held {
         Some(held) => {
             let name = &config.command[0];
-            Some(held.release().with_context(|| format!("cannot run {name}"))?)
+            Some(
+                held.release()
+                    .with_context(|| format!("cannot run {name}"))?,
+            )
         }
         None => None,
     };
@@ -192,7 +197,10 @@ impl Session {
         for name in &config.names {
             self.kernel.select_name(name)?;
         }
-        let named = self.registry.iter().filter(|p| config.names.contains(&p.name));
+        let named = self
+            .registry
+            .iter()
+            .filter(|p| config.names.contains(&p.name));
         let named: Vec<u32> = named.map(|process| process.pid).collect();
         let command = held.map(Held::pid);
         for pid in config.pids.iter().copied().chain(named).chain(command) {
@@ -206,7 +214,7 @@ impl Session {
     fn run(
         &mut self,
         config: &Config,
-        signal: &AtomicI32,
+        signal: &AtomicUsize,
         start: Instant,
         mut child: Option<Child>,
         mut progress: impl FnMut(Progress),
@@ -214,7 +222,9 @@ impl Session {
         let mut startup_cpu = cpu_seconds();
         let mut told = Duration::ZERO;
         loop {
-            let left = config.duration.map(|duration| duration.saturating_sub(start.elapsed()));
+            let left = config
+                .duration
+                .map(|duration| duration.saturating_sub(start.elapsed()));
             thread::sleep(left.unwrap_or(READ_EVERY).min(READ_EVERY));
             let before_first = self.ingest.first_unwound.is_none();
             self.cycle()?;
@@ -224,17 +234,24 @@ impl Session {
             if start.elapsed() - told >= Duration::from_secs(1) {
                 told = start.elapsed();
                 let samples = self.ingest.window.counters().samples;
-                progress(Progress { elapsed: told, samples });
+                progress(Progress {
+                    elapsed: told,
+                    samples,
+                });
             }
             if let Some(child) = &mut child
                 && let Some(status) = child.try_wait()?
             {
                 return Ok((Some(exit_code(status)), startup_cpu));
             }
-            let over = config.duration.is_some_and(|duration| start.elapsed() >= duration);
+            let over = config
+                .duration
+                .is_some_and(|duration| start.elapsed() >= duration);
             let number = signal.load(Ordering::Relaxed);
             if over || number != 0 {
-                let status = child.map(|child| self.end_command(child, number)).transpose()?;
+                let status = child
+                    .map(|child| self.end_command(child, number as i32))
+                    .transpose()?;
                 return Ok((status, startup_cpu));
             }
         }
@@ -264,7 +281,8 @@ impl Session {
         self.read_events();
         self.apply_events(u64::MAX);
         self.update_kernel()?;
-        self.tables.settle(&mut self.kernel, &mut self.objects, self.read_until)?;
+        self.tables
+            .settle(&mut self.kernel, &mut self.objects, self.read_until)?;
         Ok(())
     }
 
@@ -278,8 +296,27 @@ impl Session {
 
     fn read_samples(&mut self) {
         // Split, because the records borrow the kernel's side while the rest is used.
-        let Session { kernel, lifecycle, registry, objects, ingest, events, read_until, wanted, changed, names, selected_late, .. } = self;
-        let mut control = Control { registry, events, changed, names, selected_late };
+        let Session {
+            kernel,
+            lifecycle,
+            registry,
+            objects,
+            ingest,
+            events,
+            read_until,
+            wanted,
+            changed,
+            names,
+            selected_late,
+            ..
+        } = self;
+        let mut control = Control {
+            registry,
+            events,
+            changed,
+            names,
+            selected_late,
+        };
         kernel.read(|record| match record {
             Record::StackCopy(copy) => ingest.stack_copy(&copy),
             Record::Sample(sample) => {
@@ -296,8 +333,22 @@ impl Session {
     }
 
     fn apply_events(&mut self, until: u64) {
-        let Session { registry, events, changed, names, selected_late, .. } = self;
-        Control { registry, events, changed, names, selected_late }.apply(until);
+        let Session {
+            registry,
+            events,
+            changed,
+            names,
+            selected_late,
+            ..
+        } = self;
+        Control {
+            registry,
+            events,
+            changed,
+            names,
+            selected_late,
+        }
+        .apply(until);
     }
 
     fn update_kernel(&mut self) -> Result<()> {
@@ -312,12 +363,14 @@ impl Session {
                 self.tables.forget(pid);
                 continue;
             };
-            self.tables.changed(&mut self.kernel, &mut self.objects, pid, &process.space)?;
+            self.tables
+                .changed(&mut self.kernel, &mut self.objects, pid, &process.space)?;
         }
         self.changed = changed;
         for Wanted { pid, mm } in std::mem::take(&mut self.wanted) {
             if let Some(process) = self.registry.known(pid) {
-                self.tables.give(&mut self.kernel, &mut self.objects, pid, mm, &process.space)?;
+                self.tables
+                    .give(&mut self.kernel, &mut self.objects, pid, mm, &process.space)?;
             }
         }
         Ok(())
@@ -342,9 +395,15 @@ impl Session {
         let count = |counter| self.kernel.counter(counter);
         let sampled = count(Counter::Sampled);
         let mut runtime = Runtime {
-            expected_samples: (duration.as_secs_f64() * f64::from(config.frequency) * f64::from(cpus)).round() as u64,
+            expected_samples: (duration.as_secs_f64()
+                * f64::from(config.frequency)
+                * f64::from(cpus))
+            .round() as u64,
             steal_seconds,
-            startup_ms: self.ingest.first_unwound.map(|first| first.saturating_sub(config.started) as f64 / 1e6),
+            startup_ms: self
+                .ingest
+                .first_unwound
+                .map(|first| first.saturating_sub(config.started) as f64 / 1e6),
             ..Runtime::default()
         };
         runtime.ticks.idle = count(Counter::Idle);
@@ -353,7 +412,10 @@ impl Session {
         runtime.lost = [
             ("ring_buffer_full", count(Counter::RingFull)),
             ("process_events_lost", self.lifecycle.lost()),
-            ("stack_table_full", self.ingest.window.counters().stack_table_full),
+            (
+                "stack_table_full",
+                self.ingest.window.counters().stack_table_full,
+            ),
         ]
         .map(|(cause, number)| (cause.to_owned(), number))
         .into();
@@ -417,5 +479,8 @@ impl Control<'_> {
 }
 
 fn read_line(path: &str) -> String {
-    std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+    std::fs::read_to_string(path)
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
 }

@@ -308,12 +308,22 @@ impl Tables {
         time: u64,
     ) -> Result<(), Error> {
         let waiting = |placed: &Placed| !placed.waiting.is_disjoint(arrived);
-        let keys: Vec<_> = self.placed.iter().filter(|(_, placed)| waiting(placed)).map(|(key, _)| *key).collect();
+        let keys: Vec<_> = self
+            .placed
+            .iter()
+            .filter(|(_, placed)| waiting(placed))
+            .map(|(key, _)| *key)
+            .collect();
         for key in keys {
             let Some(old) = self.placed.remove(&key) else {
                 continue;
             };
-            let users: Vec<_> = self.given.iter().filter(|(_, (_, space))| *space == key).map(|(pid, (mm, _))| (*pid, *mm)).collect();
+            let users: Vec<_> = self
+                .given
+                .iter()
+                .filter(|(_, (_, space))| *space == key)
+                .map(|(pid, (mm, _))| (*pid, *mm))
+                .collect();
             let pid = users.first().map_or(0, |(pid, _)| *pid);
             if self.place(kernel, objects, pid, &old.space)? {
                 let (root, depth) = (self.placed[&key].root, self.placed[&key].depth);
