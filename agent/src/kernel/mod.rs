@@ -18,7 +18,9 @@ use aya::{
     maps::{Array, ArrayOfMaps, HashMap, MapData, MapError, PerCpuArray, RingBuf},
     programs::{
         PerfEvent, ProgramError, RawTracePoint,
-        perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
+        perf_event::{
+            PerfEventConfig, PerfEventLinkId, PerfEventScope, SamplePolicy, SoftwareEvent,
+        },
     },
     sys::{Stats, enable_stats},
     util::online_cpus,
@@ -123,6 +125,7 @@ pub struct Kernel {
     /// Keeps the kernel's accounting of run time on.
     run_time_stats: Option<OwnedFd>,
     cpus: Vec<u32>,
+    clocks: Vec<PerfEventLinkId>,
 }
 
 const SAMPLE: &str = "flamestorm_sample";
@@ -167,6 +170,7 @@ impl Kernel {
             segments: Vec::new(),
             run_time_stats: None,
             cpus,
+            clocks: Vec::new(),
             ebpf,
         };
         kernel.follow_processes()?;
@@ -205,7 +209,7 @@ impl Kernel {
             .try_into()
             .map_err(|source| refused(SAMPLE, source))?;
         for &cpu in &self.cpus {
-            sampler
+            let clock = sampler
                 .attach(
                     PerfEventConfig::Software(SoftwareEvent::CpuClock),
                     PerfEventScope::AllProcessesOneCpu { cpu },
@@ -213,6 +217,7 @@ impl Kernel {
                     false,
                 )
                 .map_err(|source| refused(SAMPLE, source))?;
+            self.clocks.push(clock);
         }
         Ok(())
     }
@@ -220,12 +225,17 @@ impl Kernel {
     /// Stops the sampling clock. Records already taken can still be read.
     ///
     /// # Errors
-    /// The program cannot be unloaded.
+    /// A clock cannot be detached.
     pub fn stop(&mut self) -> Result<(), Error> {
         let sampler: &mut PerfEvent = program_mut(&mut self.ebpf, SAMPLE)
             .try_into()
             .map_err(|source| refused(SAMPLE, source))?;
-        sampler.unload().map_err(|source| refused(SAMPLE, source))
+        for clock in self.clocks.drain(..) {
+            sampler
+                .detach(clock)
+                .map_err(|source| refused(SAMPLE, source))?;
+        }
+        Ok(())
     }
 
     /// Online CPUs, each of which has a sampling clock.

@@ -118,6 +118,11 @@ impl Registry {
         self.scan_process(pid)
     }
 
+    /// A process, if it is known.
+    pub fn known(&self, pid: u32) -> Option<&Process> {
+        self.processes.get(&pid)
+    }
+
     /// All processes that are known.
     pub fn iter(&self) -> impl Iterator<Item = &Process> {
         self.processes.values()
