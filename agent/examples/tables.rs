@@ -9,8 +9,8 @@ const REPEATS: usize = 5;
 
 fn main() {
     println!(
-        "{:<28} {:>9} {:>9} {:>6} {:>7} {:>9} {:>10}  unsupported bytes by reason",
-        "file", "text MiB", "rows", "rules", "blocks", "time ms", "covered %"
+        "{:<28} {:>9} {:>9} {:>6} {:>7} {:>9} {:>10} {:>10}  unsupported bytes by reason",
+        "file", "text MiB", "rows", "rules", "blocks", "time ms", "covered %", "guessed %"
     );
     for path in std::env::args().skip(1) {
         match report(&path) {
@@ -33,13 +33,14 @@ fn report(path: &str) -> Result<String, Box<dyn std::error::Error>> {
     let share = 100.0 / table.text.max(1) as f64;
     let unsupported: u64 = table.unsupported.iter().sum();
     Ok(format!(
-        "{name:<28} {:>9.2} {:>9} {:>6} {:>7} {:>9.2} {:>10.3}  {:.4} % {:?}",
+        "{name:<28} {:>9.2} {:>9} {:>6} {:>7} {:>9.2} {:>10.3} {:>10.3}  {:.4} % {:?}",
         table.text as f64 / 1048576.0,
         table.len(),
         table.rules().len(),
         tree::layout(&table)?.blocks(),
         fastest.as_secs_f64() * 1000.0,
         table.covered as f64 * share,
+        table.guessed as f64 * share,
         unsupported as f64 * share,
         table.unsupported
     ))

@@ -24,10 +24,6 @@ pub struct Mapping {
 
 /// A block of a process's address space.
 #[derive(Clone, Copy)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "both are one block, by a size assertion in the contract"
-)]
 pub enum SpaceBlock {
     /// Mappings.
     Leaf(SpaceLeaf),
