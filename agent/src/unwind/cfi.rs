@@ -1,9 +1,9 @@
 //! The call frame information of one file: all of it, or that of one address.
 
-use super::Error;
 use super::fdes::{Cies, Fdes, Reader};
 use super::table::{Builder, Table};
 use super::x86_64;
+use super::{Error, GUESSED_FRAME_POINTER};
 use crate::object::Object;
 use agent_ebpf::unwind::{Rule, Unsupported};
 use gimli::{
@@ -23,6 +23,11 @@ pub const MAX_FDE_BYTES: usize = 256 * 1024;
 /// Bytes after an entry point without unwind entry that are taken for the entry code. The longest
 /// known is that of Debian's ld.so with `_dl_start_user`, about 80 bytes.
 pub const MAX_ENTRY_BYTES: u64 = 256;
+
+/// From this many bytes on, a stretch of code without any FDE was generated, or compiled without
+/// unwind tables, on purpose: V8's builtins in node (1.6 MiB), nearly all of Chromium. Such code
+/// keeps frame pointers. Assembly that somebody forgot to annotate is much shorter.
+pub const MIN_FRAME_POINTER_GAP: u64 = 64 * 1024;
 
 /// The call frame information of one file.
 #[derive(Debug)]
@@ -116,24 +121,43 @@ impl<'data> Cfi<'data> {
     /// The rule of one svma, the same that the compiled table has for it.
     pub fn row_at(&self, svma: u64) -> Rule {
         let mut scratch = Scratch::new();
-        if let Some(index) = self.fdes.last_not_above(svma)
-            && let Some((fde, range)) = self.entry_at(index, &mut scratch.cies)
-            && range.contains(&svma)
-        {
-            let mut found = Rule::INVALID;
-            self.evaluate(&fde, range, &mut scratch.context, |_, end, rule| {
-                if svma < end {
-                    found = rule;
-                    return ControlFlow::Break(());
-                }
-                ControlFlow::Continue(())
-            });
-            return found;
+        if !self.text.contains(&svma) {
+            return Rule::INVALID;
         }
-        if self.entry.contains(&svma) {
-            return Rule::END;
-        }
-        Rule::INVALID
+        let index = self.fdes.last_not_above(svma);
+        let gap_start = match index.and_then(|index| self.entry_at(index, &mut scratch.cies)) {
+            Some((fde, range)) if range.contains(&svma) => {
+                return self.rule_in(&fde, range, svma, &mut scratch);
+            }
+            Some((_, range)) => range.end,
+            None => index.map_or(self.text.start, |index| self.fdes.start(index)),
+        };
+        let gap_end = self.fdes.start(index.map_or(0, |index| index + 1));
+        let mut found = Rule::INVALID;
+        self.gap(gap_start..gap_end, |start, end, rule| {
+            if (start..end).contains(&svma) {
+                found = rule;
+            }
+        });
+        found
+    }
+
+    fn rule_in(
+        &self,
+        fde: &Fde<'data>,
+        range: Range<u64>,
+        svma: u64,
+        scratch: &mut Scratch<'data>,
+    ) -> Rule {
+        let mut found = Rule::INVALID;
+        self.evaluate(fde, range, &mut scratch.context, |_, end, rule| {
+            if svma < end {
+                found = rule;
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        });
+        found
     }
 
     /// Evaluates everything into a table.
@@ -148,34 +172,52 @@ impl<'data> Cfi<'data> {
         // In a sound file no byte of the section belongs to two entries.
         let mut budget = self.section_bytes * 2;
         let mut position = self.text.start;
+        let gap_to = |end: u64, position: &mut u64, table: &mut Builder| {
+            self.gap(*position..end, |start, end, rule| {
+                table.push(start, end, &rule)
+            });
+            *position = end.clamp(*position, self.text.end);
+        };
         for index in 0..self.fdes.len() {
+            let start = self.fdes.start(index);
             let Some((fde, range)) = self.entry_at(index, &mut scratch.cies) else {
+                // It covers nothing, but it bounds the gap before it.
+                gap_to(start, &mut position, &mut table);
                 continue;
             };
             let size = fde.entry_len() as u64;
             budget = budget.checked_sub(size).ok_or(Error::Overlapping(size))?;
-            self.gap(position..range.start, &mut table);
+            gap_to(start, &mut position, &mut table);
             position = range.end;
             self.evaluate(&fde, range, &mut scratch.context, |start, end, rule| {
                 table.push(start, end, &rule);
                 ControlFlow::Continue(())
             });
         }
-        self.gap(position..self.text.end, &mut table);
+        gap_to(self.text.end, &mut position, &mut table);
         Ok(table.finish())
     }
 
-    /// Rows for a range that no FDE covers.
-    fn gap(&self, range: Range<u64>, table: &mut Builder) {
+    /// Calls `row` with the rows of a range that no FDE covers, between an entry and the next.
+    fn gap(&self, range: Range<u64>, mut row: impl FnMut(u64, u64, Rule)) {
+        let range = range.start.max(self.text.start)..range.end.min(self.text.end);
+        if range.is_empty() {
+            return;
+        }
+        let uncovered = if range.end - range.start >= MIN_FRAME_POINTER_GAP {
+            GUESSED_FRAME_POINTER
+        } else {
+            Rule::INVALID
+        };
         let start = self.entry.start.clamp(range.start, range.end);
         let end = self.entry.end.clamp(start, range.end);
-        for (range, rule) in [
-            (range.start..start, Rule::INVALID),
-            (start..end, Rule::END),
-            (end..range.end, Rule::INVALID),
+        for (start, end, rule) in [
+            (range.start, start, uncovered),
+            (start, end, Rule::END),
+            (end, range.end, uncovered),
         ] {
-            if !range.is_empty() {
-                table.push(range.start, range.end, &rule);
+            if start < end {
+                row(start, end, rule);
             }
         }
     }

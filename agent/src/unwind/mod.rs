@@ -18,11 +18,20 @@ pub mod tree;
 pub mod walk;
 mod x86_64;
 
-pub use cfi::{Cfi, MAX_CIE_BYTES, MAX_ENTRY_BYTES, MAX_FDE_BYTES};
+pub use cfi::{Cfi, MAX_CIE_BYTES, MAX_ENTRY_BYTES, MAX_FDE_BYTES, MIN_FRAME_POINTER_GAP};
 pub use table::{REASONS, Row, Table};
 pub use walk::{Resolved, StackCopy, walk};
 
 use crate::object::Object;
+use agent_ebpf::unwind::Rule;
+
+/// The rule of code that has no unwind tables in a file that has some (see
+/// [`MIN_FRAME_POINTER_GAP`]): [`Rule::FRAME_POINTER`], told apart by `aux` = 1, which a
+/// register rule does not use. A stack that needed it is complete by frame pointer only.
+pub const GUESSED_FRAME_POINTER: Rule = Rule {
+    aux: 1,
+    ..Rule::FRAME_POINTER
+};
 
 /// Why a file has no table.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

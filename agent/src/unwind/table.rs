@@ -1,5 +1,6 @@
 //! A compiled table.
 
+use super::GUESSED_FRAME_POINTER;
 use super::rules::Dictionary;
 use agent_ebpf::unwind::{CfaKind, Rule, Unsupported};
 
@@ -24,6 +25,9 @@ pub struct Table {
     pub covered: u64,
     /// Bytes of text by the reason why their rule is unsupported, indexed by [`Unsupported`].
     pub unsupported: [u64; REASONS],
+    /// Bytes of text where a frame pointer is assumed ([`GUESSED_FRAME_POINTER`]); not among the
+    /// covered.
+    pub guessed: u64,
     /// Bytes of text from the first row to the end of the last.
     pub text: u64,
     // Two arrays: 6 bytes a row instead of 8, which counts in files with millions of them.
@@ -95,6 +99,7 @@ impl Builder {
                 base_svma,
                 covered: 0,
                 unsupported: [0; REASONS],
+                guessed: 0,
                 text: 0,
                 addresses: Vec::with_capacity(expected_rows),
                 row_rules: Vec::with_capacity(expected_rows),
@@ -115,7 +120,9 @@ impl Builder {
             _ => self.dictionary.index(rule),
         };
         let stored = self.dictionary.rule(index);
-        if stored.kind != CfaKind::Invalid as u8 {
+        if stored == GUESSED_FRAME_POINTER {
+            self.table.guessed += bytes;
+        } else if stored.kind != CfaKind::Invalid as u8 {
             self.table.covered += bytes;
         }
         if stored.kind == CfaKind::Unsupported as u8

@@ -1,5 +1,6 @@
 //! The walk in user space: what the kernel program does in its loop, on a copy of the stack.
 
+use super::GUESSED_FRAME_POINTER;
 use agent_ebpf::limits::MAX_USER_FRAMES;
 use agent_ebpf::sample::{Outcome, SIGNAL_FRAME_BIT};
 use agent_ebpf::unwind::{Cursor, Rule, Step, step};
@@ -62,7 +63,7 @@ pub fn walk(
         let interrupted = cursor.exact_ip != 0 && !frames.is_empty();
         frames.push(cursor.regs.ip | if interrupted { SIGNAL_FRAME_BIT } else { 0 });
         let (rule, has_table) = match resolve(cursor.lookup_ip()) {
-            Resolved::Rule(rule) => (rule, true),
+            Resolved::Rule(rule) => (rule, rule != GUESSED_FRAME_POINTER),
             Resolved::FramePointer => (Rule::FRAME_POINTER, false),
             Resolved::UnknownMapping => return Outcome::UnknownMapping,
             Resolved::TablesPending => return Outcome::TablesPending,
