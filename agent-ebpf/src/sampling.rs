@@ -120,7 +120,9 @@ fn take_stacks(ctx: &PerfEventContext, walk: &mut Walk) {
         }
         registers::from_kernel_entry(&mut walk.cursor.regs)
     };
-    if has_user_stack {
+    // A task without an address space (a kernel thread, or one that has just given its own up on its
+    // way out) has no user stack.
+    if has_user_stack && walk.header.mm != 0 {
         walk::user_stack(walk);
     } else {
         walk.header.outcome = Outcome::KernelOnly as u8;

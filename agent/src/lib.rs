@@ -5,8 +5,10 @@
 
 pub mod encode;
 pub mod kernel;
+pub mod object;
 pub mod process;
 pub mod profile;
 pub mod report;
 pub mod session;
 pub mod symbolize;
+pub mod unwind;

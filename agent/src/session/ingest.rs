@@ -14,7 +14,7 @@ use crate::{
     object::Object,
     process::{AddressSpace, Process, Registry},
     profile::{self, Frame, Module, ModuleId, ProcessIndex, RawSample, Source, Window},
-    unwind::{self, Found},
+    unwind::{self, Cfi, Resolved},
 };
 
 /// A stack copy that waits for its sample.
@@ -173,7 +173,11 @@ impl Ingest {
         let mut cursor = Cursor::new(copy.registers);
         cursor.exact_ip = u64::from(copy.exact_ip);
         let find = |avma: u64| find_rule(avma, space, objects, pid);
-        let outcome = unwind::walk(cursor, find, &copy.bytes, copy.start, addresses);
+        let stack = unwind::StackCopy {
+            base: copy.start,
+            bytes: &copy.bytes,
+        };
+        let outcome = unwind::walk(&mut cursor, find, &stack, addresses);
         self.copy = Some(copy);
         outcome
     }
@@ -290,23 +294,23 @@ fn jit(pid: u32) -> Source {
 }
 
 /// The rule for an address, read from its object directly: the table may not exist yet.
-fn find_rule(avma: u64, space: &AddressSpace, objects: &mut Objects, pid: u32) -> Found {
+fn find_rule(avma: u64, space: &AddressSpace, objects: &mut Objects, pid: u32) -> Resolved {
     let Some(mapping) = space.find(avma) else {
-        return Found::NoMapping;
+        return Resolved::UnknownMapping;
     };
     let id = match objects.backing(pid, mapping) {
         Backing::Object(id) => id,
-        Backing::Private => return Found::FramePointer,
-        Backing::Lost => return Found::NoMapping,
+        Backing::Private => return Resolved::FramePointer,
+        Backing::Lost => return Resolved::TablesPending,
     };
     let mapped = objects.get(id);
     let (Some(bias), Ok(object)) = (mapped.bias(mapping), Object::parse(mapped.image.bytes()))
     else {
-        return Found::NoMapping;
+        return Resolved::UnknownMapping;
     };
-    match unwind::row_at(&object, avma.wrapping_sub(bias)) {
-        Ok(rule) => Found::Rule(rule),
-        Err(_) => Found::FramePointer,
+    match Cfi::new(&object) {
+        Ok(cfi) => Resolved::Rule(cfi.row_at(avma.wrapping_sub(bias))),
+        Err(_) => Resolved::FramePointer,
     }
 }
 

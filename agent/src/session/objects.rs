@@ -13,7 +13,7 @@ use memmap2::Mmap;
 
 use crate::{
     kernel::{FileKey, MappedObject},
-    object::{Object, Segment},
+    object::{Object, Segment, bias},
     process::mapped_objects,
 };
 
@@ -60,17 +60,8 @@ pub struct Mapped {
 impl Mapped {
     /// avma minus svma of a mapping of this object. `None`: the mapping is of no executable segment.
     pub fn bias(&self, mapping: &MappedObject) -> Option<u64> {
-        let holds = |s: &&Segment| {
-            // The loader maps whole pages: a mapping may begin before its segment does.
-            let first = s.file_offset & !0xfff;
-            first <= mapping.offset && mapping.offset < s.file_offset + s.file_size.max(1)
-        };
-        let segment = self.segments.iter().find(holds)?;
-        let svma = segment
-            .svma
-            .wrapping_add(mapping.offset)
-            .wrapping_sub(segment.file_offset);
-        Some(mapping.start.wrapping_sub(svma))
+        let length = mapping.end - mapping.start;
+        bias(&self.segments, mapping.start, mapping.offset, length)
     }
 }
 
@@ -142,10 +133,7 @@ impl Objects {
         let Ok(object) = Object::parse(image.bytes()) else {
             return Backing::Private;
         };
-        let (segments, build_id) = (
-            object.segments().to_vec(),
-            object.build_id().map(<[u8]>::to_vec),
-        );
+        let (segments, build_id) = (object.segments.clone(), object.build_id.map(<[u8]>::to_vec));
         let id = ObjectId(self.objects.len() as u32);
         self.objects.push(Mapped {
             name: mapping.name.clone(),

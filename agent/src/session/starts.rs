@@ -16,7 +16,8 @@ impl FunctionStarts for UnwindEntries {
     fn function_starts(&self, module: &Module, addresses: &[u64]) -> Vec<Option<u64>> {
         let starts = |bytes: &[u8]| {
             let object = Object::parse(bytes).ok()?;
-            let start = |address: &u64| unwind::function_start(&object, *address);
+            let cfi = unwind::Cfi::new(&object).ok()?;
+            let start = |address: &u64| cfi.function_start(*address);
             Some(addresses.iter().map(start).collect())
         };
         let found = match &module.source {

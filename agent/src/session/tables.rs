@@ -8,14 +8,14 @@ use std::{
     thread,
 };
 
-use agent_ebpf::table::{Block, BlockId, Mapping, MappingKind, Space, pack_tree};
+use agent_ebpf::table::{BlockId, MappingKind, Space, pack_tree};
 
 use super::objects::{Backing, Image, ObjectId, Objects};
 use crate::{
     kernel::{BlockPool, Error, Kernel},
     object::Object,
     process::AddressSpace,
-    unwind::{self, Table},
+    unwind::{self, REASONS, Table, space, space::Mapping, tree},
 };
 
 /// A table as the mappings of its object refer to it.
@@ -64,8 +64,10 @@ pub struct Tables {
     built: mpsc::Receiver<(ObjectId, Result<Table, unwind::Error>)>,
     /// Objects whose tables could not be compiled, or found no room.
     pub failed: u64,
-    /// What the compiled tables cover.
-    pub coverage: unwind::Coverage,
+    /// Text bytes of the compiled tables that some rule covers.
+    pub covered: u64,
+    /// Text bytes of the compiled tables whose rule is not supported, by reason.
+    pub unsupported: [u64; REASONS],
 }
 
 impl Tables {
@@ -88,7 +90,8 @@ impl Tables {
             jobs,
             built,
             failed: 0,
-            coverage: unwind::Coverage::default(),
+            covered: 0,
+            unsupported: [0; REASONS],
         }
     }
 
@@ -190,10 +193,13 @@ impl Tables {
     ) -> Result<(), Error> {
         let state = match table {
             Ok(table) => {
-                self.coverage.add(&table.coverage);
+                self.covered += table.covered;
+                for (sum, bytes) in self.unsupported.iter_mut().zip(table.unsupported) {
+                    *sum += bytes;
+                }
                 self.write(kernel, &table)?
             }
-            Err(unwind::Error::NoUnwindEntries) => TableState::Absent,
+            Err(unwind::Error::NoUnwindInformation) => TableState::Absent,
             Err(error) => {
                 log::debug!("object {}: {error}", id.0);
                 TableState::Failed
@@ -207,14 +213,22 @@ impl Tables {
     }
 
     fn write(&mut self, kernel: &mut Kernel, table: &Table) -> Result<TableState, Error> {
-        let layout = unwind::Layout::of(table);
-        let Some(blocks) = self.pool.allocate(layout.block_count()) else {
+        let Ok(layout) = tree::layout(table) else {
             return Ok(TableState::Failed);
         };
-        let placed = layout.place(&blocks, |id, block| kernel.write_block(id, block))?;
+        let Some(blocks) = self.pool.allocate(layout.blocks()) else {
+            return Ok(TableState::Failed);
+        };
+        let mut result = Ok(());
+        let placement = layout.write(&blocks, |id, block| {
+            if result.is_ok() {
+                result = kernel.write_block(id, block);
+            }
+        });
+        result?;
         Ok(TableState::Loaded(Loaded {
-            tree: pack_tree(MappingKind::Table, placed.depth, placed.root),
-            rules: placed.rules,
+            tree: pack_tree(MappingKind::Table, placement.depth, placement.root),
+            rules: placement.rules_directory,
             base_svma: table.base_svma,
         }))
     }
@@ -225,25 +239,29 @@ impl Tables {
         kernel: &mut Kernel,
         objects: &mut Objects,
         pid: u32,
-        space: &Rc<AddressSpace>,
+        address_space: &Rc<AddressSpace>,
     ) -> Result<bool, Error> {
         let mut waiting = HashSet::new();
-        let mappings = self.mappings(objects, pid, space, &mut waiting);
-        let layout = unwind::SpaceLayout::of(&mappings);
-        let Some(blocks) = self.pool.allocate(layout.block_count()) else {
+        let mappings = self.mappings(objects, pid, address_space, &mut waiting);
+        let Some(blocks) = self.pool.allocate(space::blocks(mappings.len())) else {
             return Ok(false);
         };
-        let (root, depth) = layout.place(&blocks, |id: BlockId, block: &Block| {
-            kernel.write_block(id, block)
-        })?;
+        let mut result = Ok(());
+        let written = space::write(&mappings, &blocks, |id, block| {
+            if result.is_ok() {
+                result = kernel.write_block(id, &block.block());
+            }
+        });
+        result?;
+        let (root, depth) = (written.root, written.depth);
         let placed = Placed {
-            space: Rc::clone(space),
+            space: Rc::clone(address_space),
             root,
             depth,
             blocks,
             waiting,
         };
-        self.placed.insert(Rc::as_ptr(space), placed);
+        self.placed.insert(Rc::as_ptr(address_space), placed);
         Ok(true)
     }
 
@@ -352,6 +370,8 @@ impl Tables {
 }
 
 fn compile(image: &Image) -> Result<Table, unwind::Error> {
-    let object = Object::parse(image.bytes()).map_err(unwind::Error::from)?;
-    unwind::compile(&object)
+    match Object::parse(image.bytes()) {
+        Ok(object) => unwind::compile(&object),
+        Err(_) => Err(unwind::Error::NoUnwindInformation),
+    }
 }
