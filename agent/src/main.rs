@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
 
 use flamestorm::{
-    kernel,
+    doctor, kernel,
     profile::ResolvedProfile,
     report::{self, Outputs, Style, Summary, WriteReport},
     session::{self, Recording, UnwindEntries},
@@ -33,7 +33,9 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Record(arguments) => record(arguments, started),
         Command::Report(arguments) => report(arguments),
-        Command::Doctor(_) => Ok(0),
+        Command::Doctor(arguments) => {
+            doctor::run(arguments.json).context("cannot write to standard output")
+        }
     };
     match result {
         Ok(status) => ExitCode::from(status),

@@ -47,8 +47,14 @@ fn just_in_time_compiled_code() {
     recording.assert_sound(MILLISECONDS);
     let burning = recording.profile.filtered(|stack| stack.has("burn"));
     burning.assert_share(0.99, "the true stack", |stack| {
-        stack.has_chain(&["main", "run_jit", "jit_outer", "jit_inner", "callback", "burn"])
-            && stack.starts_at_process_start()
+        stack.has_chain(&[
+            "main",
+            "run_jit",
+            "jit_outer",
+            "jit_inner",
+            "callback",
+            "burn",
+        ]) && stack.starts_at_process_start()
     });
     // Proven by tables on both sides, but not in between: the summary says so.
     let by_frame_pointer = recording.summary.outcome("complete_by_frame_pointer");

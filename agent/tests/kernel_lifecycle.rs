@@ -59,7 +59,10 @@ fn a_thousand_short_lived_processes() {
     }
     let workshop = Workshop::new();
     let starter = workshop.cc("short_lived.c", "short_lived", &[]);
-    for (name, flags) in [("tiny_dynamic", [].as_slice()), ("tiny_static", &["-static"])] {
+    for (name, flags) in [
+        ("tiny_dynamic", [].as_slice()),
+        ("tiny_static", &["-static"]),
+    ] {
         let tiny = workshop.cc("chain.c", name, flags);
         let tiny = tiny.to_str().expect("a path of ours");
         let recording = Recording::of(&starter, &["500", tiny, "3"]);

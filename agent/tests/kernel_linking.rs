@@ -79,11 +79,7 @@ fn plt(kind: &str) -> Recording {
     let workshop = Workshop::new();
     let library = workshop.cc("plt_library.c", "libplt.so", &["-shared", "-fPIC"]);
     let library = library.to_str().expect("a path of ours");
-    let program = workshop.cc(
-        "plt.c",
-        "plt",
-        &["-Wl,-z,lazy", "-Wl,-z,norelro", library],
-    );
+    let program = workshop.cc("plt.c", "plt", &["-Wl,-z,lazy", "-Wl,-z,norelro", library]);
     let recording = Recording::of(&program, &[&MILLISECONDS.to_string(), kind]);
     recording.assert_sound(MILLISECONDS);
     recording
@@ -102,9 +98,10 @@ fn calls_through_the_plt() {
         stack.has_chain(&["main", "call_all"]) && stack.starts_at_process_start()
     });
     assert!(
-        recording
-            .profile
-            .count(|stack| stack.user().last().is_some_and(|leaf| leaf.starts_with("entry_")))
+        recording.profile.count(|stack| stack
+            .user()
+            .last()
+            .is_some_and(|leaf| leaf.starts_with("entry_")))
             > 0,
         "{}",
         recording.profile

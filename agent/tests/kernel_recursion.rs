@@ -9,10 +9,7 @@ const MILLISECONDS: f64 = 1000.0;
 fn record(depth: usize) -> Recording {
     let workshop = Workshop::new();
     let program = workshop.cc("recursion.c", "recursion", &[]);
-    Recording::of(
-        &program,
-        &[&MILLISECONDS.to_string(), &depth.to_string()],
-    )
+    Recording::of(&program, &[&MILLISECONDS.to_string(), &depth.to_string()])
 }
 
 fn calls(stack: &Stack) -> usize {

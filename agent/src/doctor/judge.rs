@@ -55,10 +55,7 @@ fn missing(name: &str, found: impl Into<String>, mend: &str) -> Finding {
 /// The first two numbers of a kernel release such as `6.1.0-56-cloud-amd64` or `6.12-rc3`.
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    Some((
-        numbers.next()?.parse().ok()?,
-        numbers.next()?.parse().ok()?,
-    ))
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 fn kernel(facts: &Facts) -> Finding {
@@ -103,7 +100,12 @@ fn capability(facts: &Facts, one: Capability) -> Finding {
     } else {
         State::Limited
     };
-    finding(one.name, state, format!("needed to {}", purpose(one)), Some(&mend))
+    finding(
+        one.name,
+        state,
+        format!("needed to {}", purpose(one)),
+        Some(&mend),
+    )
 }
 
 /// The purpose as the end of "needed to …".
@@ -220,7 +222,9 @@ fn kallsyms(facts: &Facts) -> Finding {
         Ok(true) => ok("kernel symbols", "/proc/kallsyms shows addresses"),
         Ok(false) => limited(
             "kernel symbols",
-            format!("/proc/kallsyms hides addresses (kptr_restrict = {restrict}): kernel frames stay without a name"),
+            format!(
+                "/proc/kallsyms hides addresses (kptr_restrict = {restrict}): kernel frames stay without a name"
+            ),
             "run as root or with CAP_SYSLOG, and sysctl kernel.kptr_restrict=1 if it is 2",
         ),
         Err(error) => limited(
@@ -343,15 +347,69 @@ mod tests {
     fn what_recording_cannot_do_without() {
         let no = || Err("Operation not permitted".to_owned());
         let cases: [(&str, Facts); 9] = [
-            ("BTF", Facts { btf: no(), ..good() }),
-            ("perf_event", Facts { cpu_clock: no(), ..good() }),
-            ("ring buffer", Facts { ring_buffer: no(), ..good() }),
-            ("bpf_loop", Facts { bpf_loop: Ok(false), ..good() }),
-            ("programs", Facts { programs: Err(String::new()), ..good() }),
-            ("process events", Facts { process_events: no(), ..good() }),
-            ("pid namespace", Facts { initial_pid_namespace: Some(false), ..good() }),
-            ("lockdown", Facts { lockdown: Some("confidentiality".to_owned()), ..good() }),
-            ("CAP_BPF", Facts { capabilities: 0, ..good() }),
+            (
+                "BTF",
+                Facts {
+                    btf: no(),
+                    ..good()
+                },
+            ),
+            (
+                "perf_event",
+                Facts {
+                    cpu_clock: no(),
+                    ..good()
+                },
+            ),
+            (
+                "ring buffer",
+                Facts {
+                    ring_buffer: no(),
+                    ..good()
+                },
+            ),
+            (
+                "bpf_loop",
+                Facts {
+                    bpf_loop: Ok(false),
+                    ..good()
+                },
+            ),
+            (
+                "programs",
+                Facts {
+                    programs: Err(String::new()),
+                    ..good()
+                },
+            ),
+            (
+                "process events",
+                Facts {
+                    process_events: no(),
+                    ..good()
+                },
+            ),
+            (
+                "pid namespace",
+                Facts {
+                    initial_pid_namespace: Some(false),
+                    ..good()
+                },
+            ),
+            (
+                "lockdown",
+                Facts {
+                    lockdown: Some("confidentiality".to_owned()),
+                    ..good()
+                },
+            ),
+            (
+                "CAP_BPF",
+                Facts {
+                    capabilities: 0,
+                    ..good()
+                },
+            ),
         ];
         for (name, facts) in cases {
             assert_eq!(state(&facts, name), State::Missing, "{name}");

@@ -32,9 +32,17 @@ pub fn text(diagnosis: &Diagnosis, out: &mut impl Write) -> io::Result<()> {
     };
     writeln!(out)?;
     if !diagnosis.can_record {
-        writeln!(out, "Recording cannot work here: {}.", names(State::Missing))
+        writeln!(
+            out,
+            "Recording cannot work here: {}.",
+            names(State::Missing)
+        )
     } else if lines.iter().any(|line| line.state == State::Limited) {
-        writeln!(out, "Recording works, with limits: {}.", names(State::Limited))
+        writeln!(
+            out,
+            "Recording works, with limits: {}.",
+            names(State::Limited)
+        )
     } else {
         writeln!(out, "Recording works here.")
     }

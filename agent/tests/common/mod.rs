@@ -47,11 +47,7 @@ pub fn can_record() -> bool {
 
 fn what_is_missing() -> Option<String> {
     const ADMIN: u32 = 21;
-    const NEEDED: [(u32, &str); 3] = [
-        (19, "CAP_SYS_PTRACE"),
-        (38, "CAP_PERFMON"),
-        (39, "CAP_BPF"),
-    ];
+    const NEEDED: [(u32, &str); 3] = [(19, "CAP_SYS_PTRACE"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let effective = status
         .lines()
@@ -71,10 +67,7 @@ fn what_is_missing() -> Option<String> {
 
 /// Keeps recordings that measure shares of CPU time apart from all others, in this process and in
 /// others: held until dropped.
-pub struct MachineLock(
-    #[expect(dead_code, reason = "the open file is the lock")]
-    File,
-);
+pub struct MachineLock(#[expect(dead_code, reason = "the open file is the lock")] File);
 
 impl MachineLock {
     /// With other recordings, but with none that wants the machine for itself.

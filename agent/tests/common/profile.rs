@@ -42,7 +42,9 @@ impl Stack {
 
     /// Whether the sample fell into the kernel.
     pub fn in_kernel(&self) -> bool {
-        self.frames.last().is_some_and(|leaf| leaf.ends_with("_[k]"))
+        self.frames
+            .last()
+            .is_some_and(|leaf| leaf.ends_with("_[k]"))
     }
 
     /// Whether these functions called each other, directly and in this order, anywhere in the stack.
@@ -92,8 +94,8 @@ impl Profile {
     /// Reads a folded file.
     #[track_caller]
     pub fn read(path: &Path) -> Self {
-        let text = fs::read_to_string(path)
-            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let text =
+            fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         Self::parse(&text)
     }
 
@@ -155,7 +157,13 @@ impl fmt::Display for Profile {
         let mut stacks: Vec<&Stack> = self.0.iter().collect();
         stacks.sort_by_key(|stack| std::cmp::Reverse(stack.count));
         for stack in stacks.iter().take(12) {
-            writeln!(out, "{} {};{}", stack.count, stack.comm, stack.frames.join(";"))?;
+            writeln!(
+                out,
+                "{} {};{}",
+                stack.count,
+                stack.comm,
+                stack.frames.join(";")
+            )?;
         }
         if stacks.len() > 12 {
             writeln!(out, "… and {} more stacks", stacks.len() - 12)?;
@@ -186,7 +194,11 @@ impl Summary {
     /// Samples that ended in this way.
     #[track_caller]
     pub fn outcome(&self, name: &str) -> f64 {
-        assert!(self.0["outcomes"].is_object(), "no outcomes in {:#}", self.0);
+        assert!(
+            self.0["outcomes"].is_object(),
+            "no outcomes in {:#}",
+            self.0
+        );
         self.0["outcomes"][name].as_f64().unwrap_or(0.0)
     }
 
