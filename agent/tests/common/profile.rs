@@ -172,6 +172,24 @@ impl fmt::Display for Profile {
     }
 }
 
+/// What a test wants to see of it.
+impl fmt::Display for Summary {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for key in ["samples", "frames_unnamed", "lost", "notes", "agent"] {
+            writeln!(out, "{key}: {}", self.0[key])?;
+        }
+        let Some(outcomes) = self.0["outcomes"].as_object() else {
+            return writeln!(out, "outcomes: {}", self.0["outcomes"]);
+        };
+        for (name, count) in outcomes {
+            if count.as_f64() != Some(0.0) {
+                writeln!(out, "{name}: {count}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Summary {
     /// Reads it from standard output, which must hold nothing else.
     #[track_caller]

@@ -13,31 +13,38 @@ pub struct Recording {
     /// Of the agent; the command's standard error is in it too.
     pub stderr: String,
     pub finished: Finished,
+    hertz: u32,
 }
 
 impl Recording {
     /// Records `program` until it ends, beside other recordings.
     #[track_caller]
     pub fn of(program: &Path, args: &[&str]) -> Self {
+        Self::at(HERTZ, program, args)
+    }
+
+    /// The same with another frequency.
+    #[track_caller]
+    pub fn at(hertz: u32, program: &Path, args: &[&str]) -> Self {
         let _lock = MachineLock::shared();
-        Self::run(program, args)
+        Self::run(hertz, program, args)
     }
 
     /// Records `program` while no other recording is made.
     #[track_caller]
     pub fn alone(program: &Path, args: &[&str]) -> Self {
         let _lock = MachineLock::exclusive();
-        Self::run(program, args)
+        Self::run(HERTZ, program, args)
     }
 
     #[track_caller]
-    fn run(program: &Path, args: &[&str]) -> Self {
+    fn run(hertz: u32, program: &Path, args: &[&str]) -> Self {
         let directory = TempDir::new().expect("temporary directory");
         let folded = directory.path().join("out.folded");
         let mut words: Vec<OsString> = ["record", "--summary", "json", "--frequency"]
             .map(OsString::from)
             .to_vec();
-        words.push(HERTZ.to_string().into());
+        words.push(hertz.to_string().into());
         words.extend(["--output".into(), folded.clone().into(), "--".into()]);
         words.push(program.into());
         words.extend(args.iter().map(OsString::from));
@@ -53,6 +60,7 @@ impl Recording {
             summary: Summary::parse(summary),
             stderr: finished.stderr.clone(),
             finished,
+            hertz,
         }
     }
 
@@ -66,6 +74,11 @@ impl Recording {
             .unwrap_or_else(|| panic!("the program printed no {name}: {:#?}", self.finished))
     }
 
+    /// Samples that so much CPU time is worth.
+    pub fn expected(&self, cpu_ms: f64) -> f64 {
+        cpu_ms / 1000.0 * f64::from(self.hertz)
+    }
+
     /// What holds for every recording of a program that burns `cpu_ms` of CPU time: its exit status
     /// was 0, nothing was lost, every frame has a name, all but a hundredth of the stacks are whole,
     /// and samples of at least half the time are there (a virtual machine's stolen time is in
@@ -76,17 +89,16 @@ impl Recording {
         self.profile.assert_named();
         let summary = &self.summary;
         let total = self.profile.total() as f64;
-        assert_eq!(summary.number("/samples"), total, "{:#}", summary.0);
-        assert_eq!(summary.lost(), 0.0, "{:#}", summary.0);
-        assert_eq!(summary.number("/frames_unnamed"), 0.0, "{:#}", summary.0);
+        assert_eq!(summary.number("/samples"), total, "{summary}");
+        assert_eq!(summary.lost(), 0.0, "{summary}");
+        assert_eq!(summary.number("/frames_unnamed"), 0.0, "{summary}");
         assert!(
             summary.complete_share() >= 0.99,
-            "complete: {}\n{:#}\n{}",
+            "complete: {}\n{summary}\n{}",
             summary.complete_share(),
-            summary.0,
             self.profile
         );
-        let expected = cpu_ms / 1000.0 * f64::from(HERTZ);
+        let expected = self.expected(cpu_ms);
         assert!(
             total >= expected / 2.0 && total <= expected * 1.5 + 50.0,
             "{total} samples of about {expected}"

@@ -23,7 +23,7 @@ FRAME int64_t outer(int64_t value) { return inner(value) + inner(value + 1); }
 FRAME void interrupted(int64_t ms) {
     int64_t end = thread_cpu() + ms * 1000000, sum = 0;
     while (thread_cpu() < end)
-        for (int i = 0; i < 20000; i++) sum += outer(sum);
+        for (int i = 0; i < 2000000; i++) sum += outer(sum);
 }
 
 int main(int argc, char **argv) {
