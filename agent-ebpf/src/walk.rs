@@ -3,7 +3,7 @@
 use core::ffi::c_void;
 
 use agent_ebpf::{
-    limits::{MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SEGMENT_BLOCKS},
+    limits::{CACHED_RULES, MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SEGMENT_BLOCKS},
     sample::{Outcome, SIGNAL_FRAME_BIT, SampleHeader},
     table::{
         Block, BlockId, IndexEntry, Mapping, MappingKind, RULES_PER_BLOCK, Space, SpaceIndex,
@@ -16,7 +16,7 @@ use aya_ebpf::helpers::{bpf_get_current_task, bpf_loop, generated::bpf_probe_rea
 
 use crate::{
     lifecycle::field,
-    maps::{PROCESSES, SEGMENTS, TASK_FLAGS, TASK_MM, WALK},
+    maps::{CACHE, GENERATION, PROCESSES, SEGMENTS, TASK_FLAGS, TASK_MM, WALK},
 };
 
 /// Frames of a sample, kernel's and user's.
@@ -44,10 +44,22 @@ pub struct Walk {
     /// The mapping of the last frame: the next is nearly always in the same.
     mapping: Mapping,
     frame_pointers: u32,
-    padding: u32,
+    generation: u32,
 }
 
 const _: () = assert!(FRAMES_OFFSET == size_of::<SampleHeader>());
+
+/// A rule that was found before.
+#[repr(C)]
+pub struct CachedRule {
+    /// The address that was looked up.
+    ip: u64,
+    /// The address space in which.
+    root: BlockId,
+    /// Its [`GENERATION`]; 0 is none.
+    generation: u32,
+    rule: Rule,
+}
 
 /// `value` if it is at most `limit`, in a form that the verifier sees: the bound is checked on the very
 /// register that is used. Without the black box the compiler proves the bound earlier, on another
@@ -80,6 +92,7 @@ pub fn user_stack(walk: &mut Walk) {
             return;
         }
     }
+    walk.generation = GENERATION.get(0).copied().unwrap_or(0).wrapping_add(1);
     walk.header.outcome = Outcome::TooDeep as u8;
     // SAFETY: `frame` has the signature that the helper calls.
     unsafe {
@@ -119,19 +132,33 @@ extern "C" fn frame(index: u32, _: *mut c_void) -> i64 {
 #[inline(always)]
 fn next(walk: &mut Walk) -> Option<Outcome> {
     let ip = walk.cursor.lookup_ip();
-    if (ip < walk.mapping.start || ip >= walk.mapping.end) && !find_mapping(walk, ip) {
-        return Some(Outcome::UnknownMapping);
-    }
-    let kind = tree_kind(walk.mapping.tree);
-    if kind == MappingKind::Pending as u32 {
-        return Some(Outcome::TablesPending);
-    }
-    if kind == MappingKind::FramePointer as u32 {
-        return by_frame_pointer(walk);
-    }
-    let Some(rule) = find_rule(&walk.mapping, ip) else {
+    let Some(cached) = CACHE.get_ptr_mut(cache_slot(walk, ip)) else {
         return Some(Outcome::TablesPending);
     };
+    // SAFETY: the slot belongs to this CPU, and this program is its only user.
+    let cached = unsafe { &mut *cached };
+    let hit =
+        cached.ip == ip && cached.root == walk.space.root && cached.generation == walk.generation;
+    if !hit {
+        if (ip < walk.mapping.start || ip >= walk.mapping.end) && !find_mapping(walk, ip) {
+            return Some(Outcome::UnknownMapping);
+        }
+        let kind = tree_kind(walk.mapping.tree);
+        if kind == MappingKind::Pending as u32 {
+            return Some(Outcome::TablesPending);
+        }
+        if kind == MappingKind::FramePointer as u32 {
+            return by_frame_pointer(walk);
+        }
+        let Some(rule) = find_rule(&walk.mapping, ip) else {
+            return Some(Outcome::TablesPending);
+        };
+        cached.ip = ip;
+        cached.root = walk.space.root;
+        cached.generation = walk.generation;
+        cached.rule = *rule;
+    }
+    let rule = &cached.rule;
     match step(&mut walk.cursor, rule, read_user) {
         Step::Caller => None,
         Step::End if walk.frame_pointers != 0 => Some(Outcome::CompleteByFramePointer),
@@ -142,6 +169,15 @@ fn next(walk: &mut Walk) -> Option<Outcome> {
         Step::Unreadable => Some(Outcome::UnreadableStack),
         Step::NoProgress => Some(Outcome::NoProgress),
     }
+}
+
+/// Where this CPU remembers the rule of an address.
+#[inline(always)]
+fn cache_slot(walk: &Walk, ip: u64) -> u32 {
+    // Fibonacci hashing: the upper bits of the product depend on all bits of the key.
+    let key = ip ^ u64::from(walk.space.root) << 32;
+    let hash = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - CACHED_RULES.ilog2());
+    walk.header.cpu * CACHED_RULES + hash as u32
 }
 
 /// Code without tables: its frame pointer is all there is.

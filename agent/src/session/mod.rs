@@ -394,6 +394,23 @@ impl Session {
         let cpus = self.kernel.cpus().len() as u32;
         let count = |counter| self.kernel.counter(counter);
         let sampled = count(Counter::Sampled);
+        log::debug!(
+            "kernel: {sampled} samples, {} ns by its own clock, {} user frames, {} stack copies ({} refused by \
+             budget, {} by a full buffer), {} processes without room; {} stacks continued here; {} blocks in \
+             use; {} tables failed, {} bytes of code covered, unsupported by reason {:?}; {} files unreadable",
+            count(Counter::SampleNanos),
+            count(Counter::UserFrames),
+            count(Counter::StackCopies),
+            count(Counter::StackCopyBudget),
+            count(Counter::StackCopyRingFull),
+            count(Counter::ProcessMapFull),
+            self.ingest.continued,
+            self.tables.blocks_in_use(),
+            self.tables.failed,
+            self.tables.covered,
+            self.tables.unsupported,
+            self.objects.unreadable,
+        );
         let mut runtime = Runtime {
             expected_samples: (duration.as_secs_f64()
                 * f64::from(config.frequency)

@@ -56,6 +56,8 @@ type SpaceKey = *const AddressSpace;
 /// The kernel's tables as the agent knows them.
 pub struct Tables {
     pool: BlockPool,
+    /// Counts how often blocks became free for another use.
+    generation: u32,
     states: HashMap<ObjectId, TableState>,
     placed: HashMap<SpaceKey, Placed>,
     /// What each process was given: the kernel's identity of its address space, and ours.
@@ -84,6 +86,7 @@ impl Tables {
         });
         Tables {
             pool: BlockPool::default(),
+            generation: 0,
             states: HashMap::new(),
             placed: HashMap::new(),
             given: HashMap::new(),
@@ -161,7 +164,10 @@ impl Tables {
         objects: &mut Objects,
         time: u64,
     ) -> Result<(), Error> {
-        self.pool.settle(time);
+        if self.pool.settle(time) {
+            self.generation = self.generation.wrapping_add(1);
+            kernel.set_generation(self.generation)?;
+        }
         let mut arrived = HashSet::new();
         while let Ok((id, table)) = self.built.try_recv() {
             self.load(kernel, id, table)?;

@@ -3,9 +3,7 @@
 
 use agent_ebpf::limits::MAX_MAPPINGS;
 pub use agent_ebpf::table::Mapping;
-use agent_ebpf::table::{
-    Block, BlockId, SPACE_FANOUT, SPACE_LEAF_MAPPINGS, SpaceIndex, SpaceLeaf,
-};
+use agent_ebpf::table::{Block, BlockId, SPACE_FANOUT, SPACE_LEAF_MAPPINGS, SpaceIndex, SpaceLeaf};
 
 /// A block of a process's address space.
 #[derive(Clone, Copy)]
