@@ -2,11 +2,11 @@
 //!
 //! Bytes in, tables out; no I/O. [`Cfi`] is the view of one file: [`Cfi::compile`] makes its
 //! [`Table`], [`Cfi::row_at`] finds the rule of one address without a table, with the same result.
-//! [`tree`] lays a table out in blocks, [`space`] the mappings of a process, and [`walk`] unwinds
+//! [`tree`] lays a table out in blocks, [`space`] the mappings of a process, and [`walk()`] unwinds
 //! what the kernel could not.
 //!
 //! Both readings of a file go through the same steps in the same order, so that they cannot differ:
-//! [`fdes`] tells which entry an address belongs to, [`cfi`] evaluates that entry, `x86_64` turns
+//! `fdes` tells which entry an address belongs to, `cfi` evaluates that entry, `x86_64` turns
 //! an evaluated row into a rule.
 
 mod cfi;
