@@ -140,32 +140,30 @@ fn next(walk: &mut Walk) -> Option<Outcome> {
     let hit =
         cached.ip == ip && cached.root == walk.space.root && cached.generation == walk.generation;
     if !hit {
-        if (ip < walk.mapping.start || ip >= walk.mapping.end) && !find_mapping(walk, ip) {
-            return Some(Outcome::UnknownMapping);
-        }
-        let kind = tree_kind(walk.mapping.tree);
-        if kind == MappingKind::Pending as u32 {
-            return Some(Outcome::TablesPending);
-        }
-        if kind == MappingKind::FramePointer as u32 {
-            return by_frame_pointer(walk);
-        }
-        let Some(rule) = find_rule(&walk.mapping, ip) else {
-            return Some(Outcome::TablesPending);
+        cached.rule = match find_rule(walk, ip) {
+            Ok(rule) => *rule,
+            Err(outcome) => return Some(outcome),
         };
         cached.ip = ip;
         cached.root = walk.space.root;
         cached.generation = walk.generation;
-        cached.rule = *rule;
     }
-    let rule = &cached.rule;
-    match step(&mut walk.cursor, rule, read_user) {
+    let guess = cached.rule.is_guess();
+    if guess {
+        walk.frame_pointers = 1;
+        // The psABI marks the deepest frame so.
+        if walk.cursor.regs.fp() == 0 {
+            return Some(Outcome::CompleteByFramePointer);
+        }
+    }
+    match step(&mut walk.cursor, &cached.rule, read_user) {
         Step::Caller => None,
         Step::End if walk.frame_pointers != 0 => Some(Outcome::CompleteByFramePointer),
         Step::End => Some(Outcome::Complete),
         Step::NotCovered => Some(Outcome::NotCovered),
         Step::Unsupported => Some(Outcome::UnsupportedRule),
         Step::Unreadable if is_exiting() => Some(Outcome::KernelOnly),
+        Step::Unreadable | Step::NoProgress if guess => Some(Outcome::BrokenFramePointer),
         Step::Unreadable => Some(Outcome::UnreadableStack),
         Step::NoProgress => Some(Outcome::NoProgress),
     }
@@ -180,18 +178,22 @@ fn cache_slot(walk: &Walk, ip: u64) -> u32 {
     walk.header.cpu * CACHED_RULES + hash as u32
 }
 
-/// Code without tables: its frame pointer is all there is.
+/// Finds the rule for `ip`: first its mapping, then the row in the mapping's table.
 #[inline(always)]
-fn by_frame_pointer(walk: &mut Walk) -> Option<Outcome> {
-    walk.frame_pointers = 1;
-    if walk.cursor.regs.fp() == 0 {
-        return Some(Outcome::CompleteByFramePointer);
+fn find_rule(walk: &mut Walk, ip: u64) -> Result<&'static Rule, Outcome> {
+    if (ip < walk.mapping.start || ip >= walk.mapping.end) && !find_mapping(walk, ip) {
+        return Err(Outcome::UnknownMapping);
     }
-    match step(&mut walk.cursor, &Rule::FRAME_POINTER, read_user) {
-        Step::Caller => None,
-        Step::End => Some(Outcome::CompleteByFramePointer),
-        _ => Some(Outcome::BrokenFramePointer),
+    let kind = tree_kind(walk.mapping.tree);
+    if kind == MappingKind::FramePointer as u32 {
+        return Ok(&Rule::FRAME_POINTER);
     }
+    if kind == MappingKind::Table as u32
+        && let Some(rule) = find_row(&walk.mapping, ip)
+    {
+        return Ok(rule);
+    }
+    Err(Outcome::TablesPending)
 }
 
 /// Finds the mapping of `ip` and remembers it.
@@ -216,7 +218,7 @@ fn find_mapping(walk: &mut Walk, ip: u64) -> bool {
 
 /// Finds the rule for `ip` in its mapping's table. `None`: a block is missing.
 #[inline(always)]
-fn find_rule(mapping: &Mapping, ip: u64) -> Option<&'static Rule> {
+fn find_row(mapping: &Mapping, ip: u64) -> Option<&'static Rule> {
     let key = ip.wrapping_sub(mapping.bias);
     if key > u64::from(u32::MAX) {
         return Some(&Rule::INVALID);

@@ -368,9 +368,23 @@ impl Session {
         }
         self.changed = changed;
         for Wanted { pid, mm } in std::mem::take(&mut self.wanted) {
-            if let Some(process) = self.registry.known(pid) {
-                self.tables
-                    .give(&mut self.kernel, &mut self.objects, pid, mm, &process.space)?;
+            let Some(process) = self.registry.known(pid) else {
+                continue;
+            };
+            self.tables
+                .give(&mut self.kernel, &mut self.objects, pid, mm, &process.space)?;
+            // Its next children should not have to be sampled first: a server that forks workers is
+            // itself hardly ever on a CPU.
+            if let Some(parent) = process
+                .parent
+                .and_then(|parent| self.registry.known(parent))
+            {
+                self.tables.give_unseen(
+                    &mut self.kernel,
+                    &mut self.objects,
+                    parent.pid,
+                    &parent.space,
+                )?;
             }
         }
         Ok(())
