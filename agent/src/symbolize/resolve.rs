@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::builder::Builder;
 use super::elf::Named;
-use super::{Options, Resolved, elf, kernel, perf_map};
+use super::{Options, Resolved, elf, guard, kernel, perf_map};
 use crate::profile::{
     Frame, Labels, LocationId, Module, ModuleId, Process, RecordingMeta, ResolvedProfile,
     ResolvedSample, Runtime, STACK_TABLE_FULL, Source, Window, key,
@@ -147,7 +147,13 @@ fn look_up(
 ) -> Named {
     let build_id = module.build_id.as_deref();
     match &module.source {
-        Source::File(file) => elf::symbolize(&own_path(file), build_id, addresses, starts, options),
+        Source::File(file) => match guard::check(file) {
+            Ok(()) => elf::symbolize(&own_path(file), build_id, addresses, starts, options),
+            Err(refused) => Named {
+                notes: vec![format!("symbols not read: {refused}")],
+                ..Named::default()
+            },
+        },
         Source::Vdso(bytes) => match memory_file(bytes) {
             Ok(file) => elf::symbolize(&own_path(&file), None, addresses, starts, options),
             Err(error) => Named {
