@@ -338,7 +338,7 @@ fn separate_debug_files() {
     let by_id = by_id.join(format!("{}.debug", &hex[2..]));
     fs::rename(&linked, &by_id).unwrap();
     let profile = look(Some(&build_id));
-    assert_eq!(told(&profile)[0], [named.clone()]);
+    assert_eq!(told(&profile)[0], std::slice::from_ref(&named));
     assert_eq!(&*profile.mappings[0].build_id, hex);
 
     fs::rename(&by_id, &linked).unwrap();
