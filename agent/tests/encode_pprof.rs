@@ -297,6 +297,7 @@ fn random_profile(random: &mut impl FnMut(u64) -> u64) -> ResolvedProfile {
         });
     }
     profile.runtime.expected_samples = random(u64::MAX);
+    profile.runtime.steal_seconds = Some(random(u64::MAX) as f64 / random(1 << 40).max(1) as f64);
     profile.meta.host = name(random(8)).to_string();
     profile
 }

@@ -6,7 +6,8 @@
 
 use std::fs::File;
 
-use object::read::elf::{ElfFile64, FileHeader, SectionHeader};
+use object::elf::FileHeader64;
+use object::read::elf::{CompressionHeader, FileHeader, SectionHeader};
 use object::{Endianness, ReadCache, ReadRef};
 
 /// Most bytes that the compressed sections of one file may unpack to. The debug information of the
@@ -43,19 +44,16 @@ pub(super) fn check(file: &File) -> Result<(), Refused> {
 
 fn check_data<'data>(data: impl ReadRef<'data>) -> Result<(), Refused> {
     let not_elf = |error: object::read::Error| Refused::NotElf(error.to_string());
-    let elf = ElfFile64::<Endianness, _>::parse(data).map_err(not_elf)?;
-    let endian = elf.endian();
-    let sections = elf
-        .elf_header()
-        .section_headers(endian, data)
-        .map_err(not_elf)?;
+    let header = FileHeader64::<Endianness>::parse(data).map_err(not_elf)?;
+    let endian = header.endian().map_err(not_elf)?;
+    let sections = header.section_headers(endian, data).map_err(not_elf)?;
     let mut total: u64 = 0;
     for section in sections {
         let compressed = section.compression(endian, data).map_err(not_elf)?;
         let Some((header, _, packed)) = compressed else {
             continue;
         };
-        let claimed = object::read::elf::CompressionHeader::ch_size(header, endian);
+        let claimed = header.ch_size(endian);
         if claimed > packed.saturating_mul(MAX_RATIO) + 4096 {
             return Err(Refused::Impossible { packed, claimed });
         }

@@ -62,10 +62,15 @@ fn locate(
     runtime: &mut Runtime,
     progress: &mut impl FnMut(Progress<'_>),
 ) -> Vec<LocationId> {
-    let mut by_module: BTreeMap<ModuleId, Vec<(usize, Frame)>> = BTreeMap::new();
+    let is_kernel = |id: ModuleId| {
+        let module = window.modules().get(id.0 as usize);
+        module.is_some_and(|module| matches!(module.source, Source::Kernel))
+    };
+    // The kernel last: readers of pprof take the first mapping for the main program.
+    let mut by_module: BTreeMap<(bool, ModuleId), Vec<(usize, Frame)>> = BTreeMap::new();
     for (index, frame) in window.frames().enumerate() {
         by_module
-            .entry(frame.module)
+            .entry((is_kernel(frame.module), frame.module))
             .or_default()
             .push((index, *frame));
     }
@@ -76,7 +81,7 @@ fn locate(
     };
     let modules = by_module.len();
     let mut locations = vec![LocationId(u32::MAX); window.frames().len()];
-    for (done, (id, frames)) in by_module.into_iter().enumerate() {
+    for (done, ((is_kernel, id), frames)) in by_module.into_iter().enumerate() {
         let module = window.modules().get(id.0 as usize).unwrap_or(&unknown);
         progress(Progress {
             done,
@@ -84,7 +89,6 @@ fn locate(
             module: &module.name,
         });
         let names = name_frames(module, &frames, options, runtime);
-        let is_kernel = matches!(module.source, Source::Kernel);
         let mapping = builder.mapping(&module.name, module.build_id.as_deref(), is_kernel);
         let mut lines = BTreeMap::new();
         for (address, resolved) in names {

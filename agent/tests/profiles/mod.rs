@@ -129,6 +129,15 @@ pub fn shop() -> ResolvedProfile {
     b.profile.runtime.expected_samples = 1980;
     b.profile.runtime.ticks.idle = 1800;
     b.profile.runtime.lost.insert("ring_full".to_owned(), 0);
+    b.profile.runtime.steal_seconds = Some(0.1 + 0.2);
+    b.profile.runtime.startup_ms = Some(412.5);
+    b.profile.runtime.agent.cpu_seconds.startup = 0.31;
+    b.profile.runtime.agent.cpu_seconds.recording = 0.04;
+    b.profile.runtime.agent.cpu_seconds.symbolising = 0.9;
+    b.profile.runtime.agent.max_rss_bytes.recording = 30_000_000;
+    b.profile.runtime.agent.max_rss_bytes.peak = 61_000_000;
+    b.profile.runtime.kernel.map_bytes = 9_437_184;
+    b.profile.runtime.kernel.run_ns_per_sample = Some(6789.0);
     b.mapping("/usr/lib/postgresql/15/bin/postgres", "0123456789abcdef");
     let pg = "/usr/lib/postgresql/15/bin/postgres";
     let libc = "/usr/lib/x86_64-linux-gnu/libc.so.6";
