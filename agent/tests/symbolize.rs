@@ -7,13 +7,14 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use agent_ebpf::sample::Outcome;
 use flamestorm::profile::{
     Frame, Module, ModuleId, Process, ProcessIndex, RawSample, RecordingMeta, ResolvedProfile,
     Source, Window,
 };
-use flamestorm::symbolize::{FunctionStarts, NoFunctionStarts, Options, resolve};
+use flamestorm::symbolize::{FunctionStarts, NoFunctionStarts, Options, find_in_perf_map, resolve};
 
 const LIBRARY: &str = r#"
 __attribute__((noinline)) int exported(int x) { return x * 3 + 1; }
@@ -522,6 +523,56 @@ fn damaged(good: &[u8], random: &mut impl FnMut(usize) -> usize) -> Vec<u8> {
     bad
 }
 
+/// Random numbers, the same every time.
+fn random_numbers() -> impl FnMut(usize) -> usize {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    move |below| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % below.max(1) as u64) as usize
+    }
+}
+
+/// When a test that tries damaged input ends: after `seconds`, or `FLAMESTORM_FUZZ_SECONDS`.
+fn fuzz_end(seconds: u64) -> Instant {
+    let longer = std::env::var("FLAMESTORM_FUZZ_SECONDS");
+    let seconds = longer.map_or(seconds, |value| value.parse().unwrap());
+    Instant::now() + Duration::from_secs(seconds)
+}
+
+/// Damaged perf maps: no crash, and no name for an address that its line does not cover.
+#[test]
+fn hostile_perf_maps() {
+    let good = (0..40)
+        .map(|i| format!("{:x} {:x} f{i}\n", 0x1000 + i * 0x40, 8 + i))
+        .collect::<String>();
+    let addresses: Vec<u64> = (0x1000..0x1a00).step_by(4).chain([u64::MAX]).collect();
+    let mut random = random_numbers();
+    let end = fuzz_end(1);
+    while Instant::now() < end {
+        let bad = damaged(good.as_bytes(), &mut random);
+        let names = find_in_perf_map(bad.as_slice(), &addresses).unwrap();
+        let text = String::from_utf8_lossy(&bad);
+        for (address, name) in addresses.iter().zip(names) {
+            let Some(name) = name else { continue };
+            let mut lines = text.split('\n').map(|line| line.trim_end_matches('\r'));
+            let covered = lines.any(|line| {
+                let mut fields = line.split_ascii_whitespace();
+                let mut number = || u64::from_str_radix(fields.next()?, 16).ok();
+                let (Some(start), Some(size)) = (number(), number()) else {
+                    return false;
+                };
+                let inside = address
+                    .checked_sub(start)
+                    .is_some_and(|offset| offset < size);
+                inside && line.ends_with(&name)
+            });
+            assert!(covered, "{address:#x} is called {name:?} in {text:?}");
+        }
+    }
+}
+
 /// Damaged libraries: whatever is in them, the agent goes on and every frame has a name. The same
 /// files every time; `FLAMESTORM_FUZZ_SECONDS` makes it longer than its two seconds.
 #[test]
@@ -530,19 +581,11 @@ fn hostile_libraries() {
     let good = fs::read(&fixture.path).unwrap();
     let (hidden, outer) = (fixture.start("hidden"), fixture.start("outer"));
     let addresses = [hidden, outer + 4, u64::MAX, 0];
-    let seconds = std::env::var("FLAMESTORM_FUZZ_SECONDS");
-    let seconds = seconds.map_or(2, |value| value.parse().unwrap());
-    let end = std::time::Instant::now() + std::time::Duration::from_secs(seconds);
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let mut random = move |below: usize| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state % below.max(1) as u64) as usize
-    };
+    let mut random = random_numbers();
+    let end = fuzz_end(2);
     let path = fixture.dir.path().join("hostile.so");
     let mut rounds = 0;
-    while std::time::Instant::now() < end {
+    while Instant::now() < end {
         fs::write(&path, damaged(&good, &mut random)).unwrap();
         let mut module = fixture.module();
         module.source = Source::File(Arc::new(File::open(&path).unwrap()));
