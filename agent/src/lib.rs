@@ -4,6 +4,11 @@
 //! `process` → `unwind` → `kernel`, is known to the session alone. See ARCHITECTURE.md.
 
 pub mod encode;
+pub mod kernel;
+pub mod object;
+pub mod process;
 pub mod profile;
 pub mod report;
+pub mod session;
 pub mod symbolize;
+pub mod unwind;
