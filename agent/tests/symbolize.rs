@@ -523,6 +523,30 @@ fn damaged(good: &[u8], random: &mut impl FnMut(usize) -> usize) -> Vec<u8> {
     bad
 }
 
+/// A reader of unwind tables that breaks costs names, not the profile.
+#[test]
+fn function_starts_that_break() {
+    struct Short;
+    impl FunctionStarts for Short {
+        fn function_starts(&self, _: &Module, _: &[u64]) -> Vec<Option<u64>> {
+            Vec::new()
+        }
+    }
+    struct Panics;
+    impl FunctionStarts for Panics {
+        fn function_starts(&self, _: &Module, _: &[u64]) -> Vec<Option<u64>> {
+            panic!("as a broken file may make it");
+        }
+    }
+    let fixture = Fixture::c(LIBRARY, &[]);
+    fixture.strip();
+    let address = fixture.start("hidden") + 3;
+    for starts in [&Short as &dyn FunctionStarts, &Panics] {
+        let profile = resolved(fixture.module(), &[address], &options(starts));
+        assert_eq!(told(&profile), [[format!("libfixture.so+{address:#x}")]]);
+    }
+}
+
 /// Random numbers, the same every time.
 fn random_numbers() -> impl FnMut(usize) -> usize {
     let mut state = 0x2545_f491_4f6c_dd1d_u64;

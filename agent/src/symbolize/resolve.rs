@@ -117,13 +117,10 @@ fn name_frames(
     let mut addresses: Vec<u64> = frames.iter().map(|(_, f)| f.lookup_address()).collect();
     addresses.sort_unstable();
     addresses.dedup();
-    let mut starts = vec![None; addresses.len()];
-    if matches!(module.source, Source::File(_) | Source::Vdso(_)) {
-        starts = options.function_starts.function_starts(module, &addresses);
-        starts.resize(addresses.len(), None);
-    }
     // What is read here was written by others. A reader that trips over it costs this module its
     // symbols, not the user the recording.
+    let starts = catch_unwind(AssertUnwindSafe(|| starts(module, &addresses, options)));
+    let starts = starts.unwrap_or_else(|_| vec![None; addresses.len()]);
     let attempt = catch_unwind(AssertUnwindSafe(|| {
         look_up(module, &addresses, &starts, options)
     }));
@@ -141,6 +138,18 @@ fn name_frames(
             .or_insert_with(|| vec![by_module(module, start.unwrap_or(*address))]);
     }
     names
+}
+
+/// One function start per address, where the module has unwind tables.
+fn starts(module: &Module, addresses: &[u64], options: &Options<'_>) -> Vec<Option<u64>> {
+    let mut starts = match module.source {
+        Source::File(_) | Source::Vdso(_) => {
+            options.function_starts.function_starts(module, addresses)
+        }
+        _ => Vec::new(),
+    };
+    starts.resize(addresses.len(), None);
+    starts
 }
 
 fn look_up(
