@@ -4,7 +4,7 @@
 
 use core::ffi::c_void;
 
-use agent_ebpf::counters::Counter;
+use agent_ebpf::{counters::Counter, table::Space};
 use aya_ebpf::{
     helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel},
     programs::RawTracePointContext,
@@ -35,22 +35,24 @@ pub fn fork(ctx: &RawTracePointContext, parent: *const c_void, child: *const c_v
         (
             field::<u32>(parent, TASK_TGID.load()),
             field::<u32>(child, TASK_TGID.load()),
+            field::<u64>(parent, TASK_MM.load()),
             field::<u64>(child, TASK_MM.load()),
         )
     };
-    let (Some(parent), Some(child), Some(mm)) = fields else {
+    let (Some(parent), Some(child), Some(parent_mm), Some(mm)) = fields else {
         return;
     };
     if parent == child {
         return; // a thread
     }
     // SAFETY: the value is copied at once; a torn one would need the parent to exec while it forks.
-    if let Some(space) = unsafe { PROCESSES.get(parent) } {
-        let mut space = *space;
-        space.mm = mm;
-        if PROCESSES.insert(child, space, 0).is_err() {
-            counting::one(Counter::ProcessMapFull);
-        }
+    let space = unsafe { PROCESSES.get(parent) }.copied();
+    // The parent's entry may be of the program that it ran before an exec; one that was made without
+    // a sample has no identity to compare.
+    if let Some(space) = space.filter(|space| space.mm == parent_mm || space.mm == 0)
+        && PROCESSES.insert(child, Space { mm, ..space }, 0).is_err()
+    {
+        counting::one(Counter::ProcessMapFull);
     }
     if filter::active() && TARGETS.get_ptr(parent).is_some() && TARGETS.insert(child, 1, 0).is_err()
     {

@@ -2,22 +2,23 @@
 
 use aya_ebpf::{
     Global,
-    btf_maps::{Array, ArrayOfMaps},
+    btf_maps::{self, ArrayOfMaps},
     macros::{btf_map, map},
-    maps::{HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 
 use agent_ebpf::{
     counters::COUNTERS,
     limits::{
-        MAX_PROCESSES, MAX_SEGMENTS, MAX_TARGET_NAMES, MAX_TARGETS, RING_BYTES, SEGMENT_BLOCKS,
+        CACHED_RULES, MAX_PROCESSES, MAX_SEGMENTS, MAX_TARGET_NAMES, MAX_TARGETS, RING_BYTES,
+        SEGMENT_BLOCKS,
     },
     table::{Block, Space},
 };
 
 use crate::{
     sampling::{Clock, StackCopy},
-    walk::Walk,
+    walk::{CachedRule, Walk},
 };
 
 /// Samples and stack copies on their way to the agent.
@@ -40,6 +41,14 @@ pub static STACK_COPY: PerCpuArray<StackCopy> = PerCpuArray::with_max_entries(1,
 #[map]
 pub static CLOCK: PerCpuArray<Clock> = PerCpuArray::with_max_entries(1, 0);
 
+/// [`CACHED_RULES`] for each CPU, one after the other. The agent sets the number of CPUs.
+#[map]
+pub static CACHE: Array<CachedRule> = Array::with_max_entries(CACHED_RULES, 0);
+
+/// Changes whenever a block may have come to hold something else: what was cached before is void.
+#[map]
+pub static GENERATION: Array<u32> = Array::with_max_entries(1, 0);
+
 /// pid → address space.
 #[map]
 pub static PROCESSES: HashMap<u32, Space> = HashMap::with_max_entries(MAX_PROCESSES, 0);
@@ -55,7 +64,7 @@ pub static TARGET_NAMES: HashMap<[u8; 16], u8> = HashMap::with_max_entries(MAX_T
 /// The pool of blocks, in segments that the agent adds as it needs them.
 #[btf_map]
 pub static SEGMENTS: ArrayOfMaps<
-    Array<Block, { SEGMENT_BLOCKS as usize }>,
+    btf_maps::Array<Block, { SEGMENT_BLOCKS as usize }>,
     { MAX_SEGMENTS as usize },
 > = ArrayOfMaps::new();
 

@@ -208,7 +208,8 @@ pub struct IndexEntry {
     pub first: u32,
 }
 
-/// The child of an index block that covers the table address `key`.
+/// The child of an index block that covers the table address `key`, which is below `u32::MAX`, the
+/// key of unused slots. (Text spans less.)
 #[inline(always)]
 pub fn search_index(index: &Block, key: u32) -> IndexEntry {
     let key = opaque(key);

@@ -3,7 +3,7 @@
 use core::ffi::c_void;
 
 use agent_ebpf::{
-    limits::{MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SEGMENT_BLOCKS},
+    limits::{CACHED_RULES, MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SEGMENT_BLOCKS},
     sample::{Outcome, SIGNAL_FRAME_BIT, SampleHeader},
     table::{
         Block, BlockId, IndexEntry, Mapping, MappingKind, RULES_PER_BLOCK, Space, SpaceIndex,
@@ -16,7 +16,7 @@ use aya_ebpf::helpers::{bpf_get_current_task, bpf_loop, generated::bpf_probe_rea
 
 use crate::{
     lifecycle::field,
-    maps::{PROCESSES, SEGMENTS, TASK_FLAGS, TASK_MM, WALK},
+    maps::{CACHE, GENERATION, PROCESSES, SEGMENTS, TASK_FLAGS, TASK_MM, WALK},
 };
 
 /// Frames of a sample, kernel's and user's.
@@ -44,10 +44,22 @@ pub struct Walk {
     /// The mapping of the last frame: the next is nearly always in the same.
     mapping: Mapping,
     frame_pointers: u32,
-    padding: u32,
+    generation: u32,
 }
 
 const _: () = assert!(FRAMES_OFFSET == size_of::<SampleHeader>());
+
+/// A rule that was found before.
+#[repr(C)]
+pub struct CachedRule {
+    /// The address that was looked up.
+    ip: u64,
+    /// The address space in which.
+    root: BlockId,
+    /// Its [`GENERATION`]; 0 is none.
+    generation: u32,
+    rule: Rule,
+}
 
 /// `value` if it is at most `limit`, in a form that the verifier sees: the bound is checked on the very
 /// register that is used. Without the black box the compiler proves the bound earlier, on another
@@ -80,6 +92,7 @@ pub fn user_stack(walk: &mut Walk) {
             return;
         }
     }
+    walk.generation = GENERATION.get(0).copied().unwrap_or(0).wrapping_add(1);
     walk.header.outcome = Outcome::TooDeep as u8;
     // SAFETY: `frame` has the signature that the helper calls.
     unsafe {
@@ -119,43 +132,68 @@ extern "C" fn frame(index: u32, _: *mut c_void) -> i64 {
 #[inline(always)]
 fn next(walk: &mut Walk) -> Option<Outcome> {
     let ip = walk.cursor.lookup_ip();
-    if (ip < walk.mapping.start || ip >= walk.mapping.end) && !find_mapping(walk, ip) {
-        return Some(Outcome::UnknownMapping);
-    }
-    let kind = tree_kind(walk.mapping.tree);
-    if kind == MappingKind::Pending as u32 {
-        return Some(Outcome::TablesPending);
-    }
-    if kind == MappingKind::FramePointer as u32 {
-        return by_frame_pointer(walk);
-    }
-    let Some(rule) = find_rule(&walk.mapping, ip) else {
+    let Some(cached) = CACHE.get_ptr_mut(cache_slot(walk, ip)) else {
         return Some(Outcome::TablesPending);
     };
-    match step(&mut walk.cursor, rule, read_user) {
+    // SAFETY: the slot belongs to this CPU, and this program is its only user.
+    let cached = unsafe { &mut *cached };
+    let hit =
+        cached.ip == ip && cached.root == walk.space.root && cached.generation == walk.generation;
+    if !hit {
+        cached.rule = match find_rule(walk, ip) {
+            Ok(rule) => *rule,
+            Err(outcome) => return Some(outcome),
+        };
+        cached.ip = ip;
+        cached.root = walk.space.root;
+        cached.generation = walk.generation;
+    }
+    let guess = cached.rule.is_guess();
+    if guess {
+        walk.frame_pointers = 1;
+        // The psABI marks the deepest frame so.
+        if walk.cursor.regs.fp() == 0 {
+            return Some(Outcome::CompleteByFramePointer);
+        }
+    }
+    match step(&mut walk.cursor, &cached.rule, read_user) {
         Step::Caller => None,
         Step::End if walk.frame_pointers != 0 => Some(Outcome::CompleteByFramePointer),
         Step::End => Some(Outcome::Complete),
         Step::NotCovered => Some(Outcome::NotCovered),
         Step::Unsupported => Some(Outcome::UnsupportedRule),
         Step::Unreadable if is_exiting() => Some(Outcome::KernelOnly),
+        Step::Unreadable | Step::NoProgress if guess => Some(Outcome::BrokenFramePointer),
         Step::Unreadable => Some(Outcome::UnreadableStack),
         Step::NoProgress => Some(Outcome::NoProgress),
     }
 }
 
-/// Code without tables: its frame pointer is all there is.
+/// Where this CPU remembers the rule of an address.
 #[inline(always)]
-fn by_frame_pointer(walk: &mut Walk) -> Option<Outcome> {
-    walk.frame_pointers = 1;
-    if walk.cursor.regs.fp() == 0 {
-        return Some(Outcome::CompleteByFramePointer);
+fn cache_slot(walk: &Walk, ip: u64) -> u32 {
+    // Fibonacci hashing: the upper bits of the product depend on all bits of the key.
+    let key = ip ^ u64::from(walk.space.root) << 32;
+    let hash = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - CACHED_RULES.ilog2());
+    walk.header.cpu * CACHED_RULES + hash as u32
+}
+
+/// Finds the rule for `ip`: first its mapping, then the row in the mapping's table.
+#[inline(always)]
+fn find_rule(walk: &mut Walk, ip: u64) -> Result<&'static Rule, Outcome> {
+    if (ip < walk.mapping.start || ip >= walk.mapping.end) && !find_mapping(walk, ip) {
+        return Err(Outcome::UnknownMapping);
     }
-    match step(&mut walk.cursor, &Rule::FRAME_POINTER, read_user) {
-        Step::Caller => None,
-        Step::End => Some(Outcome::CompleteByFramePointer),
-        _ => Some(Outcome::BrokenFramePointer),
+    let kind = tree_kind(walk.mapping.tree);
+    if kind == MappingKind::FramePointer as u32 {
+        return Ok(&Rule::FRAME_POINTER);
     }
+    if kind == MappingKind::Table as u32
+        && let Some(rule) = find_row(&walk.mapping, ip)
+    {
+        return Ok(rule);
+    }
+    Err(Outcome::TablesPending)
 }
 
 /// Finds the mapping of `ip` and remembers it.
@@ -180,7 +218,7 @@ fn find_mapping(walk: &mut Walk, ip: u64) -> bool {
 
 /// Finds the rule for `ip` in its mapping's table. `None`: a block is missing.
 #[inline(always)]
-fn find_rule(mapping: &Mapping, ip: u64) -> Option<&'static Rule> {
+fn find_row(mapping: &Mapping, ip: u64) -> Option<&'static Rule> {
     let key = ip.wrapping_sub(mapping.bias);
     if key > u64::from(u32::MAX) {
         return Some(&Rule::INVALID);

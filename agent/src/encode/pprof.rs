@@ -31,6 +31,10 @@ pub const MAX_UNPACKED: u64 = 256 * 1024 * 1024;
 /// costs two bytes in the file and a hundred in memory).
 pub const MAX_ENTRIES: usize = 4_000_000;
 
+/// Most labels of all samples and lines of all locations together, for the same reason. The fullest
+/// window has 262,144 rows; fifty labels on each stay below.
+pub const MAX_PARTS: usize = 16_000_000;
+
 /// The messages of `profile.proto`.
 pub mod proto {
     #![expect(missing_docs, reason = "the fields are documented in profile.proto")]
@@ -159,8 +163,8 @@ pub enum DecodeError {
     /// It unpacks to more than [`MAX_UNPACKED`].
     #[error("it unpacks to more than {} MiB, which no profile does", MAX_UNPACKED >> 20)]
     TooLarge,
-    /// It holds more than [`MAX_ENTRIES`].
-    #[error("it holds more than {MAX_ENTRIES} entries, which no profile does")]
+    /// It holds more than [`MAX_ENTRIES`] or [`MAX_PARTS`].
+    #[error("it holds more than {MAX_ENTRIES} entries or {MAX_PARTS} labels: no profile does")]
     TooMany,
     /// It is no protocol buffer of this kind.
     #[error("it is no pprof profile ({0})")]
@@ -380,17 +384,43 @@ fn unpack(bytes: &[u8]) -> Result<Vec<u8>, DecodeError> {
     Ok(unpacked)
 }
 
-/// Counts the entries of the outermost message before anything is built from them.
-fn refuse_too_many(mut bytes: &[u8]) -> Result<(), DecodeError> {
-    let mut entries = 0;
-    let context = prost::encoding::DecodeContext::default();
-    while !bytes.is_empty() {
-        let (tag, wire_type) = prost::encoding::decode_key(&mut bytes)?;
-        prost::encoding::skip_field(wire_type, tag, &mut bytes, context.clone())?;
+/// Counts what the file holds before anything is built from it.
+fn refuse_too_many(bytes: &[u8]) -> Result<(), DecodeError> {
+    const SAMPLE: u32 = 2;
+    const LOCATION: u32 = 4;
+    let (mut entries, mut parts) = (0, 0);
+    each_field(bytes, |tag, content| {
         entries += 1;
-        if entries > MAX_ENTRIES {
+        if tag == SAMPLE || tag == LOCATION {
+            each_field(content, |_, _| {
+                parts += 1;
+                Ok(())
+            })?;
+        }
+        if entries > MAX_ENTRIES || parts > MAX_PARTS {
             return Err(DecodeError::TooMany);
         }
+        Ok(())
+    })
+}
+
+/// Calls `seen` with the tag and the content (of a message or string; else empty) of every field.
+fn each_field<'a>(
+    mut bytes: &'a [u8],
+    mut seen: impl FnMut(u32, &'a [u8]) -> Result<(), DecodeError>,
+) -> Result<(), DecodeError> {
+    use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
+    while !bytes.is_empty() {
+        let (tag, wire_type) = decode_key(&mut bytes)?;
+        let mut content = &bytes[..0];
+        if wire_type == WireType::LengthDelimited {
+            let length = usize::try_from(decode_varint(&mut bytes)?).unwrap_or(usize::MAX);
+            // Cut short: the decoder that comes next says so in its own words.
+            (content, bytes) = bytes.split_at(length.min(bytes.len()));
+        } else {
+            skip_field(wire_type, tag, &mut bytes, DecodeContext::default())?;
+        }
+        seen(tag, content)?;
     }
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! The interactive picture, drawn by inferno.
 //!
-//! Colours say where code comes from (see [`Kind`]); within a kind the shade follows from the name,
-//! so that a function has the same colour in every picture.
+//! Colours say where code comes from: the kernel blue, names with `::` red, others with a symbol
+//! amber, code compiled while running green, what has no symbol pale. Within a kind the
+//! shade follows from the name, so that a function has the same colour in every picture.
 
 use inferno::flamegraph::color::{BackgroundColor, Color, PaletteMap};
 use inferno::flamegraph::{self, Options};
@@ -41,7 +42,6 @@ pub fn encode(profile: &ResolvedProfile) -> Result<Vec<u8>, SvgError> {
     }));
     options.palette_map = Some(&mut palette);
     options.min_width = MIN_WIDTH_PERCENT;
-    options.font_type = "ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace".to_owned();
     options.deterministic = true;
     // `lines` is sorted, as the library demands.
     options.no_sort = true;

@@ -3,7 +3,7 @@
 //! Format: Linux, Documentation/bpf/btf.rst. Only what is needed is kept: a walk over the types that
 //! finds structs by name and members by name (anonymous members are looked into).
 
-use std::{fs, path::Path};
+use std::fs;
 
 use super::Error;
 
@@ -53,11 +53,6 @@ impl Offsets {
             signal_live: types.member(signal, "signal_struct", "live")?,
         })
     }
-}
-
-/// Whether this kernel tells its types.
-pub fn is_present() -> bool {
-    Path::new(VMLINUX).exists()
 }
 
 struct Types<'a> {
@@ -169,12 +164,14 @@ fn trailer(kind: u32, entries: usize) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     /// The running kernel's offsets are sane, where it tells them.
     #[test]
     fn running_kernel() {
-        if !is_present() {
+        if !Path::new(VMLINUX).exists() {
             eprintln!("skipped: {VMLINUX} does not exist");
             return;
         }

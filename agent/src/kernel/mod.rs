@@ -10,7 +10,7 @@ use std::{io, os::fd::OwnedFd};
 
 use agent_ebpf::{
     counters::{COUNTERS, Counter},
-    limits::{MAX_SEGMENTS, SEGMENT_BLOCKS},
+    limits::{CACHED_RULES, MAX_SEGMENTS, SEGMENT_BLOCKS},
     table::{Block, BlockId, Space},
 };
 use aya::{
@@ -120,6 +120,7 @@ pub struct Kernel {
     targets: HashMap<MapData, u32, u8>,
     target_names: HashMap<MapData, [u8; 16], u8>,
     counts: PerCpuArray<MapData, u64>,
+    generation: Array<MapData, u32>,
     outer: ArrayOfMaps<MapData, Segment>,
     segments: Vec<Segment>,
     /// Keeps the kernel's accounting of run time on.
@@ -142,10 +143,14 @@ impl Kernel {
     pub fn load(options: &Options) -> Result<Kernel, Error> {
         let offsets = btf::Offsets::of_running_kernel()?;
         let filter = u8::from(options.filter);
+        let cpus = online_cpus().map_err(|(path, source)| Error::Cpus { path, source })?;
+        // CPU numbers may have gaps.
+        let cpu_numbers = cpus.iter().max().map_or(1, |last| last + 1);
         let mut ebpf = EbpfLoader::new()
             // The programs need no relocation against the kernel's types.
             .btf(None)
             .verifier_log_level(VerifierLogLevel::STATS)
+            .map_max_entries("CACHE", CACHED_RULES * cpu_numbers)
             .override_global("PERIOD_NS", &options.period_ns, true)
             .override_global("FILTER", &filter, true)
             .override_global("TASK_TGID", &offsets.task_tgid, true)
@@ -158,7 +163,6 @@ impl Kernel {
                 "/flamestorm-ebpf"
             )))?;
         let logger = EbpfLogger::init(&mut ebpf).ok();
-        let cpus = online_cpus().map_err(|(path, source)| Error::Cpus { path, source })?;
         let mut kernel = Kernel {
             logger,
             ring: take(&mut ebpf, "RING")?,
@@ -166,6 +170,7 @@ impl Kernel {
             targets: take(&mut ebpf, "TARGETS")?,
             target_names: take(&mut ebpf, "TARGET_NAMES")?,
             counts: take(&mut ebpf, "COUNTS")?,
+            generation: take(&mut ebpf, "GENERATION")?,
             outer: take(&mut ebpf, "SEGMENTS")?,
             segments: Vec::new(),
             run_time_stats: None,
@@ -273,6 +278,16 @@ impl Kernel {
         self.segments[segment as usize]
             .set(id % SEGMENT_BLOCKS, Plain(*block), 0)
             .map_err(in_map("SEGMENTS"))
+    }
+
+    /// Makes the kernel forget the rules that it remembers: blocks will come to hold something else.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn set_generation(&mut self, generation: u32) -> Result<(), Error> {
+        self.generation
+            .set(0, generation, 0)
+            .map_err(in_map("GENERATION"))
     }
 
     /// Tells the kernel the address space of a process.

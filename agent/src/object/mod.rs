@@ -28,7 +28,8 @@ pub enum Error {
     /// More than [`MAX_EXECUTABLE_SEGMENTS`] executable segments.
     #[error("more than {MAX_EXECUTABLE_SEGMENTS} executable segments")]
     TooManySegments,
-    /// The executable segments span more than a table address (32 bits) can tell.
+    /// The executable segments span more than table addresses (32 bits, without the greatest) can
+    /// tell.
     #[error("the executable segments span {0:#x} bytes")]
     TextSpan(u64),
 }

@@ -6,7 +6,7 @@ use std::{
     rc::Rc,
 };
 
-use super::proc::{mapped_objects, pids, process_exe, process_name};
+use super::proc::{mapped_objects, parent_of, pids, process_exe, process_name};
 use crate::kernel::{Event, EventKind, MappedObject};
 
 /// Processes that have ended and are still remembered: a first thread may end before the others,
@@ -77,6 +77,8 @@ pub struct Process {
     pub exe: PathBuf,
     /// What it has mapped.
     pub space: Rc<AddressSpace>,
+    /// The process that forked it.
+    pub parent: Option<u32>,
     /// Tells one run of a program from the next: changes with every fork, exec and new name.
     pub incarnation: u64,
 }
@@ -104,6 +106,7 @@ impl Registry {
             name,
             exe: process_exe(pid).unwrap_or_default(),
             space: Rc::new(AddressSpace::new(mapped_objects(pid))),
+            parent: parent_of(pid),
             incarnation: self.next_incarnation(),
         };
         self.processes.insert(pid, process);
@@ -139,6 +142,7 @@ impl Registry {
                 };
                 let child = Process {
                     pid,
+                    parent: Some(parent.pid),
                     incarnation,
                     ..parent.clone()
                 };
@@ -151,6 +155,7 @@ impl Registry {
                     name,
                     exe: process_exe(pid).unwrap_or_default(),
                     space: Rc::default(),
+                    parent: self.processes.get(&pid).and_then(|before| before.parent),
                     incarnation: self.next_incarnation(),
                 };
                 self.processes.insert(pid, process);

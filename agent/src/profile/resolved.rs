@@ -119,7 +119,7 @@ impl ResolvedSample {
     }
 }
 
-/// See the [module's documentation](self).
+/// A recording whose frames have names.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ResolvedProfile {
     /// The circumstances of the recording.

@@ -181,7 +181,7 @@ pub struct WindowCounters {
     pub stack_table_full: u64,
 }
 
-/// The samples of a recording so far. See the [module's documentation](self).
+/// The samples of a recording so far: counted, interned, bounded.
 #[derive(Debug)]
 pub struct Window {
     modules: Vec<Module>,

@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 
 use super::{Summary, top_functions};
 use crate::encode::svg::grouped;
-use crate::profile::ResolvedProfile;
+use crate::profile::{AgentCost, KernelCost, ResolvedProfile};
 
 /// Rows of the table of functions.
 const FUNCTIONS: usize = 20;
@@ -97,16 +97,16 @@ fn processes(out: &mut String, summary: &Summary, style: Style) {
         return;
     }
     let heading = format!(
-        "{:>6}  {:>9}  {:>6}  {:<SHORT$}  pids",
+        "{:>6}  {:>9}  {:>7}  {:<SHORT$}  pids",
         "share", "samples", "rooted", "process"
     );
     push(out, &style.heading(&heading));
     for process in summary.processes.iter().take(PROCESSES) {
         let row = format!(
-            "{:>6}  {:>9}  {:>6}  {}  {}",
+            "{:>6}  {:>9}  {:>7}  {}  {}",
             percent(process.share),
             grouped(process.samples),
-            process.rooted_share.map_or_else(|| "-".to_owned(), percent),
+            process.rooted_share.map_or_else(|| "-".to_owned(), exact),
             fit(&process.name, SHORT),
             pids(&process.pids),
         );
@@ -196,6 +196,10 @@ fn expected(summary: &Summary) -> String {
 }
 
 fn costs(out: &mut String, summary: &Summary, style: Style) {
+    if summary.agent == AgentCost::default() && summary.kernel == KernelCost::default() {
+        // Another tool's file: nothing was measured.
+        return;
+    }
     let cpu = summary.agent.cpu_seconds;
     let share = cpu.recording / summary.duration_seconds.max(0.001);
     let agent = format!(
@@ -235,7 +239,7 @@ fn percent(share: f64) -> String {
 /// With two digits behind the point, and never rounded up to a whole that it is not.
 fn exact(share: f64) -> String {
     let hundredths = (share * 10_000.0 + 1e-6).floor();
-    format!("{:.2} %", hundredths / 100.0)
+    format!("{:.2}%", hundredths / 100.0)
 }
 
 /// Without control characters: a process chooses its own name, and the terminal obeys escapes.
@@ -275,8 +279,8 @@ mod tests {
     /// 99.996 % is not a hundred.
     #[test]
     fn shares_are_not_rounded_up() {
-        assert_eq!(exact(1.0), "100.00 %");
-        assert_eq!(exact(0.99996), "99.99 %");
-        assert_eq!(exact(0.999), "99.90 %");
+        assert_eq!(exact(1.0), "100.00%");
+        assert_eq!(exact(0.99996), "99.99%");
+        assert_eq!(exact(0.999), "99.90%");
     }
 }

@@ -104,6 +104,7 @@ impl Ingest {
             name: thread_name(&header.comm),
             exe: PathBuf::new(),
             space: Rc::default(),
+            parent: None,
             incarnation: u64::MAX - u64::from(header.pid),
         };
         let process = registry.get(header.pid).unwrap_or(&unknown);

@@ -368,9 +368,23 @@ impl Session {
         }
         self.changed = changed;
         for Wanted { pid, mm } in std::mem::take(&mut self.wanted) {
-            if let Some(process) = self.registry.known(pid) {
-                self.tables
-                    .give(&mut self.kernel, &mut self.objects, pid, mm, &process.space)?;
+            let Some(process) = self.registry.known(pid) else {
+                continue;
+            };
+            self.tables
+                .give(&mut self.kernel, &mut self.objects, pid, mm, &process.space)?;
+            // Its next children should not have to be sampled first: a server that forks workers is
+            // itself hardly ever on a CPU.
+            if let Some(parent) = process
+                .parent
+                .and_then(|parent| self.registry.known(parent))
+            {
+                self.tables.give_unseen(
+                    &mut self.kernel,
+                    &mut self.objects,
+                    parent.pid,
+                    &parent.space,
+                )?;
             }
         }
         Ok(())
@@ -394,6 +408,23 @@ impl Session {
         let cpus = self.kernel.cpus().len() as u32;
         let count = |counter| self.kernel.counter(counter);
         let sampled = count(Counter::Sampled);
+        log::debug!(
+            "kernel: {sampled} samples, {} ns by its own clock, {} user frames, {} stack copies ({} refused by \
+             budget, {} by a full buffer), {} processes without room; {} stacks continued here; {} blocks in \
+             use; {} tables failed, {} bytes of code covered, unsupported by reason {:?}; {} files unreadable",
+            count(Counter::SampleNanos),
+            count(Counter::UserFrames),
+            count(Counter::StackCopies),
+            count(Counter::StackCopyBudget),
+            count(Counter::StackCopyRingFull),
+            count(Counter::ProcessMapFull),
+            self.ingest.continued,
+            self.tables.blocks_in_use(),
+            self.tables.failed,
+            self.tables.covered,
+            self.tables.unsupported,
+            self.objects.unreadable,
+        );
         let mut runtime = Runtime {
             expected_samples: (duration.as_secs_f64()
                 * f64::from(config.frequency)

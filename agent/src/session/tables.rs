@@ -50,12 +50,18 @@ struct Placed {
     waiting: HashSet<ObjectId>,
 }
 
+/// Stands for the kernel's identity of an address space that was never sampled: no process has it, so
+/// the entry serves only to be inherited.
+const UNSEEN: u64 = 0;
+
 /// Identity of an address space on this side.
 type SpaceKey = *const AddressSpace;
 
 /// The kernel's tables as the agent knows them.
 pub struct Tables {
     pool: BlockPool,
+    /// Counts how often blocks became free for another use.
+    generation: u32,
     states: HashMap<ObjectId, TableState>,
     placed: HashMap<SpaceKey, Placed>,
     /// What each process was given: the kernel's identity of its address space, and ours.
@@ -84,6 +90,7 @@ impl Tables {
         });
         Tables {
             pool: BlockPool::default(),
+            generation: 0,
             states: HashMap::new(),
             placed: HashMap::new(),
             given: HashMap::new(),
@@ -122,6 +129,24 @@ impl Tables {
         Ok(())
     }
 
+    /// Tells the kernel about a process that was not sampled, for the children that it will have.
+    /// Its address space has no known identity, so nothing of its own is unwound by this.
+    ///
+    /// # Errors
+    /// A map cannot be written.
+    pub fn give_unseen(
+        &mut self,
+        kernel: &mut Kernel,
+        objects: &mut Objects,
+        pid: u32,
+        space: &Rc<AddressSpace>,
+    ) -> Result<(), Error> {
+        if self.given.contains_key(&pid) {
+            return Ok(());
+        }
+        self.give(kernel, objects, pid, UNSEEN, space)
+    }
+
     /// The address space of a process has changed: the kernel is told, if it knows the process.
     ///
     /// # Errors
@@ -135,14 +160,19 @@ impl Tables {
     ) -> Result<(), Error> {
         // A child has in the kernel what its parent had there when it forked, which may be older
         // than what is known here.
-        let mm = match (self.given.get(&pid), kernel.space(pid)) {
-            (_, Some(space)) => space.mm,
-            (Some(_), None) | (None, None) => {
+        match kernel.space(pid) {
+            // After an exec there is nothing mapped yet.
+            Some(_) if space.mappings().is_empty() => {
+                kernel.remove_space(pid);
                 self.given.remove(&pid);
-                return Ok(());
+                Ok(())
             }
-        };
-        self.give(kernel, objects, pid, mm, space)
+            Some(given) => self.give(kernel, objects, pid, given.mm, space),
+            None => {
+                self.given.remove(&pid);
+                Ok(())
+            }
+        }
     }
 
     /// A process has ended, or runs another program.
@@ -161,7 +191,10 @@ impl Tables {
         objects: &mut Objects,
         time: u64,
     ) -> Result<(), Error> {
-        self.pool.settle(time);
+        if self.pool.settle(time) {
+            self.generation = self.generation.wrapping_add(1);
+            kernel.set_generation(self.generation)?;
+        }
         let mut arrived = HashSet::new();
         while let Ok((id, table)) = self.built.try_recv() {
             self.load(kernel, id, table)?;
@@ -172,12 +205,6 @@ impl Tables {
         }
         self.sweep(time);
         Ok(())
-    }
-
-    /// Whether tables are still being compiled.
-    pub fn is_building(&self) -> bool {
-        let building = |state: &TableState| matches!(state, TableState::Building);
-        self.states.values().any(building)
     }
 
     /// Blocks of the pool in use.

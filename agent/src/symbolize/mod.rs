@@ -10,6 +10,7 @@
 
 mod builder;
 mod elf;
+mod guard;
 mod kernel;
 mod perf_map;
 mod resolve;

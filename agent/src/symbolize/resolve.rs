@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::builder::Builder;
 use super::elf::Named;
-use super::{Options, Resolved, elf, kernel, perf_map};
+use super::{Options, Resolved, elf, guard, kernel, perf_map};
 use crate::profile::{
     Frame, Labels, LocationId, Module, ModuleId, Process, RecordingMeta, ResolvedProfile,
     ResolvedSample, Runtime, STACK_TABLE_FULL, Source, Window, key,
@@ -62,10 +62,15 @@ fn locate(
     runtime: &mut Runtime,
     progress: &mut impl FnMut(Progress<'_>),
 ) -> Vec<LocationId> {
-    let mut by_module: BTreeMap<ModuleId, Vec<(usize, Frame)>> = BTreeMap::new();
+    let is_kernel = |id: ModuleId| {
+        let module = window.modules().get(id.0 as usize);
+        module.is_some_and(|module| matches!(module.source, Source::Kernel))
+    };
+    // The kernel last: readers of pprof take the first mapping for the main program.
+    let mut by_module: BTreeMap<(bool, ModuleId), Vec<(usize, Frame)>> = BTreeMap::new();
     for (index, frame) in window.frames().enumerate() {
         by_module
-            .entry(frame.module)
+            .entry((is_kernel(frame.module), frame.module))
             .or_default()
             .push((index, *frame));
     }
@@ -76,7 +81,7 @@ fn locate(
     };
     let modules = by_module.len();
     let mut locations = vec![LocationId(u32::MAX); window.frames().len()];
-    for (done, (id, frames)) in by_module.into_iter().enumerate() {
+    for (done, ((is_kernel, id), frames)) in by_module.into_iter().enumerate() {
         let module = window.modules().get(id.0 as usize).unwrap_or(&unknown);
         progress(Progress {
             done,
@@ -84,7 +89,6 @@ fn locate(
             module: &module.name,
         });
         let names = name_frames(module, &frames, options, runtime);
-        let is_kernel = matches!(module.source, Source::Kernel);
         let mapping = builder.mapping(&module.name, module.build_id.as_deref(), is_kernel);
         let mut lines = BTreeMap::new();
         for (address, resolved) in names {
@@ -113,13 +117,10 @@ fn name_frames(
     let mut addresses: Vec<u64> = frames.iter().map(|(_, f)| f.lookup_address()).collect();
     addresses.sort_unstable();
     addresses.dedup();
-    let mut starts = vec![None; addresses.len()];
-    if matches!(module.source, Source::File(_) | Source::Vdso(_)) {
-        starts = options.function_starts.function_starts(module, &addresses);
-        starts.resize(addresses.len(), None);
-    }
     // What is read here was written by others. A reader that trips over it costs this module its
     // symbols, not the user the recording.
+    let starts = catch_unwind(AssertUnwindSafe(|| starts(module, &addresses, options)));
+    let starts = starts.unwrap_or_else(|_| vec![None; addresses.len()]);
     let attempt = catch_unwind(AssertUnwindSafe(|| {
         look_up(module, &addresses, &starts, options)
     }));
@@ -139,6 +140,18 @@ fn name_frames(
     names
 }
 
+/// One function start per address, where the module has unwind tables.
+fn starts(module: &Module, addresses: &[u64], options: &Options<'_>) -> Vec<Option<u64>> {
+    let mut starts = match module.source {
+        Source::File(_) | Source::Vdso(_) => {
+            options.function_starts.function_starts(module, addresses)
+        }
+        _ => Vec::new(),
+    };
+    starts.resize(addresses.len(), None);
+    starts
+}
+
 fn look_up(
     module: &Module,
     addresses: &[u64],
@@ -147,7 +160,13 @@ fn look_up(
 ) -> Named {
     let build_id = module.build_id.as_deref();
     match &module.source {
-        Source::File(file) => elf::symbolize(&own_path(file), build_id, addresses, starts, options),
+        Source::File(file) => match guard::check(file) {
+            Ok(()) => elf::symbolize(&own_path(file), build_id, addresses, starts, options),
+            Err(refused) => Named {
+                notes: vec![format!("symbols not read: {refused}")],
+                ..Named::default()
+            },
+        },
         Source::Vdso(bytes) => match memory_file(bytes) {
             Ok(file) => elf::symbolize(&own_path(&file), None, addresses, starts, options),
             Err(error) => Named {

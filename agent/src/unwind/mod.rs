@@ -2,11 +2,11 @@
 //!
 //! Bytes in, tables out; no I/O. [`Cfi`] is the view of one file: [`Cfi::compile`] makes its
 //! [`Table`], [`Cfi::row_at`] finds the rule of one address without a table, with the same result.
-//! [`tree`] lays a table out in blocks, [`space`] the mappings of a process, and [`walk`] unwinds
+//! [`tree`] lays a table out in blocks, [`space`] the mappings of a process, and [`walk()`] unwinds
 //! what the kernel could not.
 //!
 //! Both readings of a file go through the same steps in the same order, so that they cannot differ:
-//! [`fdes`] tells which entry an address belongs to, [`cfi`] evaluates that entry, `x86_64` turns
+//! `fdes` tells which entry an address belongs to, `cfi` evaluates that entry, `x86_64` turns
 //! an evaluated row into a rule.
 
 mod cfi;
@@ -23,15 +23,6 @@ pub use table::{REASONS, Row, Table};
 pub use walk::{Resolved, StackCopy, walk};
 
 use crate::object::Object;
-use agent_ebpf::unwind::Rule;
-
-/// The rule of code that has no unwind tables in a file that has some (see
-/// [`MIN_FRAME_POINTER_GAP`]): [`Rule::FRAME_POINTER`], told apart by `aux` = 1, which a
-/// register rule does not use. A stack that needed it is complete by frame pointer only.
-pub const GUESSED_FRAME_POINTER: Rule = Rule {
-    aux: 1,
-    ..Rule::FRAME_POINTER
-};
 
 /// Why a file has no table.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

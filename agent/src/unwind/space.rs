@@ -61,7 +61,7 @@ pub fn placeable(mappings: &[Mapping]) -> &[Mapping] {
     &mappings[..mappings.len().min(MAX_MAPPINGS)]
 }
 
-/// Number of blocks that [`write`] needs for this many mappings.
+/// Number of blocks that [`write()`] needs for this many mappings.
 pub fn blocks(mappings: usize) -> usize {
     let leaves = mappings.min(MAX_MAPPINGS).div_ceil(SPACE_LEAF_MAPPINGS);
     if leaves > 1 { leaves + 1 } else { 1 }

@@ -1,6 +1,5 @@
 //! A compiled table.
 
-use super::GUESSED_FRAME_POINTER;
 use super::rules::Dictionary;
 use agent_ebpf::unwind::{CfaKind, Rule, Unsupported};
 
@@ -25,7 +24,7 @@ pub struct Table {
     pub covered: u64,
     /// Bytes of text by the reason why their rule is unsupported, indexed by [`Unsupported`].
     pub unsupported: [u64; REASONS],
-    /// Bytes of text where a frame pointer is assumed ([`GUESSED_FRAME_POINTER`]); not among the
+    /// Bytes of text where a frame pointer is assumed ([`Rule::FRAME_POINTER`]); not among the
     /// covered.
     pub guessed: u64,
     /// Bytes of text from the first row to the end of the last.
@@ -120,7 +119,7 @@ impl Builder {
             _ => self.dictionary.index(rule),
         };
         let stored = self.dictionary.rule(index);
-        if stored == GUESSED_FRAME_POINTER {
+        if stored.is_guess() {
             self.table.guessed += bytes;
         } else if stored.kind != CfaKind::Invalid as u8 {
             self.table.covered += bytes;

@@ -187,7 +187,7 @@ fn rule_in(block: &Block, slot: usize) -> Rule {
     }
 }
 
-/// The rule of a table address, by the same searches that the kernel program makes. `block` gives
+/// The rule of a table address (below `u32::MAX`, as text spans less), by the same searches that the kernel program makes. `block` gives
 /// the contents of a block.
 pub fn find_rule<'blocks>(
     placement: &Placement,
@@ -205,4 +205,146 @@ pub fn find_rule<'blocks>(
     let rule = usize::from(row_rule(row));
     let rules = block(placement.rules_directory).0[rule / RULES_PER_BLOCK];
     rule_in(block(rules), rule % RULES_PER_BLOCK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::unwind::table::Builder;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    /// A table with rows of these lengths and rules of these numbers.
+    fn table(rows: impl IntoIterator<Item = (u32, u16)>) -> Table {
+        let base = 0x40_0000u64;
+        let mut builder = Builder::new(base, 0);
+        let mut start = base;
+        for (length, number) in rows {
+            let end = start + u64::from(length);
+            if end - base > u64::from(u32::MAX) {
+                break;
+            }
+            builder.push(start, end, &rule(number));
+            start = end;
+        }
+        builder.finish()
+    }
+
+    fn rule(number: u16) -> Rule {
+        match number {
+            0 => Rule::INVALID,
+            1 => Rule::END,
+            _ => Rule {
+                offset: i32::from(number) - 300,
+                aux: number as i16,
+                ..Rule::FRAME_POINTER
+            },
+        }
+    }
+
+    /// Writes the blocks under scattered numbers and returns them.
+    fn placed(table: &Table) -> (Placement, HashMap<BlockId, Block>) {
+        let layout = layout(table).expect("a layout");
+        let ids: Vec<BlockId> = (1..=layout.blocks() as u32)
+            .map(|n| n.wrapping_mul(0x9e37_79b1) & 0x0fff_ffff)
+            .collect();
+        let mut pool = HashMap::new();
+        let placement = layout.write(&ids, |id, block| {
+            assert!(pool.insert(id, *block).is_none(), "a block written twice");
+        });
+        assert_eq!(pool.len(), layout.blocks());
+        (placement, pool)
+    }
+
+    /// The rule by looking at every row, one after the other.
+    fn linear(table: &Table, address: u32) -> Rule {
+        let row = table.rows().take_while(|row| row.address <= address).last();
+        row.map_or(Rule::INVALID, |row| table.rules()[usize::from(row.rule)])
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Any rows: the search through the blocks is the search one after the other.
+        #[test]
+        fn equal_to_a_linear_search(
+            rows in prop::collection::vec((prop_oneof![
+                8 => 1..40u32, 2 => 1..5000u32, 1 => 60_000..200_000u32, 1 => 1..100_000_000u32,
+            ], 0..600u16), 1..3000),
+            anywhere in prop::collection::vec(0..u32::MAX, 50),
+            at_rows in prop::collection::vec(any::<prop::sample::Index>(), 100),
+        ) {
+            let table = table(rows);
+            prop_assume!(!table.is_empty());
+            let (placement, pool) = placed(&table);
+            let edges = at_rows.iter().flat_map(|index| {
+                let address = table.row(index.index(table.len())).expect("a row").address;
+                [address.saturating_sub(1), address, address.saturating_add(1).min(u32::MAX - 1)]
+            });
+            for address in edges.chain(anywhere) {
+                let found = find_rule(&placement, address, |id| &pool[&id]);
+                prop_assert_eq!(found, linear(&table, address), "{:#x}", address);
+                prop_assert_eq!(found, table.rule_at(address));
+            }
+        }
+    }
+
+    /// The numbers of rows at which another level begins.
+    #[test]
+    fn levels() {
+        let full = INDEX_FANOUT * LEAF_ROWS;
+        for (rows, depth) in [
+            (1, 0),
+            (LEAF_ROWS, 0),
+            (LEAF_ROWS + 1, 1),
+            (full, 1),
+            (full + 1, 2),
+        ] {
+            let table = table((0..rows).map(|n| (1, 2 + (n % 2) as u16)));
+            assert_eq!(table.len(), rows);
+            let (placement, pool) = placed(&table);
+            assert_eq!(placement.depth, depth, "{rows} rows");
+            for address in (0..rows as u32).step_by(251).chain([rows as u32 - 1]) {
+                let found = find_rule(&placement, address, |id| &pool[&id]);
+                assert_eq!(found, table.rule_at(address), "{rows} rows, {address}");
+            }
+        }
+    }
+
+    /// A row far behind the one before begins a leaf of its own.
+    #[test]
+    fn leaves_end_where_offsets_do() {
+        let table = table([(0x1_0000, 2), (0xffff, 3), (1, 4), (0x1000_0000, 5), (1, 6)]);
+        let layout = layout(&table).expect("a layout");
+        assert_eq!(layout.leaves, [0, 1, 3, 4]);
+        let (placement, pool) = placed(&table);
+        for row in table.rows() {
+            let found = find_rule(&placement, row.address, |id| &pool[&id]);
+            assert_eq!(found, table.rules()[usize::from(row.rule)]);
+        }
+    }
+
+    /// The words of a rule block are those of the contract's struct in memory, and can be read back.
+    #[test]
+    fn rules_have_the_layout_of_the_struct() {
+        let rule = Rule {
+            offset: -2,
+            aux: 0x0201,
+            kind: 3,
+            reg: 4,
+            ra: Slot(5),
+            saved: [6, 7, 8, 9, 10, 11].map(Slot),
+            padding: 0,
+        };
+        let block = rule_block(&[Rule::END, rule]);
+        assert_eq!(rule_in(&block, 0), Rule::END);
+        assert_eq!(rule_in(&block, 1), rule);
+        let bytes: Vec<u8> = block.0[4..8].iter().flat_map(|w| w.to_ne_bytes()).collect();
+        assert_eq!(bytes[..4], (-2i32).to_ne_bytes());
+        assert_eq!(bytes[std::mem::offset_of!(Rule, kind)], 3);
+        assert_eq!(bytes[std::mem::offset_of!(Rule, reg)], 4);
+        assert_eq!(bytes[std::mem::offset_of!(Rule, ra)], 5);
+        let saved = std::mem::offset_of!(Rule, saved);
+        assert_eq!(bytes[saved..saved + 6], [6, 7, 8, 9, 10, 11]);
+    }
 }
