@@ -4,7 +4,7 @@ mod common;
 
 use common::{Recording, Workshop, can_record};
 
-const MILLISECONDS: f64 = 700.0;
+const MILLISECONDS: f64 = 2000.0;
 const CHAIN: [&str; 5] = ["main", "first", "second", "third", "burn"];
 
 fn check(name: &str, flags: &[&str]) {
