@@ -10,7 +10,7 @@ use aya_ebpf::{
 use agent_ebpf::{
     counters::COUNTERS,
     limits::{
-        CACHED_RULES, MAX_PROCESSES, MAX_SEGMENTS, MAX_TARGET_NAMES, MAX_TARGETS, RING_BYTES,
+        CACHED_RULES, MAX_PROCESSES, MAX_SEGMENTS, MAX_TARGET_NAMES, MAX_TARGETS, MIN_RING_BYTES,
         SEGMENT_BLOCKS,
     },
     table::{Block, Space},
@@ -21,9 +21,9 @@ use crate::{
     walk::{CachedRule, Walk},
 };
 
-/// Samples and stack copies on their way to the agent.
+/// Samples and stack copies on their way to the agent, which sets its size.
 #[map]
-pub static RING: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
+pub static RING: RingBuf = RingBuf::with_byte_size(MIN_RING_BYTES, 0);
 
 /// One slot a [`agent_ebpf::counters::Counter`].
 #[map]
@@ -33,9 +33,10 @@ pub static COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS, 0)
 #[map]
 pub static WALK: PerCpuArray<Walk> = PerCpuArray::with_max_entries(1, 0);
 
-/// The stack copy being built.
+/// The stack copy that each CPU is building (too large for a per-CPU map). The agent sets the number
+/// of CPUs.
 #[map]
-pub static STACK_COPY: PerCpuArray<StackCopy> = PerCpuArray::with_max_entries(1, 0);
+pub static STACK_COPY: Array<StackCopy> = Array::with_max_entries(1, 0);
 
 /// When this CPU ticked last.
 #[map]
