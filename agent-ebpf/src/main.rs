@@ -1,8 +1,53 @@
-//! The programs in the kernel.
+//! The programs in the kernel: entry points of a few lines. What they do is in the modules beside
+//! this file; what they share with the agent is in the library of this crate.
 #![no_std]
 #![no_main]
+#![expect(
+    missing_docs,
+    reason = "the entry points' macros make undocumented functions"
+)]
+
+mod counting;
+mod filter;
+mod lifecycle;
+mod maps;
+mod registers;
+mod sampling;
+mod walk;
+
+use aya_ebpf::{
+    macros::{perf_event, raw_tracepoint},
+    programs::{PerfEventContext, RawTracePointContext},
+};
+
+/// A tick of the sampling clock on this CPU.
+#[perf_event]
+pub fn flamestorm_sample(ctx: PerfEventContext) -> u32 {
+    sampling::tick(&ctx);
+    0
+}
+
+/// A task was forked; runs in the parent. `TP_PROTO(task_struct *parent, task_struct *child)`.
+#[raw_tracepoint(tracepoint = "sched_process_fork")]
+pub fn flamestorm_fork(ctx: RawTracePointContext) -> i32 {
+    lifecycle::fork(&ctx, ctx.arg(0), ctx.arg(1));
+    0
+}
+
+/// A task is ending; runs in it. `TP_PROTO(task_struct *task, …)`.
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub fn flamestorm_exit(ctx: RawTracePointContext) -> i32 {
+    lifecycle::exit(ctx.arg(0));
+    0
+}
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo) -> ! {
     loop {}
 }
+
+// `bpf_loop`, `bpf_task_pt_regs` and the ring buffer are for programs under a licence compatible
+// with the kernel's.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

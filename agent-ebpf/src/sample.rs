@@ -6,8 +6,9 @@
 //! told by [`SIGNAL_FRAME_BIT`].
 //!
 //! A sample that the kernel could not unwind to its end is preceded, from the same CPU and with the
-//! same `time`, by a [`StackCopyHeader`] and `stack_bytes` bytes of user stack starting at its
-//! registers' stack pointer: user space goes on from there.
+//! same `time`, by a [`StackCopyHeader`] and `stack_bytes` bytes of user stack: user space goes on from
+//! there. The copy starts at the registers' stack pointer rounded down to
+//! [`crate::limits::STACK_CHUNK`].
 
 use crate::unwind::Registers;
 
@@ -127,6 +128,9 @@ pub struct SampleHeader {
     pub cpu: u32,
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub time: u64,
+    /// Which address space the process had (the kernel's `mm` pointer: an identity, never followed).
+    /// An exec changes it, so tables of the program before are never applied.
+    pub mm: u64,
     /// Name of the thread, ended by NUL.
     pub comm: [u8; 16],
     /// Words of kernel stack that follow.
@@ -141,7 +145,7 @@ pub struct SampleHeader {
     pub padding: [u8; 6],
 }
 
-const _: () = assert!(size_of::<SampleHeader>() == 56);
+const _: () = assert!(size_of::<SampleHeader>() == 64);
 
 /// Start of a stack copy record.
 #[derive(Clone, Copy, Debug)]
@@ -149,7 +153,8 @@ const _: () = assert!(size_of::<SampleHeader>() == 56);
 pub struct StackCopyHeader {
     /// [`KIND_STACK_COPY`].
     pub kind: u32,
-    /// Bytes of stack that follow, from `registers.sp()` upwards.
+    /// Bytes of stack that follow, from `registers.sp()` rounded down to
+    /// [`crate::limits::STACK_CHUNK`].
     pub stack_bytes: u32,
     /// Logical CPU.
     pub cpu: u32,

@@ -167,11 +167,12 @@ impl Rule {
         Rule::bare(CfaKind::Unsupported, reason as u8)
     }
 
-    /// CFA = rbp + 16, return address and rbp in their usual places: what code with a frame pointer
-    /// follows.
+    /// CFA = rbp + 16, return address and rbp in their usual places: for code that has no unwind
+    /// tables and may keep a frame pointer. It is a guess, told apart by `aux` = 1, which a register
+    /// rule does not use.
     pub const FRAME_POINTER: Rule = Rule {
         offset: 16,
-        aux: 0,
+        aux: 1,
         kind: CfaKind::Register as u8,
         reg: reg::RBP,
         ra: Slot::below_cfa(1),
@@ -185,6 +186,14 @@ impl Rule {
         ],
         padding: 0,
     };
+}
+
+impl Rule {
+    /// Whether this is [`Rule::FRAME_POINTER`].
+    #[inline(always)]
+    pub const fn is_guess(&self) -> bool {
+        self.kind == CfaKind::Register as u8 && self.aux == 1
+    }
 }
 
 /// Words that one read below the CFA brings: the return address and the six saved registers.

@@ -2,3 +2,14 @@
 //!
 //! Data flows one way, `kernel` → `profile` → `symbolize` → `encode`; the control plane,
 //! `process` → `unwind` → `kernel`, is known to the session alone. See ARCHITECTURE.md.
+
+pub mod doctor;
+pub mod encode;
+pub mod kernel;
+pub mod object;
+pub mod process;
+pub mod profile;
+pub mod report;
+pub mod session;
+pub mod symbolize;
+pub mod unwind;

@@ -1,3 +1,237 @@
-//! The command line of flamestorm.
+//! flamestorm: parses, resolves, runs.
 
-fn main() {}
+mod cli;
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    process::ExitCode,
+    sync::{Arc, atomic::AtomicUsize},
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Parser as _;
+
+use flamestorm::{
+    doctor, kernel,
+    profile::ResolvedProfile,
+    report::{self, Outputs, Style, Summary, WriteReport},
+    session::{self, Recording, UnwindEntries},
+    symbolize,
+};
+
+use cli::{Cli, Command, SummaryForm};
+
+/// Exit status when something failed.
+const FAILED: u8 = 1;
+/// Exit status for a wrong call, as clap gives it.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let started = session::now();
+    return_large_allocations();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    let cli = Cli::parse();
+    let result = match &cli.command {
+        Command::Record(arguments) => record(arguments, started),
+        Command::Report(arguments) => report(arguments),
+        Command::Doctor(arguments) => {
+            doctor::run(arguments.json).context("cannot write to standard output")
+        }
+    };
+    match result {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("flamestorm: {error:#}");
+            if error.chain().any(|cause| cause.is::<kernel::Error>()) {
+                eprintln!("{}", hint());
+            }
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// Makes every allocation of 128 KiB and more a mapping of its own, which goes back to the kernel when
+/// it is freed. By default glibc raises that limit with the first large block that is freed (the
+/// kernel's type information, 5 MB), and what comes after stays in the heap for good.
+fn return_large_allocations() {
+    // SAFETY: sets a parameter of the allocator, before there is another thread.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 128 * 1024) };
+}
+
+/// What to do when the kernel refuses.
+fn hint() -> &'static str {
+    // SAFETY: a query without side effects.
+    if unsafe { libc::geteuid() } == 0 {
+        "`flamestorm doctor` tells what this machine lacks and how to mend it."
+    } else {
+        "Recording needs root: try it with sudo. `flamestorm doctor` tells what else is missing."
+    }
+}
+
+fn record(arguments: &cli::Record, started: u64) -> Result<u8> {
+    let config = match arguments.config(started) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("flamestorm: {error}");
+            return Ok(USAGE);
+        }
+    };
+    let outputs = Outputs::parse(&arguments.outputs())?;
+    check_streams(&outputs, arguments.summary)?;
+    outputs.preflight()?;
+    let signal = Arc::new(AtomicUsize::new(0));
+    for number in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        signal_hook::flag::register_usize(number, Arc::clone(&signal), number as usize)
+            .context("cannot handle signals")?;
+    }
+    let mut status = StatusLine::new();
+    let until = match (config.duration, config.command.is_empty()) {
+        (Some(duration), _) => format!("for {}", humantime::format_duration(duration)),
+        (None, true) => "until Ctrl-C".to_owned(),
+        (None, false) => "until it ends".to_owned(),
+    };
+    let target = config.target();
+    status.say(&format!(
+        "recording {target} at {} Hz {until}",
+        config.frequency
+    ));
+    let recording = session::record(&config, &signal, |progress| {
+        let elapsed = progress.elapsed.as_secs();
+        status.update(&format!("{elapsed} s, {} samples", progress.samples));
+    })?;
+    status.clear();
+    let command_status = recording.command_status.unwrap_or(0);
+    let profile = symbolize(recording, &mut status);
+    let written = outputs.write(&profile);
+    status.clear();
+    let told = tell(&profile, &written, arguments.summary, outputs.uses_stdout())?;
+    Ok(if told == 0 { command_status } else { told })
+}
+
+/// Names every frame, and completes the figures of the recording with what that cost.
+fn symbolize(recording: Recording, status: &mut StatusLine) -> ResolvedProfile {
+    let Recording {
+        window,
+        meta,
+        runtime,
+        ..
+    } = recording;
+    let before = session::cpu_seconds();
+    let options = symbolize::Options {
+        function_starts: &UnwindEntries,
+        ..symbolize::Options::default()
+    };
+    let mut profile = symbolize::resolve(window, &options, meta, |progress| {
+        let (done, modules) = (progress.done, progress.modules);
+        status.update(&format!(
+            "naming functions: {done} of {modules} files {}",
+            progress.module
+        ));
+    });
+    let notes = std::mem::take(&mut profile.runtime.notes);
+    profile.runtime = runtime;
+    for note in notes {
+        profile.runtime.note(note);
+    }
+    profile.runtime.agent.cpu_seconds.symbolising = session::cpu_seconds() - before;
+    profile.runtime.agent.max_rss_bytes.peak = session::max_rss_bytes();
+    profile
+}
+
+fn report(arguments: &cli::Report) -> Result<u8> {
+    let outputs = Outputs::parse(&arguments.output)?;
+    check_streams(&outputs, arguments.summary)?;
+    outputs.preflight()?;
+    let loaded = report::load(&arguments.file)?;
+    let profile = report::filter(&loaded, &arguments.filter)
+        .with_context(|| arguments.file.display().to_string())?;
+    let written = outputs.write(&profile);
+    tell(&profile, &written, arguments.summary, outputs.uses_stdout())
+}
+
+/// Standard output can carry one thing.
+fn check_streams(outputs: &Outputs, form: SummaryForm) -> Result<()> {
+    if outputs.uses_stdout() && form == SummaryForm::Json {
+        bail!(
+            "--output - and --summary json both want standard output: give the folded stacks a file name"
+        );
+    }
+    Ok(())
+}
+
+/// Tells what was found, and the status to end with.
+fn tell(
+    profile: &ResolvedProfile,
+    written: &WriteReport,
+    form: SummaryForm,
+    stdout_taken: bool,
+) -> Result<u8> {
+    let mut summary = Summary::of(profile);
+    summary.files = written.files();
+    let stdout = std::io::stdout();
+    let told = match form {
+        SummaryForm::Json => {
+            let json = serde_json::to_string(&summary)?;
+            writeln!(stdout.lock(), "{json}")
+        }
+        SummaryForm::Text if stdout_taken => {
+            let style = Style::detect(&std::io::stderr());
+            write!(
+                std::io::stderr().lock(),
+                "{}",
+                report::table(profile, &summary, style)
+            )
+        }
+        SummaryForm::Text => {
+            let style = Style::detect(&stdout);
+            write!(stdout.lock(), "{}", report::table(profile, &summary, style))
+        }
+    };
+    match told {
+        // The reader has seen enough (`| head`).
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+        told => told.context("cannot write the summary")?,
+    }
+    for error in &written.errors {
+        eprintln!("flamestorm: {error}");
+    }
+    if let Some(rescued) = &written.rescued {
+        eprintln!(
+            "flamestorm: the recording was saved as {}",
+            rescued.path.display()
+        );
+    }
+    Ok(if written.errors.is_empty() { 0 } else { FAILED })
+}
+
+/// One line on standard error that says how far things are; only the first where that is no terminal.
+struct StatusLine {
+    terminal: bool,
+}
+
+impl StatusLine {
+    fn new() -> StatusLine {
+        StatusLine {
+            terminal: std::io::stderr().is_terminal(),
+        }
+    }
+
+    /// A line that stays.
+    fn say(&mut self, text: &str) {
+        self.clear();
+        eprintln!("flamestorm: {text}");
+    }
+
+    /// Replaces the line that does not stay.
+    fn update(&mut self, text: &str) {
+        if self.terminal {
+            eprint!("\r\x1b[K{text}");
+        }
+    }
+
+    fn clear(&mut self) {
+        if self.terminal {
+            eprint!("\r\x1b[K");
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Processes as they come and go, without a delay: a child's tables are its parent's from its first
+//! instruction. (An exec needs nothing here: it changes the address space, and the tables of the old
+//! one are then not used, see `Space::mm`.)
+
+use core::ffi::c_void;
+
+use agent_ebpf::{counters::Counter, table::Space};
+use aya_ebpf::{
+    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel},
+    programs::RawTracePointContext,
+};
+use aya_log_ebpf::warn;
+
+use crate::{
+    counting, filter,
+    maps::{PROCESSES, SIGNAL_LIVE, TARGETS, TASK_MM, TASK_SIGNAL, TASK_TGID},
+};
+
+/// Reads a field of a kernel object.
+///
+/// # Safety
+/// `base + offset` must be meant to be a `T`; a bad address only makes the read fail.
+#[inline(always)]
+pub unsafe fn field<T>(base: *const c_void, offset: u32) -> Option<T> {
+    let address = base.cast::<u8>().wrapping_add(offset as usize).cast::<T>();
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_kernel(address) }.ok()
+}
+
+/// The child inherits the parent's tables, and its selection.
+#[inline(always)]
+pub fn fork(ctx: &RawTracePointContext, parent: *const c_void, child: *const c_void) {
+    // SAFETY: both arguments are task_structs, and the offset comes from the kernel's own BTF.
+    let fields = unsafe {
+        (
+            field::<u32>(parent, TASK_TGID.load()),
+            field::<u32>(child, TASK_TGID.load()),
+            field::<u64>(parent, TASK_MM.load()),
+            field::<u64>(child, TASK_MM.load()),
+        )
+    };
+    let (Some(parent), Some(child), Some(parent_mm), Some(mm)) = fields else {
+        return;
+    };
+    if parent == child {
+        return; // a thread
+    }
+    // SAFETY: the value is copied at once; a torn one would need the parent to exec while it forks.
+    let space = unsafe { PROCESSES.get(parent) }.copied();
+    // The parent's entry may be of the program that it ran before an exec; one that was made without
+    // a sample has no identity to compare.
+    if let Some(space) = space.filter(|space| space.mm == parent_mm || space.mm == 0)
+        && PROCESSES.insert(child, Space { mm, ..space }, 0).is_err()
+    {
+        counting::one(Counter::ProcessMapFull);
+    }
+    if filter::active() && TARGETS.get_ptr(parent).is_some() && TARGETS.insert(child, 1, 0).is_err()
+    {
+        warn!(
+            ctx,
+            "more selected processes than the map holds: pid {} is not recorded", child
+        );
+    }
+}
+
+/// Forgets a process when its last thread ends, so that its pid can be used again.
+#[inline(always)]
+pub fn exit(task: *const c_void) {
+    // SAFETY: the argument is a task_struct; the offsets come from the kernel's own BTF. `live` is
+    // counted down before this tracepoint (kernel/exit.c, do_exit).
+    let live: Option<i32> = unsafe {
+        field::<*const c_void>(task, TASK_SIGNAL.load())
+            .and_then(|signal| field(signal, SIGNAL_LIVE.load()))
+    };
+    if live.unwrap_or(0) > 0 {
+        return;
+    }
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let _ = PROCESSES.remove(pid);
+    if filter::active() {
+        let _ = TARGETS.remove(pid);
+    }
+}

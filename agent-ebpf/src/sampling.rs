@@ -1,0 +1,257 @@
+//! A tick of the sampling clock: account for it, take the stacks, send them.
+
+use agent_ebpf::{
+    counters::Counter,
+    limits::{MAX_STACK_COPY, STACK_CHUNK, STACK_COPIES_PER_SECOND},
+    sample::{KIND_SAMPLE, KIND_STACK_COPY, Outcome, StackCopyHeader},
+};
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    helpers::{
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_get_stack,
+        bpf_ktime_get_ns, bpf_loop, bpf_probe_read_user_buf, bpf_ringbuf_output,
+    },
+    programs::PerfEventContext,
+};
+
+use crate::{
+    counting, filter,
+    maps::{CLOCK, PERIOD_NS, RING, STACK_COPY, WALK},
+    registers,
+    walk::{self, KERNEL_STACK_BYTES, Walk, bounded},
+};
+
+const SECOND: u64 = 1_000_000_000;
+
+/// A CPU's own time keeping.
+#[repr(C)]
+pub struct Clock {
+    /// Tick before this one, nanoseconds; 0 before the first.
+    last_tick: u64,
+    /// Start of the second in which `copies` were sent.
+    window: u64,
+    /// Stack copies sent in that second.
+    copies: u64,
+}
+
+/// A stack copy being built.
+#[repr(C)]
+pub struct StackCopy {
+    header: StackCopyHeader,
+    bytes: [u8; MAX_STACK_COPY],
+}
+
+/// One tick.
+#[inline(always)]
+pub fn tick(ctx: &PerfEventContext) {
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    counting::one(Counter::Ticks);
+    count_missed(now);
+    let ids = bpf_get_current_pid_tgid();
+    let (pid, tid) = ((ids >> 32) as u32, ids as u32);
+    if tid == 0 {
+        return counting::one(Counter::Idle);
+    }
+    if filter::active() && !filter::selects_current(pid) {
+        return counting::one(Counter::Filtered);
+    }
+    let Some(walk) = WALK.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: this CPU's only user of its slot is this program, which cannot interrupt itself.
+    let walk = unsafe { &mut *walk };
+    walk.header.kind = KIND_SAMPLE;
+    walk.header.pid = pid;
+    walk.header.tid = tid;
+    // SAFETY: the helper has no preconditions.
+    walk.header.cpu = unsafe { bpf_get_smp_processor_id() };
+    walk.header.time = now;
+    walk.header.mm = walk::current_mm();
+    walk.header.comm = bpf_get_current_comm().unwrap_or_default();
+    take_stacks(ctx, walk);
+    if Outcome::is_continuable(walk::outcome(walk)) {
+        walk.header.has_stack_copy = send_stack_copy(walk, now) as u8;
+    }
+    send_sample(walk);
+    // SAFETY: the helper has no preconditions.
+    let end = unsafe { bpf_ktime_get_ns() };
+    counting::add(Counter::SampleNanos, end.wrapping_sub(now));
+}
+
+/// Counts the ticks that should have come between the last one and now.
+#[inline(always)]
+fn count_missed(now: u64) {
+    let Some(clock) = CLOCK.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: see `tick`.
+    let clock = unsafe { &mut *clock };
+    let (last, period) = (clock.last_tick, PERIOD_NS.load());
+    clock.last_tick = now;
+    let gap = now.wrapping_sub(last);
+    if last != 0 && period != 0 && gap > period + period / 2 {
+        counting::add(Counter::MissedTicks, (gap + period / 2) / period - 1);
+    }
+}
+
+/// Kernel stack if the tick fell into the kernel, then the user stack.
+#[inline(always)]
+fn take_stacks(ctx: &PerfEventContext, walk: &mut Walk) {
+    walk.header.kernel_frames = 0;
+    walk.header.user_frames = 0;
+    walk.header.has_stack_copy = 0;
+    let has_user_stack = if registers::in_user_mode(ctx) {
+        registers::from_context(ctx, &mut walk.cursor.regs);
+        true
+    } else {
+        // SAFETY: the buffer is as large as the size says.
+        let bytes = unsafe {
+            bpf_get_stack(
+                ctx.as_ptr(),
+                walk.frames.as_mut_ptr().cast(),
+                KERNEL_STACK_BYTES,
+                0,
+            )
+        };
+        if bytes > 0 {
+            walk.header.kernel_frames = bytes as u32 / 8;
+        }
+        registers::from_kernel_entry(&mut walk.cursor.regs)
+    };
+    // A task without an address space (a kernel thread, or one that has just given its own up on its
+    // way out) has no user stack.
+    if has_user_stack && walk.header.mm != 0 {
+        walk::user_stack(walk);
+    } else {
+        walk.header.outcome = Outcome::KernelOnly as u8;
+    }
+}
+
+/// Sends the registers at which the walk stopped and the stack above them, for user space to go on.
+/// The frame at which it stopped is taken out of the sample: user space names it again.
+#[inline(always)]
+fn send_stack_copy(walk: &mut Walk, now: u64) -> bool {
+    if !within_budget(now) {
+        counting::one(Counter::StackCopyBudget);
+        return false;
+    }
+    let Some(copy) = STACK_COPY.get_ptr_mut(walk.header.cpu) else {
+        return false;
+    };
+    // SAFETY: see `tick`.
+    let copy = unsafe { &mut *copy };
+    copy.header.kind = KIND_STACK_COPY;
+    copy.header.cpu = walk.header.cpu;
+    copy.header.exact_ip = walk.cursor.exact_ip as u32;
+    copy.header.time = now;
+    copy.header.registers = walk.cursor.regs;
+    copy.header.stack_bytes = 0;
+    // SAFETY: `copy_chunk` has the signature that the helper calls.
+    unsafe {
+        bpf_loop(
+            (MAX_STACK_COPY / STACK_CHUNK) as u32,
+            copy_chunk as *mut core::ffi::c_void,
+            core::ptr::null_mut(),
+            0,
+        )
+    };
+    let bytes = copy.header.stack_bytes as usize;
+    if bytes > MAX_STACK_COPY {
+        return false;
+    }
+    // The sample that follows wakes the agent.
+    if !send(copy, size_of::<StackCopyHeader>() + bytes, BPF_RB_NO_WAKEUP) {
+        counting::one(Counter::StackCopyRingFull);
+        return false;
+    }
+    counting::one(Counter::StackCopies);
+    if walk.header.user_frames > 0 {
+        walk.header.user_frames -= 1;
+    }
+    true
+}
+
+/// Copies one chunk of the user stack. A page in which nothing was ever stored cannot be read here, and
+/// comes out as zeros (bpf_probe_read_user clears what it cannot read): no caller is in it. The copy
+/// ends with the last page that could be read.
+extern "C" fn copy_chunk(index: u32, _: *mut core::ffi::c_void) -> i64 {
+    // SAFETY: the helper has no preconditions.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let Some(copy) = STACK_COPY.get_ptr_mut(cpu) else {
+        return 1;
+    };
+    // SAFETY: see `tick`.
+    let copy = unsafe { &mut *copy };
+    let Some(at) = bounded(index as usize * STACK_CHUNK, MAX_STACK_COPY - STACK_CHUNK) else {
+        return 1;
+    };
+    // A chunk is a page.
+    let sp = copy.header.registers.sp();
+    let skew = sp % STACK_CHUNK as u64;
+    let source = (sp - skew).wrapping_add(at as u64);
+    // SAFETY: `at + STACK_CHUNK` lies within the buffer; the source is checked by the helper.
+    let chunk =
+        unsafe { core::slice::from_raw_parts_mut(copy.bytes.as_mut_ptr().add(at), STACK_CHUNK) };
+    // SAFETY: as above.
+    if unsafe { bpf_probe_read_user_buf(source as *const u8, chunk) }.is_ok() {
+        copy.header.stack_bytes = (at + STACK_CHUNK) as u32;
+    }
+    0
+}
+
+/// Whether this CPU may send another stack copy in this second.
+#[inline(always)]
+fn within_budget(now: u64) -> bool {
+    let Some(clock) = CLOCK.get_ptr_mut(0) else {
+        return false;
+    };
+    // SAFETY: see `tick`.
+    let clock = unsafe { &mut *clock };
+    if now.wrapping_sub(clock.window) > SECOND {
+        clock.window = now;
+        clock.copies = 0;
+    }
+    clock.copies += 1;
+    clock.copies <= u64::from(STACK_COPIES_PER_SECOND)
+}
+
+/// Sends the header and exactly the frames there are.
+#[inline(always)]
+fn send_sample(walk: &mut Walk) {
+    let frames = (walk.header.kernel_frames + walk.header.user_frames) as usize;
+    if frames > walk::FRAMES {
+        return;
+    }
+    counting::add(Counter::UserFrames, walk.header.user_frames as u64);
+    // The agent polls: waking it for each sample would cost more than the sample. But what the kernel
+    // does not know it should learn before the next tick.
+    let wakeup = if walk.header.has_stack_copy != 0 {
+        BPF_RB_FORCE_WAKEUP
+    } else {
+        BPF_RB_NO_WAKEUP
+    };
+    if send(walk, walk::FRAMES_OFFSET + frames * 8, wakeup) {
+        counting::one(Counter::Sampled);
+    } else {
+        counting::one(Counter::RingFull);
+    }
+}
+
+/// Appends the first `bytes` of `record` to the ring buffer.
+#[inline(always)]
+fn send<T>(record: &mut T, bytes: usize, wakeup: u32) -> bool {
+    let Some(bytes) = bounded(bytes, size_of::<T>()) else {
+        return false;
+    };
+    // SAFETY: `bytes` lie within the record.
+    unsafe {
+        bpf_ringbuf_output(
+            (&raw const RING).cast_mut().cast(),
+            (&raw mut *record).cast(),
+            bytes as u64,
+            wakeup as u64,
+        ) == 0
+    }
+}

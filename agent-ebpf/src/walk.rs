@@ -1,0 +1,285 @@
+//! The walk up the user stack: one frame a `bpf_loop` callback, its state in a map value.
+
+use core::ffi::c_void;
+
+use agent_ebpf::{
+    limits::{CACHED_RULES, MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SEGMENT_BLOCKS},
+    sample::{Outcome, SIGNAL_FRAME_BIT, SampleHeader},
+    table::{
+        Block, BlockId, IndexEntry, Mapping, MappingKind, RULES_PER_BLOCK, Space, SpaceIndex,
+        SpaceLeaf, row_rule, search_index, search_rows, search_space_index, search_space_leaf,
+        tree_depth, tree_kind, tree_root,
+    },
+    unwind::{Cursor, Rule, Step, step},
+};
+use aya_ebpf::helpers::{bpf_get_current_task, bpf_loop, generated::bpf_probe_read_user};
+
+use crate::{
+    lifecycle::field,
+    maps::{CACHE, GENERATION, PROCESSES, SEGMENTS, TASK_FLAGS, TASK_MM, WALK},
+};
+
+/// Frames of a sample, kernel's and user's.
+pub const FRAMES: usize = (MAX_KERNEL_FRAMES + MAX_USER_FRAMES) as usize;
+
+/// Bytes offered for the kernel stack.
+pub const KERNEL_STACK_BYTES: u32 = MAX_KERNEL_FRAMES * 8;
+
+/// Where the frames of a sample begin.
+pub const FRAMES_OFFSET: usize = core::mem::offset_of!(Walk, frames);
+
+/// `PF_EXITING` of `task_struct.flags` (Linux, include/linux/sched.h).
+const PF_EXITING: u32 = 0x4;
+
+/// The record being built and, behind it, the state of the walk.
+#[repr(C)]
+pub struct Walk {
+    /// Start of the record.
+    pub header: SampleHeader,
+    /// Kernel frames and then user frames.
+    pub frames: [u64; FRAMES],
+    /// Registers of the current frame.
+    pub cursor: Cursor,
+    space: Space,
+    /// The mapping of the last frame: the next is nearly always in the same.
+    mapping: Mapping,
+    frame_pointers: u32,
+    generation: u32,
+}
+
+const _: () = assert!(FRAMES_OFFSET == size_of::<SampleHeader>());
+
+/// A rule that was found before.
+#[repr(C)]
+pub struct CachedRule {
+    /// The address that was looked up.
+    ip: u64,
+    /// The address space in which.
+    root: BlockId,
+    /// Its [`GENERATION`]; 0 is none.
+    generation: u32,
+    rule: Rule,
+}
+
+/// `value` if it is at most `limit`, in a form that the verifier sees: the bound is checked on the very
+/// register that is used. Without the black box the compiler proves the bound earlier, on another
+/// register or on 32 of its bits, and drops it here.
+#[inline(always)]
+pub fn bounded(value: usize, limit: usize) -> Option<usize> {
+    let value = core::hint::black_box(value);
+    (value <= limit).then_some(value)
+}
+
+/// The outcome so far.
+#[inline(always)]
+pub fn outcome(walk: &Walk) -> Outcome {
+    Outcome::from_u8(walk.header.outcome).unwrap_or(Outcome::KernelOnly)
+}
+
+/// Walks from `walk.cursor.regs` to the end of the stack.
+#[inline(always)]
+pub fn user_stack(walk: &mut Walk) {
+    walk.cursor.exact_ip = 1;
+    walk.frame_pointers = 0;
+    walk.mapping.start = 0;
+    walk.mapping.end = 0;
+    // SAFETY: the value is copied at once.
+    let space = unsafe { PROCESSES.get(walk.header.pid) };
+    match space {
+        Some(space) if space.mm == walk.header.mm => walk.space = *space,
+        _ => {
+            walk.header.outcome = Outcome::UnknownProcess as u8;
+            return;
+        }
+    }
+    walk.generation = GENERATION.get(0).copied().unwrap_or(0).wrapping_add(1);
+    walk.header.outcome = Outcome::TooDeep as u8;
+    // SAFETY: `frame` has the signature that the helper calls.
+    unsafe {
+        bpf_loop(
+            MAX_USER_FRAMES,
+            frame as *mut c_void,
+            core::ptr::null_mut(),
+            0,
+        )
+    };
+}
+
+/// One frame: note its address, find its rule, step to its caller. 1 ends the loop.
+extern "C" fn frame(index: u32, _: *mut c_void) -> i64 {
+    let Some(walk) = WALK.get_ptr_mut(0) else {
+        return 1;
+    };
+    // SAFETY: this CPU's only user of its slot is this program.
+    let walk = unsafe { &mut *walk };
+    let at = walk.header.kernel_frames as usize + index as usize;
+    let Some(at) = bounded(at, FRAMES - 1) else {
+        return 1;
+    };
+    let interrupted = (walk.cursor.exact_ip != 0 && index != 0) as u64;
+    walk.frames[at] = walk.cursor.regs.ip | interrupted * SIGNAL_FRAME_BIT;
+    walk.header.user_frames = index + 1;
+    match next(walk) {
+        None => 0,
+        Some(outcome) => {
+            walk.header.outcome = outcome as u8;
+            1
+        }
+    }
+}
+
+/// Steps to the caller; `Some` when the walk is over.
+#[inline(always)]
+fn next(walk: &mut Walk) -> Option<Outcome> {
+    let ip = walk.cursor.lookup_ip();
+    let Some(cached) = CACHE.get_ptr_mut(cache_slot(walk, ip)) else {
+        return Some(Outcome::TablesPending);
+    };
+    // SAFETY: the slot belongs to this CPU, and this program is its only user.
+    let cached = unsafe { &mut *cached };
+    let hit =
+        cached.ip == ip && cached.root == walk.space.root && cached.generation == walk.generation;
+    if !hit {
+        cached.rule = match find_rule(walk, ip) {
+            Ok(rule) => *rule,
+            Err(outcome) => return Some(outcome),
+        };
+        cached.ip = ip;
+        cached.root = walk.space.root;
+        cached.generation = walk.generation;
+    }
+    let guess = cached.rule.is_guess();
+    if guess {
+        walk.frame_pointers = 1;
+        // The psABI marks the deepest frame so.
+        if walk.cursor.regs.fp() == 0 {
+            return Some(Outcome::CompleteByFramePointer);
+        }
+    }
+    match step(&mut walk.cursor, &cached.rule, read_user) {
+        Step::Caller => None,
+        Step::End if walk.frame_pointers != 0 => Some(Outcome::CompleteByFramePointer),
+        Step::End => Some(Outcome::Complete),
+        Step::NotCovered => Some(Outcome::NotCovered),
+        Step::Unsupported => Some(Outcome::UnsupportedRule),
+        Step::Unreadable if is_exiting() => Some(Outcome::KernelOnly),
+        Step::Unreadable | Step::NoProgress if guess => Some(Outcome::BrokenFramePointer),
+        Step::Unreadable => Some(Outcome::UnreadableStack),
+        Step::NoProgress => Some(Outcome::NoProgress),
+    }
+}
+
+/// Where this CPU remembers the rule of an address.
+#[inline(always)]
+fn cache_slot(walk: &Walk, ip: u64) -> u32 {
+    // Fibonacci hashing: the upper bits of the product depend on all bits of the key.
+    let key = ip ^ u64::from(walk.space.root) << 32;
+    let hash = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - CACHED_RULES.ilog2());
+    walk.header.cpu * CACHED_RULES + hash as u32
+}
+
+/// Finds the rule for `ip`: first its mapping, then the row in the mapping's table.
+#[inline(always)]
+fn find_rule(walk: &mut Walk, ip: u64) -> Result<&'static Rule, Outcome> {
+    if (ip < walk.mapping.start || ip >= walk.mapping.end) && !find_mapping(walk, ip) {
+        return Err(Outcome::UnknownMapping);
+    }
+    let kind = tree_kind(walk.mapping.tree);
+    if kind == MappingKind::FramePointer as u32 {
+        return Ok(&Rule::FRAME_POINTER);
+    }
+    if kind == MappingKind::Table as u32
+        && let Some(rule) = find_row(&walk.mapping, ip)
+    {
+        return Ok(rule);
+    }
+    Err(Outcome::TablesPending)
+}
+
+/// Finds the mapping of `ip` and remembers it.
+#[inline(always)]
+fn find_mapping(walk: &mut Walk, ip: u64) -> bool {
+    let mut root = walk.space.root;
+    if walk.space.depth != 0 {
+        let Some(index) = block::<SpaceIndex>(root) else {
+            return false;
+        };
+        root = search_space_index(index, ip);
+    }
+    let Some(leaf) = block::<SpaceLeaf>(root) else {
+        return false;
+    };
+    let Some(mapping) = search_space_leaf(leaf, ip) else {
+        return false;
+    };
+    walk.mapping = mapping;
+    true
+}
+
+/// Finds the rule for `ip` in its mapping's table. `None`: a block is missing.
+#[inline(always)]
+fn find_row(mapping: &Mapping, ip: u64) -> Option<&'static Rule> {
+    let key = ip.wrapping_sub(mapping.bias);
+    if key > u64::from(u32::MAX) {
+        return Some(&Rule::INVALID);
+    }
+    let mut entry = IndexEntry {
+        child: tree_root(mapping.tree),
+        first: 0,
+    };
+    let depth = tree_depth(mapping.tree);
+    if depth > 1 {
+        entry = search_index(block::<Block>(entry.child)?, key as u32);
+    }
+    if depth > 0 {
+        entry = search_index(block::<Block>(entry.child)?, key as u32);
+    }
+    let offset = (key as u32).wrapping_sub(entry.first);
+    let rule = row_rule(search_rows(block::<Block>(entry.child)?, offset));
+    let directory = block::<Block>(mapping.rules)?;
+    let rules = directory.0[(rule as usize / RULES_PER_BLOCK) & (directory.0.len() - 1)];
+    let rules = block::<[Rule; RULES_PER_BLOCK]>(rules)?;
+    Some(&rules[rule as usize & (RULES_PER_BLOCK - 1)])
+}
+
+/// A block of the pool, seen as what the tables' layout says it holds.
+#[inline(always)]
+fn block<T>(id: BlockId) -> Option<&'static T> {
+    const { assert!(size_of::<T>() == size_of::<Block>()) };
+    let slot = id % SEGMENT_BLOCKS;
+    let block = SEGMENTS.get_value(id / SEGMENT_BLOCKS, &slot)?;
+    // SAFETY: every block type is plain data of the same size and of an alignment of at most 8, which
+    // is that of map values.
+    Some(unsafe { &*core::ptr::from_ref(block).cast::<T>() })
+}
+
+/// Reads words of user memory.
+#[inline(always)]
+fn read_user(address: u64, words: &mut [u64]) -> bool {
+    // SAFETY: the helper checks the address and writes only what was asked for.
+    unsafe {
+        bpf_probe_read_user(
+            words.as_mut_ptr().cast(),
+            size_of_val(words) as u32,
+            address as *const c_void,
+        ) == 0
+    }
+}
+
+/// Identity of the current task's address space.
+#[inline(always)]
+pub fn current_mm() -> u64 {
+    // SAFETY: the current task, and an offset from the kernel's own BTF.
+    unsafe { field(bpf_get_current_task() as *const c_void, TASK_MM.load()).unwrap_or(0) }
+}
+
+/// Whether the current task is exiting: its address space may already be gone, so it has no user
+/// stack any more.
+#[inline(always)]
+fn is_exiting() -> bool {
+    // SAFETY: the current task, and an offset from the kernel's own BTF.
+    unsafe {
+        let task = bpf_get_current_task() as *const c_void;
+        field::<u32>(task, TASK_FLAGS.load()).is_some_and(|flags| flags & PF_EXITING != 0)
+    }
+}

@@ -1,0 +1,163 @@
+//! Probes by system call: each asks the kernel for the thing itself, and gives it back at once.
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+};
+
+const BPF_MAP_CREATE: libc::c_long = 0;
+const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_ENABLE_STATS: libc::c_long = 32;
+const BPF_MAP_TYPE_RINGBUF: u32 = 27;
+const BPF_PROG_TYPE_PERF_EVENT: u32 = 7;
+const BPF_STATS_RUN_TIME: u32 = 0;
+const HELPER_LOOP: u32 = 181;
+const PERF_TYPE_SOFTWARE: u32 = 1;
+const PERF_COUNT_SW_CPU_CLOCK: u64 = 0;
+const PERF_FLAG_FD_CLOEXEC: libc::c_long = 8;
+/// Enough for what the verifier says of two instructions.
+const LOG_BYTES: usize = 4096;
+
+/// The first members of `union bpf_attr` for `BPF_MAP_CREATE`.
+#[repr(C)]
+struct MapCreate {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+}
+
+/// The first members of `union bpf_attr` for `BPF_PROG_LOAD`.
+#[repr(C)]
+struct ProgLoad {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+}
+
+/// `struct perf_event_attr` as the first kernel that had it defined it (`PERF_ATTR_SIZE_VER0`).
+#[repr(C)]
+struct PerfEventAttr {
+    kind: u32,
+    size: u32,
+    config: u64,
+    sample_period: u64,
+    sample_type: u64,
+    read_format: u64,
+    flags: u64,
+    wakeup_events: u32,
+    bp_type: u32,
+    bp_addr: u64,
+}
+
+const _: () = assert!(size_of::<PerfEventAttr>() == 64);
+
+/// A result of a system call that gives a descriptor, which is closed again by dropping it.
+fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
+    match i32::try_from(result) {
+        // SAFETY: the kernel has just opened it for us, nobody else knows it.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// `bpf(2)`.
+fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
+    // SAFETY: the kernel reads `size_of::<T>()` bytes of a live value of ours; what its members point
+    // to is alive in the callers until this returns.
+    descriptor(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_ref(attributes),
+            size_of::<T>(),
+        )
+    })
+}
+
+/// Creates the smallest ring buffer (Linux 5.8).
+pub fn ring_buffer() -> io::Result<()> {
+    // SAFETY: a query without side effects.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    let map = MapCreate {
+        map_type: BPF_MAP_TYPE_RINGBUF,
+        key_size: 0,
+        value_size: 0,
+        max_entries: u32::try_from(page).unwrap_or(4096),
+    };
+    bpf(BPF_MAP_CREATE, &map).map(drop)
+}
+
+/// Whether programs of the sampling kind may call `bpf_loop` (Linux 5.17).
+///
+/// Loads two instructions, `call bpf_loop` and `exit`, without the arguments that the helper wants.
+/// They are refused either way; a kernel that has the helper complains about the arguments.
+///
+/// # Errors
+/// The kernel does not let this process load anything, so that it cannot be told.
+pub fn has_bpf_loop() -> io::Result<bool> {
+    let instructions: [u64; 2] = [0x85 | u64::from(HELPER_LOOP) << 32, 0x95];
+    let mut log = vec![0u8; LOG_BYTES];
+    let load = ProgLoad {
+        prog_type: BPF_PROG_TYPE_PERF_EVENT,
+        insn_cnt: instructions.len() as u32,
+        insns: instructions.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        log_level: 1,
+        log_size: LOG_BYTES as u32,
+        log_buf: log.as_mut_ptr() as u64,
+    };
+    match bpf(BPF_PROG_LOAD, &load) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EACCES)) => {
+            let log = String::from_utf8_lossy(&log);
+            // The words have changed: "invalid func unknown#181", "unknown func …", and since 6.10
+            // "program of this type cannot use helper …".
+            let unknown = ["invalid func", "unknown func", "cannot use helper"];
+            Ok(!unknown.iter().any(|words| log.contains(words)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Switches the accounting of the programs' run time on for an instant (Linux 5.8).
+pub fn run_time_stats() -> io::Result<()> {
+    bpf(BPF_ENABLE_STATS, &BPF_STATS_RUN_TIME).map(drop)
+}
+
+/// Opens the sampling clock on one CPU for all processes, as recording does, and starts it.
+pub fn cpu_clock() -> io::Result<()> {
+    let attributes = PerfEventAttr {
+        kind: PERF_TYPE_SOFTWARE,
+        size: size_of::<PerfEventAttr>() as u32,
+        config: PERF_COUNT_SW_CPU_CLOCK,
+        sample_period: 1_000_000_000,
+        sample_type: 0,
+        read_format: 0,
+        flags: 0,
+        wakeup_events: 0,
+        bp_type: 0,
+        bp_addr: 0,
+    };
+    // The CPU this runs on: one that is online.
+    // SAFETY: takes no arguments.
+    let cpu = unsafe { libc::sched_getcpu() }.max(0);
+    let (all_processes, no_group): (libc::c_long, libc::c_long) = (-1, -1);
+    // SAFETY: the kernel reads `size` bytes of a live value of ours.
+    let clock = descriptor(unsafe {
+        libc::syscall(
+            libc::SYS_perf_event_open,
+            &raw const attributes,
+            all_processes,
+            libc::c_long::from(cpu),
+            no_group,
+            PERF_FLAG_FD_CLOEXEC,
+        )
+    })?;
+    debug_assert!(clock.as_raw_fd() >= 0);
+    Ok(())
+}

@@ -1,0 +1,248 @@
+//! The interactive picture, drawn by inferno.
+//!
+//! Colours say where code comes from: the kernel blue, names with `::` red, others with a symbol
+//! amber, code compiled while running green, what has no symbol pale. Within a kind the
+//! shade follows from the name, so that a function has the same colour in every picture.
+
+use inferno::flamegraph::color::{BackgroundColor, Color, PaletteMap};
+use inferno::flamegraph::{self, Options};
+
+use super::folded;
+use crate::profile::ResolvedProfile;
+
+/// Frames narrower than this share (per cent) of the picture are left out: half a pixel on a wide
+/// screen. They are in the `.folded` and the `.pb.gz`.
+const MIN_WIDTH_PERCENT: f64 = 0.03;
+
+/// Why there is no picture.
+#[derive(Debug, thiserror::Error)]
+pub enum SvgError {
+    /// The drawing library failed.
+    #[error("drawing the flame graph failed: {0}")]
+    Draw(String),
+}
+
+/// The profile as an interactive SVG, titled with host, time, frequency and sample count.
+///
+/// # Errors
+/// Those of the drawing library; none is known for profiles of this crate.
+pub fn encode(profile: &ResolvedProfile) -> Result<Vec<u8>, SvgError> {
+    let lines = folded::lines(profile);
+    if lines.values().all(|count| *count == 0) {
+        return Ok(empty(profile));
+    }
+    let mut palette = palette(profile);
+    let mut options = Options::default();
+    options.title = title(profile);
+    options.subtitle = subtitle(profile);
+    options.bgcolors = Some(BackgroundColor::Flat(Color {
+        r: 252,
+        g: 252,
+        b: 250,
+    }));
+    options.palette_map = Some(&mut palette);
+    options.min_width = MIN_WIDTH_PERCENT;
+    options.deterministic = true;
+    // `lines` is sorted, as the library demands.
+    options.no_sort = true;
+    let lines: Vec<String> = lines
+        .into_iter()
+        .map(|(stack, count)| format!("{stack} {count}"))
+        .collect();
+    let mut svg = Vec::new();
+    flamegraph::from_lines(&mut options, lines.iter().map(String::as_str), &mut svg)
+        .map_err(|error| SvgError::Draw(error.to_string()))?;
+    Ok(svg)
+}
+
+/// `flamestorm · host · 2026-01-02T03:04:05Z · 99 Hz · 1,234 samples`.
+pub fn title(profile: &ResolvedProfile) -> String {
+    let meta = &profile.meta;
+    let mut parts = vec!["flamestorm".to_owned()];
+    if !meta.host.is_empty() {
+        parts.push(meta.host.clone());
+    }
+    if meta.start_unix_ns > 0 {
+        let start = std::time::Duration::from_nanos(meta.start_unix_ns as u64);
+        let start = std::time::UNIX_EPOCH + start;
+        parts.push(humantime::format_rfc3339_seconds(start).to_string());
+    }
+    if meta.frequency_hz > 0 {
+        parts.push(format!("{} Hz", meta.frequency_hz));
+    }
+    parts.push(format!("{} samples", grouped(profile.total_count())));
+    parts.join(" · ")
+}
+
+fn subtitle(profile: &ResolvedProfile) -> Option<String> {
+    let meta = &profile.meta;
+    if meta.target.is_empty() {
+        return None;
+    }
+    let seconds = meta.duration_ns as f64 / 1e9;
+    Some(format!(
+        "{}, {seconds:.1} s on {} CPUs",
+        meta.target, meta.cpus
+    ))
+}
+
+/// `1234567` as `1,234,567`.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// A picture that says why it is empty.
+fn empty(profile: &ResolvedProfile) -> Vec<u8> {
+    let title = xml(&title(profile));
+    format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
+         <svg xmlns=\"http://www.w3.org/2000/svg\" width=\"1200\" height=\"80\">\n\
+         <text x=\"600\" y=\"30\" text-anchor=\"middle\" font-family=\"monospace\" \
+         font-size=\"17\">{title}</text>\n\
+         <text x=\"600\" y=\"58\" text-anchor=\"middle\" font-family=\"monospace\" \
+         font-size=\"12\">No samples: nothing that was recorded used a CPU.</text>\n\
+         </svg>\n"
+    )
+    .into_bytes()
+}
+
+fn xml(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+}
+
+/// Where code comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// The process's name at the root: grey.
+    Process,
+    /// The kernel: blue.
+    Kernel,
+    /// Rust and C++ (names with `::`): orange to red.
+    Namespaced,
+    /// C and everything else with a symbol: yellow to amber.
+    Plain,
+    /// Code compiled while running: green.
+    Jit,
+    /// No symbol, named by its module: pale.
+    ModuleOnly,
+}
+
+impl Kind {
+    /// Hue (from, to; degrees), saturation and lightness (per cent).
+    const fn colours(self) -> (f32, f32, f32, f32) {
+        match self {
+            Kind::Process => (220.0, 220.0, 6.0, 82.0),
+            Kind::Kernel => (202.0, 222.0, 62.0, 76.0),
+            Kind::Namespaced => (10.0, 26.0, 84.0, 71.0),
+            Kind::Plain => (34.0, 50.0, 88.0, 68.0),
+            Kind::Jit => (100.0, 140.0, 45.0, 70.0),
+            Kind::ModuleOnly => (40.0, 50.0, 30.0, 80.0),
+        }
+    }
+}
+
+fn palette(profile: &ResolvedProfile) -> PaletteMap {
+    let mut palette = PaletteMap::default();
+    for frame in profile.locations.iter().flat_map(|l| profile.frames_at(l)) {
+        let kind = if frame.mapping.is_kernel {
+            Kind::Kernel
+        } else if frame.function.is_module_only() {
+            Kind::ModuleOnly
+        } else if &*frame.mapping.name == "[jit]" {
+            Kind::Jit
+        } else if frame.function.name.contains("::") {
+            Kind::Namespaced
+        } else {
+            Kind::Plain
+        };
+        let name = folded::frame_name(&frame);
+        let colour = shade(kind, &name);
+        palette.insert(name, colour);
+    }
+    for sample in &profile.samples {
+        let name = folded::root_name(sample);
+        if palette.get(&name).is_none() {
+            let colour = shade(Kind::Process, &name);
+            palette.insert(name, colour);
+        }
+    }
+    let all = Color {
+        r: 228,
+        g: 228,
+        b: 226,
+    };
+    palette.insert("all", all);
+    palette
+}
+
+/// The colour of a name: its kind's hue and lightness, moved by the name's hash.
+fn shade(kind: Kind, name: &str) -> Color {
+    let (from, to, saturation, lightness) = kind.colours();
+    let hash = fnv(name);
+    let first = (hash & 0xffff) as f32 / 65535.0;
+    let second = (hash >> 16 & 0xffff) as f32 / 65535.0;
+    let hue = from + (to - from) * first;
+    hsl(
+        hue,
+        saturation / 100.0,
+        (lightness - 4.0 + 8.0 * second) / 100.0,
+    )
+}
+
+/// FNV-1a: the same on every machine and in every version.
+fn fnv(name: &str) -> u32 {
+    name.bytes().fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    })
+}
+
+/// CSS Color Module Level 4, "HSL to RGB".
+fn hsl(hue: f32, saturation: f32, lightness: f32) -> Color {
+    let channel = |n: f32| {
+        let k = (n + hue / 30.0) % 12.0;
+        let a = saturation * lightness.min(1.0 - lightness);
+        let value = lightness - a * (k - 3.0).min(9.0 - k).clamp(-1.0, 1.0);
+        (value * 255.0).round() as u8
+    };
+    Color {
+        r: channel(0.0),
+        g: channel(8.0),
+        b: channel(4.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped() {
+        assert_eq!(grouped(0), "0");
+        assert_eq!(grouped(999), "999");
+        assert_eq!(grouped(1_000), "1,000");
+        assert_eq!(grouped(12_345_678), "12,345,678");
+    }
+
+    /// The conversion against colours everybody knows.
+    #[test]
+    fn hsl_to_rgb() {
+        let rgb = |h, s, l| {
+            let c = hsl(h, s, l);
+            (c.r, c.g, c.b)
+        };
+        assert_eq!(rgb(0.0, 1.0, 0.5), (255, 0, 0));
+        assert_eq!(rgb(120.0, 1.0, 0.25), (0, 128, 0));
+        assert_eq!(rgb(240.0, 1.0, 0.5), (0, 0, 255));
+        assert_eq!(rgb(50.0, 0.0, 1.0), (255, 255, 255));
+    }
+}

@@ -1,0 +1,124 @@
+//! Records of the ring buffer: bytes → types. See `agent_ebpf::sample` for the layout.
+
+use agent_ebpf::{
+    limits::STACK_CHUNK,
+    sample::{KIND_SAMPLE, KIND_STACK_COPY, Outcome, SampleHeader, StackCopyHeader},
+    unwind::Registers,
+};
+
+/// A record, borrowed from the ring buffer.
+#[derive(Debug)]
+pub enum Record<'a> {
+    /// A sample.
+    Sample(Sample<'a>),
+    /// The stack that belongs to the sample which follows from the same CPU.
+    StackCopy(StackCopy<'a>),
+}
+
+/// A sample as the kernel sent it.
+#[derive(Debug)]
+pub struct Sample<'a> {
+    /// Its fixed part.
+    pub header: SampleHeader,
+    /// How the walk ended.
+    pub outcome: Outcome,
+    /// Kernel and then user frames, eight bytes each (the ring buffer aligns to eight).
+    frames: &'a [u8],
+}
+
+/// The top of a stack.
+#[derive(Clone, Debug)]
+pub struct StackCopy<'a> {
+    /// Logical CPU.
+    pub cpu: u32,
+    /// Nanoseconds, the sample's own.
+    pub time: u64,
+    /// Whether the instruction pointer is exact (else a return address).
+    pub exact_ip: bool,
+    /// The frame from which to go on.
+    pub registers: Registers,
+    /// Address of the first byte.
+    pub start: u64,
+    /// The bytes.
+    pub bytes: &'a [u8],
+}
+
+impl<'a> Record<'a> {
+    /// Reads a record; `None` for one that is no such.
+    pub fn parse(bytes: &'a [u8]) -> Option<Record<'a>> {
+        match u32::from_le_bytes(bytes.get(..4)?.try_into().ok()?) {
+            KIND_SAMPLE => {
+                let (header, frames) = split::<SampleHeader>(bytes)?;
+                let count = header.kernel_frames as usize + header.user_frames as usize;
+                Some(Record::Sample(Sample {
+                    outcome: Outcome::from_u8(header.outcome)?,
+                    frames: frames.get(..count * 8)?,
+                    header,
+                }))
+            }
+            KIND_STACK_COPY => {
+                let (header, stack) = split::<StackCopyHeader>(bytes)?;
+                Some(Record::StackCopy(StackCopy {
+                    cpu: header.cpu,
+                    time: header.time,
+                    exact_ip: header.exact_ip != 0,
+                    registers: header.registers,
+                    start: header.registers.sp() & !(STACK_CHUNK as u64 - 1),
+                    bytes: stack.get(..header.stack_bytes as usize)?,
+                }))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Sample<'_> {
+    /// Kernel frames, leaf first.
+    pub fn kernel_frames(&self) -> impl Iterator<Item = u64> + '_ {
+        words(&self.frames[..self.header.kernel_frames as usize * 8])
+    }
+
+    /// User frames, leaf first.
+    pub fn user_frames(&self) -> impl Iterator<Item = u64> + '_ {
+        words(&self.frames[self.header.kernel_frames as usize * 8..])
+    }
+}
+
+fn words(bytes: &[u8]) -> impl Iterator<Item = u64> + '_ {
+    bytes
+        .chunks_exact(8)
+        .map(|word| u64::from_le_bytes(word.try_into().expect("chunks of eight bytes")))
+}
+
+/// Types of the contract that are plain integers, for which every bit pattern is valid.
+trait Plain: Copy {}
+impl Plain for SampleHeader {}
+impl Plain for StackCopyHeader {}
+
+fn split<T: Plain>(bytes: &[u8]) -> Option<(T, &[u8])> {
+    let (head, rest) = bytes.split_at_checked(size_of::<T>())?;
+    // SAFETY: `head` has the size of `T`, for which every bit pattern is valid; the read is
+    // unaligned.
+    Some((unsafe { head.as_ptr().cast::<T>().read_unaligned() }, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A record that promises more than it holds is refused.
+    #[test]
+    fn truncated() {
+        let mut bytes = vec![0u8; size_of::<SampleHeader>() + 16];
+        bytes[..4].copy_from_slice(&KIND_SAMPLE.to_le_bytes());
+        let frames_at = std::mem::offset_of!(SampleHeader, user_frames);
+        bytes[frames_at..frames_at + 4].copy_from_slice(&2u32.to_le_bytes());
+        let Some(Record::Sample(sample)) = Record::parse(&bytes) else {
+            panic!("refused a good record");
+        };
+        assert_eq!(sample.user_frames().count(), 2);
+        for cut in 0..bytes.len() {
+            assert!(Record::parse(&bytes[..cut]).is_none(), "cut at {cut}");
+        }
+    }
+}

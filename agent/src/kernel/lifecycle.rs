@@ -1,0 +1,180 @@
+//! Processes and executable mappings as they come and go: the kernel's own records of forks, execs,
+//! exits and mappings (`perf_event_open(2)`: `PERF_RECORD_MMAP2`, `COMM`, `FORK`, `EXIT`), one buffer
+//! a CPU. They are written before the code concerned runs, so nothing is polled for.
+
+use std::path::PathBuf;
+
+use perf_event::{Builder, SampleFlag, Sampler, events::Software};
+use perf_event_data::Record;
+
+use super::Error;
+
+/// Bytes of a CPU's buffer: a thousand mappings; what does not fit is told by the kernel as lost.
+const BUFFER_BYTES: usize = 128 * 1024;
+
+/// `PERF_RECORD_MISC_COMM_EXEC`: the name changed because of an exec.
+const MISC_COMM_EXEC: u16 = 1 << 13;
+
+/// `PROT_EXEC`.
+const EXECUTABLE: u32 = 4;
+
+/// Identity of a mapped file, as the kernel tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileKey {
+    /// Device, major number.
+    pub major: u32,
+    /// Device, minor number.
+    pub minor: u32,
+    /// Inode.
+    pub inode: u64,
+}
+
+/// An executable mapping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MappedObject {
+    /// First address (avma).
+    pub start: u64,
+    /// First address after it.
+    pub end: u64,
+    /// Offset of `start` in the file, bytes.
+    pub offset: u64,
+    /// The file; `None` for anonymous memory.
+    pub file: Option<FileKey>,
+    /// Name as the process sees it, or a label of the kernel's (`[vdso]`, `//anon`).
+    pub name: PathBuf,
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum EventKind {
+    /// A process was forked.
+    Fork {
+        /// The parent's pid.
+        parent: u32,
+    },
+    /// The process now runs another program, of this name.
+    Exec {
+        /// The new name of the process.
+        name: String,
+    },
+    /// A thread changed its name.
+    Rename {
+        /// The thread.
+        tid: u32,
+        /// Its new name.
+        name: String,
+    },
+    /// The process's first thread ended.
+    Exit,
+    /// Code was mapped.
+    Map(MappedObject),
+}
+
+/// Something that happened to a process.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub time: u64,
+    /// The process.
+    pub pid: u32,
+    /// What.
+    pub kind: EventKind,
+}
+
+/// The open buffers.
+pub struct LifecycleEvents {
+    buffers: Vec<Sampler>,
+    lost: u64,
+}
+
+impl LifecycleEvents {
+    /// Opens a buffer on each CPU. From here on nothing is missed.
+    ///
+    /// # Errors
+    /// The kernel refuses: too few rights, or too little memory that may be locked.
+    pub fn open(cpus: &[u32]) -> Result<LifecycleEvents, Error> {
+        let open = |cpu: u32| -> std::io::Result<Sampler> {
+            Builder::new(Software::DUMMY)
+                .any_pid()
+                .one_cpu(cpu as usize)
+                .mmap(true)
+                .mmap2(true)
+                .comm(true)
+                .comm_exec(true)
+                .task(true)
+                .sample_id_all(true)
+                .sample(SampleFlag::TIME)
+                .clockid(Some(perf_event::Clock::MONOTONIC))
+                .enabled(true)
+                .build()?
+                .sampled(BUFFER_BYTES)
+        };
+        let buffers = cpus
+            .iter()
+            .map(|&cpu| open(cpu).map_err(|source| Error::Lifecycle { cpu, source }))
+            .collect::<Result<_, _>>()?;
+        Ok(LifecycleEvents { buffers, lost: 0 })
+    }
+
+    /// Appends everything that has happened since the last call, in order of time.
+    pub fn read(&mut self, events: &mut Vec<Event>) {
+        let before = events.len();
+        for buffer in &mut self.buffers {
+            while let Some(record) = buffer.next_record() {
+                let misc = record.misc();
+                let bytes = record.to_contiguous();
+                // With `sample_id_all` and only the time asked for, it is the last word of all.
+                let time = bytes
+                    .last_chunk()
+                    .map_or(0, |word| u64::from_le_bytes(*word));
+                match record.parse_record() {
+                    Ok(Record::Lost(lost)) => self.lost += lost.lost,
+                    Ok(record) => events.extend(event(time, misc, record)),
+                    Err(_) => self.lost += 1,
+                }
+            }
+        }
+        events[before..].sort_by_key(|event| event.time);
+    }
+
+    /// Records that did not fit into a buffer, so far.
+    pub fn lost(&self) -> u64 {
+        self.lost
+    }
+}
+
+fn event(time: u64, misc: u16, record: Record<'_>) -> Option<Event> {
+    let (pid, kind) = match record {
+        Record::Fork(fork) if fork.pid != fork.ppid => {
+            (fork.pid, EventKind::Fork { parent: fork.ppid })
+        }
+        Record::Exit(exit) if exit.pid == exit.tid => (exit.pid, EventKind::Exit),
+        Record::Comm(comm) => {
+            let name = String::from_utf8_lossy(&comm.comm).into_owned();
+            let tid = comm.tid;
+            let kind = if misc & MISC_COMM_EXEC != 0 {
+                EventKind::Exec { name }
+            } else {
+                EventKind::Rename { tid, name }
+            };
+            (comm.pid, kind)
+        }
+        Record::Mmap2(map) if map.prot & EXECUTABLE != 0 => {
+            let file = FileKey {
+                major: map.maj().unwrap_or(0),
+                minor: map.min().unwrap_or(0),
+                inode: map.ino().unwrap_or(0),
+            };
+            let object = MappedObject {
+                start: map.addr,
+                end: map.addr.saturating_add(map.len),
+                offset: map.pgoff,
+                file: (file.inode != 0).then_some(file),
+                name: map.filename_os().into(),
+            };
+            (map.pid, EventKind::Map(object))
+        }
+        _ => return None,
+    };
+    Some(Event { time, pid, kind })
+}

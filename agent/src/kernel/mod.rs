@@ -1,0 +1,427 @@
+//! The kernel side as the agent sees it: load and attach the programs, read their records, write
+//! their tables, read their counters. The only place that names `aya`.
+
+mod btf;
+mod events;
+mod lifecycle;
+mod pool;
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, OwnedFd},
+    time::Duration,
+};
+
+use agent_ebpf::{
+    counters::{COUNTERS, Counter},
+    limits::{CACHED_RULES, MAX_SEGMENTS, SEGMENT_BLOCKS, ring_bytes},
+    table::{Block, BlockId, Space},
+};
+use aya::{
+    Ebpf, EbpfLoader, VerifierLogLevel,
+    maps::{Array, ArrayOfMaps, HashMap, MapData, MapError, PerCpuArray, RingBuf},
+    programs::{
+        PerfEvent, ProgramError, RawTracePoint,
+        perf_event::{
+            PerfEventConfig, PerfEventLinkId, PerfEventScope, SamplePolicy, SoftwareEvent,
+        },
+    },
+    sys::{Stats, enable_stats},
+    util::online_cpus,
+};
+use aya_log::EbpfLogger;
+
+pub use events::{Record, Sample, StackCopy};
+pub use lifecycle::{Event, EventKind, FileKey, LifecycleEvents, MappedObject};
+pub use pool::BlockPool;
+
+/// What can go wrong between the agent and the kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel's type information is not there.
+    #[error(
+        "cannot read {}: {source}; the kernel must be built with CONFIG_DEBUG_INFO_BTF",
+        btf::VMLINUX
+    )]
+    ReadBtf {
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel's type information is not what it should be.
+    #[error("{} is not BTF in a form that is known", btf::VMLINUX)]
+    MalformedBtf,
+    /// A field that the programs read is not there.
+    #[error("this kernel has no {of}.{field}: not supported")]
+    MissingKernelField {
+        /// The struct.
+        of: &'static str,
+        /// The member; empty when the struct itself is missing.
+        field: &'static str,
+    },
+    /// The object could not be loaded.
+    #[error("the kernel does not take the maps or programs: {0}")]
+    Load(#[from] aya::EbpfError),
+    /// A program was refused or could not be attached.
+    #[error("program {program}: {source}")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// Why.
+        source: Box<ProgramError>,
+    },
+    /// A map could not be read or written.
+    #[error("map {map}: {source}")]
+    Map {
+        /// Its name.
+        map: &'static str,
+        /// Why.
+        source: Box<MapError>,
+    },
+    /// The list of processors could not be read.
+    #[error("cannot read {path}: {source}")]
+    Cpus {
+        /// The file.
+        path: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The events of processes and mappings could not be opened.
+    #[error("perf_event_open for process events on CPU {cpu}: {source}")]
+    Lifecycle {
+        /// The CPU.
+        cpu: u32,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// What is to be sampled.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Nanoseconds between two samples of a CPU.
+    pub period_ns: u64,
+    /// Only selected processes (see [`Kernel::select_process`] and [`Kernel::select_name`]).
+    pub filter: bool,
+}
+
+/// Wrappers that let plain data of the contract cross into maps.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Plain<T: Copy>(T);
+// SAFETY: both are `repr(C)` integers without padding (`Block`: u32 words; `Space`: u64, u32, u32).
+unsafe impl aya::Pod for Plain<Block> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<Space> {}
+
+type Segment = Array<MapData, Plain<Block>>;
+
+/// The loaded programs and their maps. Dropping it detaches and unloads everything.
+pub struct Kernel {
+    ebpf: Ebpf,
+    logger: Option<EbpfLogger<&'static dyn log::Log>>,
+    ring: RingBuf<MapData>,
+    processes: HashMap<MapData, u32, Plain<Space>>,
+    targets: HashMap<MapData, u32, u8>,
+    target_names: HashMap<MapData, [u8; 16], u8>,
+    counts: PerCpuArray<MapData, u64>,
+    generation: Array<MapData, u32>,
+    outer: ArrayOfMaps<MapData, Segment>,
+    segments: Vec<Segment>,
+    /// Keeps the kernel's accounting of run time on.
+    run_time_stats: Option<OwnedFd>,
+    cpus: Vec<u32>,
+    clocks: Vec<PerfEventLinkId>,
+}
+
+const SAMPLE: &str = "flamestorm_sample";
+const RAW_TRACEPOINTS: [(&str, &str); 2] = [
+    ("flamestorm_fork", "sched_process_fork"),
+    ("flamestorm_exit", "sched_process_exit"),
+];
+
+impl Kernel {
+    /// Loads maps and programs and attaches those that follow processes. No sample is taken yet.
+    ///
+    /// # Errors
+    /// The kernel lacks something or refuses the programs; the error says what.
+    pub fn load(options: &Options) -> Result<Kernel, Error> {
+        let offsets = btf::Offsets::of_running_kernel()?;
+        let filter = u8::from(options.filter);
+        let frequency = 1_000_000_000 / options.period_ns.max(1);
+        let frequency = u32::try_from(frequency).unwrap_or(u32::MAX);
+        let cpus = online_cpus().map_err(|(path, source)| Error::Cpus { path, source })?;
+        // CPU numbers may have gaps.
+        let cpu_numbers = cpus.iter().max().map_or(1, |last| last + 1);
+        let mut ebpf = EbpfLoader::new()
+            // The programs need no relocation against the kernel's types.
+            .btf(None)
+            .verifier_log_level(VerifierLogLevel::STATS)
+            .map_max_entries("RING", ring_bytes(cpus.len() as u32, frequency))
+            .map_max_entries("STACK_COPY", cpu_numbers)
+            .map_max_entries("CACHE", CACHED_RULES * cpu_numbers)
+            .override_global("PERIOD_NS", &options.period_ns, true)
+            .override_global("FILTER", &filter, true)
+            .override_global("TASK_TGID", &offsets.task_tgid, true)
+            .override_global("TASK_FLAGS", &offsets.task_flags, true)
+            .override_global("TASK_MM", &offsets.task_mm, true)
+            .override_global("TASK_SIGNAL", &offsets.task_signal, true)
+            .override_global("SIGNAL_LIVE", &offsets.signal_live, true)
+            .load(aya::include_bytes_aligned!(concat!(
+                env!("OUT_DIR"),
+                "/flamestorm-ebpf"
+            )))?;
+        let logger = EbpfLogger::init(&mut ebpf).ok();
+        let mut kernel = Kernel {
+            logger,
+            ring: take(&mut ebpf, "RING")?,
+            processes: take(&mut ebpf, "PROCESSES")?,
+            targets: take(&mut ebpf, "TARGETS")?,
+            target_names: take(&mut ebpf, "TARGET_NAMES")?,
+            counts: take(&mut ebpf, "COUNTS")?,
+            generation: take(&mut ebpf, "GENERATION")?,
+            outer: take(&mut ebpf, "SEGMENTS")?,
+            segments: Vec::new(),
+            run_time_stats: None,
+            cpus,
+            clocks: Vec::new(),
+            ebpf,
+        };
+        kernel.follow_processes()?;
+        kernel.load_sampler()?;
+        Ok(kernel)
+    }
+
+    fn follow_processes(&mut self) -> Result<(), Error> {
+        for (program, tracepoint) in RAW_TRACEPOINTS {
+            let attach = |ebpf: &mut Ebpf| -> Result<(), ProgramError> {
+                let loaded: &mut RawTracePoint = program_mut(ebpf, program).try_into()?;
+                loaded.load()?;
+                loaded.attach(tracepoint)?;
+                Ok(())
+            };
+            attach(&mut self.ebpf).map_err(|source| refused(program, source))?;
+        }
+        Ok(())
+    }
+
+    fn load_sampler(&mut self) -> Result<(), Error> {
+        let sampler: &mut PerfEvent = program_mut(&mut self.ebpf, SAMPLE)
+            .try_into()
+            .map_err(|source| refused(SAMPLE, source))?;
+        sampler.load().map_err(|source| refused(SAMPLE, source))
+    }
+
+    /// Starts the sampling clock on every CPU.
+    ///
+    /// # Errors
+    /// `perf_event_open` was refused.
+    pub fn start(&mut self, period_ns: u64) -> Result<(), Error> {
+        // Without the right to it (or before 5.8) the figure is simply not there.
+        self.run_time_stats = enable_stats(Stats::RunTime).ok();
+        let sampler: &mut PerfEvent = program_mut(&mut self.ebpf, SAMPLE)
+            .try_into()
+            .map_err(|source| refused(SAMPLE, source))?;
+        for &cpu in &self.cpus {
+            let clock = sampler
+                .attach(
+                    PerfEventConfig::Software(SoftwareEvent::CpuClock),
+                    PerfEventScope::AllProcessesOneCpu { cpu },
+                    SamplePolicy::Period(period_ns),
+                    false,
+                )
+                .map_err(|source| refused(SAMPLE, source))?;
+            self.clocks.push(clock);
+        }
+        Ok(())
+    }
+
+    /// Stops the sampling clock. Records already taken can still be read.
+    ///
+    /// # Errors
+    /// A clock cannot be detached.
+    pub fn stop(&mut self) -> Result<(), Error> {
+        let sampler: &mut PerfEvent = program_mut(&mut self.ebpf, SAMPLE)
+            .try_into()
+            .map_err(|source| refused(SAMPLE, source))?;
+        for clock in self.clocks.drain(..) {
+            sampler
+                .detach(clock)
+                .map_err(|source| refused(SAMPLE, source))?;
+        }
+        Ok(())
+    }
+
+    /// Online CPUs, each of which has a sampling clock.
+    pub fn cpus(&self) -> &[u32] {
+        &self.cpus
+    }
+
+    /// Waits until the kernel programs ask to be read at once, at most for `timeout`.
+    pub fn wait(&self, timeout: Duration) {
+        let mut ring = libc::pollfd {
+            fd: self.ring.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        let milliseconds = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: one valid pollfd. A signal or an error ends the wait early, which does no harm.
+        unsafe { libc::poll(&raw mut ring, 1, milliseconds) };
+    }
+
+    /// Gives every record in the ring buffer to `handle`, oldest first, and the kernel programs' own
+    /// log lines to the logger.
+    pub fn read(&mut self, mut handle: impl FnMut(Record<'_>)) {
+        while let Some(item) = self.ring.next() {
+            if let Some(record) = Record::parse(&item) {
+                handle(record);
+            }
+        }
+        if let Some(logger) = &mut self.logger {
+            logger.flush();
+        }
+    }
+
+    /// Writes one block of the pool, adding a segment when the id lies beyond those there are.
+    ///
+    /// # Errors
+    /// The kernel refuses the memory, or `id` lies beyond [`MAX_SEGMENTS`].
+    pub fn write_block(&mut self, id: BlockId, block: &Block) -> Result<(), Error> {
+        let segment = id / SEGMENT_BLOCKS;
+        while self.segments.len() <= segment as usize {
+            let index = u32::try_from(self.segments.len()).unwrap_or(MAX_SEGMENTS);
+            let added = Segment::create(SEGMENT_BLOCKS, 0).map_err(in_map("SEGMENTS"))?;
+            self.outer
+                .set(index, &added, 0)
+                .map_err(in_map("SEGMENTS"))?;
+            self.segments.push(added);
+        }
+        self.segments[segment as usize]
+            .set(id % SEGMENT_BLOCKS, Plain(*block), 0)
+            .map_err(in_map("SEGMENTS"))
+    }
+
+    /// Makes the kernel forget the rules that it remembers: blocks will come to hold something else.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn set_generation(&mut self, generation: u32) -> Result<(), Error> {
+        self.generation
+            .set(0, generation, 0)
+            .map_err(in_map("GENERATION"))
+    }
+
+    /// Tells the kernel the address space of a process.
+    ///
+    /// # Errors
+    /// The map is full, or cannot be written.
+    pub fn set_space(&mut self, pid: u32, space: Space) -> Result<(), Error> {
+        self.processes
+            .insert(pid, Plain(space), 0)
+            .map_err(in_map("PROCESSES"))
+    }
+
+    /// What the kernel knows of a process (from [`Self::set_space`], or inherited in a fork).
+    pub fn space(&self, pid: u32) -> Option<Space> {
+        self.processes.get(&pid, 0).ok().map(|space| space.0)
+    }
+
+    /// Forgets a process.
+    pub fn remove_space(&mut self, pid: u32) {
+        // Already gone when the process has ended: the kernel forgets it by itself.
+        let _ = self.processes.remove(&pid);
+    }
+
+    /// Selects a process and the children it will have.
+    ///
+    /// # Errors
+    /// The map is full, or cannot be written.
+    pub fn select_process(&mut self, pid: u32) -> Result<(), Error> {
+        self.targets.insert(pid, 1, 0).map_err(in_map("TARGETS"))
+    }
+
+    /// Selects the threads of a name (at most 15 bytes, as the kernel keeps it).
+    ///
+    /// # Errors
+    /// The map is full, or cannot be written.
+    pub fn select_name(&mut self, name: &str) -> Result<(), Error> {
+        let mut key = [0; 16];
+        let length = name.len().min(15);
+        key[..length].copy_from_slice(&name.as_bytes()[..length]);
+        self.target_names
+            .insert(key, 1, 0)
+            .map_err(in_map("TARGET_NAMES"))
+    }
+
+    /// A counter, summed over the CPUs.
+    pub fn counter(&self, counter: Counter) -> u64 {
+        debug_assert!((counter as u32) < COUNTERS);
+        self.counts
+            .get(&(counter as u32), 0)
+            .map_or(0, |slots| slots.iter().sum())
+    }
+
+    /// Nanoseconds that the kernel measured the sampling program to run, over all ticks. `None`
+    /// where it does not measure.
+    pub fn sampler_run_time(&self) -> Option<u64> {
+        self.run_time_stats.as_ref()?;
+        let program: &PerfEvent = self.ebpf.program(SAMPLE)?.try_into().ok()?;
+        Some(u64::try_from(program.info().ok()?.run_time().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// Instructions that the verifier followed in the sampling program. `None` before Linux 5.16.
+    pub fn verified_instructions(&self) -> Option<u32> {
+        let program: &PerfEvent = self.ebpf.program(SAMPLE)?.try_into().ok()?;
+        program.info().ok()?.verified_instruction_count()
+    }
+
+    /// Kernel memory of all maps, bytes, as the kernel accounts for it (`memlock` in
+    /// `/proc/self/fdinfo`).
+    pub fn map_bytes(&self) -> u64 {
+        let Ok(entries) = std::fs::read_dir("/proc/self/fdinfo") else {
+            return 0;
+        };
+        let mut maps = std::collections::HashMap::new();
+        for entry in entries.flatten() {
+            let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
+            if let (Some(id), Some(bytes)) = (value(&text, "map_id:"), value(&text, "memlock:")) {
+                maps.insert(id, bytes);
+            }
+        }
+        maps.values().sum()
+    }
+}
+
+/// The number that follows a name at the start of a line.
+fn value(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.trim().parse().ok()
+}
+
+fn program_mut<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> &'a mut aya::programs::Program {
+    ebpf.program_mut(name)
+        .expect("the object that build.rs made holds the program")
+}
+
+fn take<T: TryFrom<aya::maps::Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, Error> {
+    let map = ebpf
+        .take_map(name)
+        .expect("the object that build.rs made holds the map");
+    T::try_from(map).map_err(in_map(name))
+}
+
+fn in_map(map: &'static str) -> impl FnOnce(MapError) -> Error {
+    move |source| Error::Map {
+        map,
+        source: Box::new(source),
+    }
+}
+
+fn refused(program: &'static str, source: impl Into<ProgramError>) -> Error {
+    Error::Program {
+        program,
+        source: Box::new(source.into()),
+    }
+}

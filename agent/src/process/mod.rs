@@ -1,0 +1,8 @@
+//! Processes and what they have mapped: the agent's picture of `/proc`, kept up to date by the
+//! kernel's own events instead of by polling.
+
+mod proc;
+mod registry;
+
+pub use proc::{mapped_objects, pids, process_exe, process_name};
+pub use registry::{AddressSpace, Process, Registry};

@@ -1,0 +1,126 @@
+//! What a profile says about its own recording, kept inside the `.pb.gz` so that a report made
+//! later prints the same table.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The circumstances of a recording.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RecordingMeta {
+    /// Host name.
+    pub host: String,
+    /// Kernel release (`uname -r`).
+    pub kernel: String,
+    /// Version of the agent.
+    pub agent_version: String,
+    /// What was recorded: `whole machine`, `pid 7`, `comm postgres`, the command line.
+    pub target: String,
+    /// Start, nanoseconds since 1970-01-01 UTC.
+    pub start_unix_ns: i64,
+    /// Length, nanoseconds.
+    pub duration_ns: u64,
+    /// Samples per second and CPU.
+    pub frequency_hz: u32,
+    /// CPUs that were sampled.
+    pub cpus: u32,
+}
+
+impl RecordingMeta {
+    /// Nanoseconds between two samples of one CPU: what one sample stands for.
+    pub fn period_ns(&self) -> u64 {
+        1_000_000_000 / u64::from(self.frequency_hz.max(1))
+    }
+}
+
+/// What the session measured besides the samples. Every figure is a measurement; what could not be
+/// measured is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Runtime {
+    /// Samples that the timers should have given: frequency × CPUs × time.
+    pub expected_samples: u64,
+    /// Samples lost in the agent's own pipeline, by cause. A cause that did not occur may be
+    /// present with 0: that says it was watched.
+    pub lost: BTreeMap<String, u64>,
+    /// What became of ticks that were not samples.
+    pub ticks: Ticks,
+    /// CPU time that the hypervisor took from this machine during the recording, seconds.
+    pub steal_seconds: Option<f64>,
+    /// What the agent itself cost.
+    pub agent: AgentCost,
+    /// What its programs in the kernel cost.
+    pub kernel: KernelCost,
+    /// Milliseconds from the agent's start to the first sample that could be unwound.
+    pub startup_ms: Option<f64>,
+    /// Things the reader should know (a file without readable symbols, hidden kernel addresses …).
+    pub notes: Vec<String>,
+}
+
+/// Most [`Runtime::notes`] that are kept: beyond it they are noise.
+const MAX_NOTES: usize = 20;
+
+impl Runtime {
+    /// Adds a note, unless it was given already or there are 20.
+    pub fn note(&mut self, note: impl Into<String>) {
+        let note = note.into();
+        if self.notes.len() < MAX_NOTES && !self.notes.contains(&note) {
+            self.notes.push(note);
+        }
+    }
+}
+
+/// Timer ticks that did not become samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Ticks {
+    /// On an idle CPU.
+    pub idle: u64,
+    /// In a process that was not a target.
+    pub filtered: u64,
+    /// That did not come: late timers, stolen CPUs, or a program that was skipped by the kernel.
+    pub missed: u64,
+}
+
+/// The agent's own consumption.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AgentCost {
+    /// CPU time, user and system.
+    pub cpu_seconds: CpuSeconds,
+    /// Resident memory at its highest.
+    pub max_rss_bytes: MaxRss,
+}
+
+/// CPU time by phase, seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CpuSeconds {
+    /// Until the first sample could be unwound.
+    pub startup: f64,
+    /// While recording.
+    pub recording: f64,
+    /// Symbols and encoding, afterwards.
+    pub symbolising: f64,
+}
+
+/// Resident memory, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MaxRss {
+    /// Highest while recording.
+    pub recording: u64,
+    /// Highest of all, with symbolising.
+    pub peak: u64,
+}
+
+/// The consumption of the programs in the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KernelCost {
+    /// Memory of all maps, bytes.
+    pub map_bytes: u64,
+    /// Nanoseconds of the sampling program per sample, where the kernel measures it.
+    pub run_ns_per_sample: Option<f64>,
+}

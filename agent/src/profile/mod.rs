@@ -1,0 +1,19 @@
+//! What a recording becomes: kernel samples counted in a [`Window`], then, named by
+//! [`symbolize`](crate::symbolize), a [`ResolvedProfile`] that every encoder reads.
+//!
+//! Nothing here does I/O. A stage is a type and no stage changes its input.
+
+mod meta;
+mod resolved;
+mod window;
+
+pub use meta::{AgentCost, CpuSeconds, KernelCost, MaxRss, RecordingMeta, Runtime, Ticks};
+pub use resolved::{
+    FrameRef, Function, FunctionId, Labels, Line, Location, LocationId, Mapping, MappingId,
+    ResolvedProfile, ResolvedSample, key,
+};
+pub use window::{
+    Counted, Frame, MAX_FRAMES, MAX_MODULES, MAX_PROCESSES, MAX_ROWS, MAX_STACK_NODES, Module,
+    ModuleId, Process, ProcessIndex, RawSample, STACK_TABLE_FULL, Source, StackId, ThreadName,
+    Window, WindowCounters,
+};

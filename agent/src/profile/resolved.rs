@@ -1,0 +1,186 @@
+//! A profile whose frames have names: the one input of every encoder, and what a `.pb.gz` holds.
+//!
+//! The shape follows pprof's `profile.proto` (mappings, locations, functions, samples), so that
+//! the round trip through a file loses nothing. Ids are indices into the lists beside them.
+
+use std::sync::Arc;
+
+use super::meta::{RecordingMeta, Runtime};
+
+/// Label keys that every sample carries.
+pub mod key {
+    /// Process id, decimal.
+    pub const PID: &str = "pid";
+    /// The process's name.
+    pub const COMM: &str = "comm";
+    /// Thread id, decimal.
+    pub const TID: &str = "tid";
+    /// The thread's name.
+    pub const THREAD: &str = "thread";
+    /// How the unwinding ended ([`agent_ebpf::sample::Outcome::name`]).
+    pub const OUTCOME: &str = "outcome";
+}
+
+/// Index into [`ResolvedProfile::mappings`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MappingId(pub u32);
+
+/// Index into [`ResolvedProfile::functions`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FunctionId(pub u32);
+
+/// Index into [`ResolvedProfile::locations`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LocationId(pub u32);
+
+/// A module that was sampled.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mapping {
+    /// Path as the process sees it, or a name in brackets: `[vdso]`, `[kernel]` ….
+    pub name: Arc<str>,
+    /// GNU build id, lower-case hexadecimal; empty when there is none.
+    pub build_id: Arc<str>,
+    /// Whether this is the kernel: its frames are marked `_[k]` in folded stacks and pictures.
+    pub is_kernel: bool,
+}
+
+impl Mapping {
+    /// The name without its directories.
+    pub fn short_name(&self) -> &str {
+        match self.name.rsplit('/').next() {
+            Some(base) if !base.is_empty() => base,
+            _ => &self.name,
+        }
+    }
+}
+
+/// A function.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Function {
+    /// Demangled name; or, without a symbol, module and function start (`postgres+0x31e800`).
+    pub name: Arc<str>,
+    /// The symbol as the file has it. Empty when there was none and `name` tells the module only.
+    pub system_name: Arc<str>,
+    /// Source file; empty when unknown.
+    pub file: Arc<str>,
+}
+
+impl Function {
+    /// Whether no symbol was found and the name tells the module and an address only.
+    pub fn is_module_only(&self) -> bool {
+        self.system_name.is_empty()
+    }
+}
+
+/// One function at a location; more than one where functions were inlined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Line {
+    /// The function.
+    pub function: FunctionId,
+    /// Source line; 0 when unknown.
+    pub line: u32,
+}
+
+/// A place in code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// The module.
+    pub mapping: MappingId,
+    /// The frame's address: svma in a file, avma in JIT code and the kernel. A caller's is its
+    /// return address.
+    pub address: u64,
+    /// Innermost (inlined) function first; never empty.
+    pub lines: Vec<Line>,
+}
+
+/// Labels of a sample: key and value, any keys.
+pub type Labels = Arc<[(Arc<str>, Arc<str>)]>;
+
+/// Samples that have everything in common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolvedSample {
+    /// Labels; those of [`key`] and whatever an enricher adds.
+    pub labels: Labels,
+    /// The stack, leaf first.
+    pub stack: Arc<[LocationId]>,
+    /// How many samples.
+    pub count: u64,
+    /// The CPU time they stand for, nanoseconds.
+    pub cpu_ns: u64,
+}
+
+impl ResolvedSample {
+    /// The value of a label.
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.labels
+            .iter()
+            .find(|(k, _)| &**k == key)
+            .map(|(_, value)| &**value)
+    }
+}
+
+/// A recording whose frames have names.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ResolvedProfile {
+    /// The circumstances of the recording.
+    pub meta: RecordingMeta,
+    /// What the session measured besides the samples.
+    pub runtime: Runtime,
+    /// Modules.
+    pub mappings: Vec<Mapping>,
+    /// Functions.
+    pub functions: Vec<Function>,
+    /// Places.
+    pub locations: Vec<Location>,
+    /// Samples.
+    pub samples: Vec<ResolvedSample>,
+}
+
+/// One frame of a stack, inlined functions expanded.
+#[derive(Clone, Copy, Debug)]
+pub struct FrameRef<'a> {
+    /// The function.
+    pub function: &'a Function,
+    /// Its index.
+    pub id: FunctionId,
+    /// The module.
+    pub mapping: &'a Mapping,
+    /// Source line; 0 when unknown.
+    pub line: u32,
+}
+
+impl ResolvedProfile {
+    /// The frames of a stack, leaf first, inlined functions expanded. Ids that point nowhere are
+    /// passed over ([`decode`](crate::encode::pprof::decode) refuses files that hold such).
+    pub fn frames<'a>(
+        &'a self,
+        sample: &'a ResolvedSample,
+    ) -> impl Iterator<Item = FrameRef<'a>> + 'a {
+        sample
+            .stack
+            .iter()
+            .filter_map(|id| self.locations.get(id.0 as usize))
+            .flat_map(|location| self.frames_at(location))
+    }
+
+    /// The functions at a location, innermost first.
+    pub fn frames_at<'a>(
+        &'a self,
+        location: &'a Location,
+    ) -> impl Iterator<Item = FrameRef<'a>> + 'a {
+        let mapping = self.mappings.get(location.mapping.0 as usize);
+        location.lines.iter().filter_map(move |line| {
+            Some(FrameRef {
+                function: self.functions.get(line.function.0 as usize)?,
+                id: line.function,
+                mapping: mapping?,
+                line: line.line,
+            })
+        })
+    }
+
+    /// All samples together.
+    pub fn total_count(&self) -> u64 {
+        self.samples.iter().map(|sample| sample.count).sum()
+    }
+}

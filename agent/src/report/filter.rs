@@ -1,0 +1,202 @@
+//! A part of a profile: `--filter KEY=VALUE`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use crate::profile::{
+    FunctionId, Line, Location, LocationId, MappingId, ResolvedProfile, ResolvedSample, key,
+};
+
+/// The keys that are no labels.
+const FUNCTION: &str = "function";
+const MODULE: &str = "module";
+
+/// One condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter {
+    /// A label's key, `function` or `module`.
+    pub key: String,
+    /// What it must be.
+    pub value: String,
+}
+
+/// Why a filter cannot be applied.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FilterError {
+    /// Not of the form `KEY=VALUE`.
+    #[error("filter {0:?} is not KEY=VALUE, for example comm=postgres")]
+    NotAPair(String),
+    /// No sample has such a key.
+    #[error("no sample has the key {key:?}; the keys of this profile are {known}")]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// Those that exist.
+        known: String,
+    },
+}
+
+impl FromStr for Filter {
+    type Err = FilterError;
+
+    fn from_str(text: &str) -> Result<Filter, FilterError> {
+        match text.split_once('=') {
+            Some((key, value)) if !key.is_empty() && !value.is_empty() => Ok(Filter {
+                key: key.to_owned(),
+                value: value.to_owned(),
+            }),
+            _ => Err(FilterError::NotAPair(text.to_owned())),
+        }
+    }
+}
+
+/// The samples that fulfil the conditions: of one key any, of several keys all.
+///
+/// Labels must be equal; `function` must be part of the name of a function in the stack; `module`
+/// must be a module's path or base name in the stack. Runtime figures stay those of the whole
+/// recording, and a note says so.
+///
+/// # Errors
+/// A key that is neither `function` nor `module` nor on any sample.
+pub fn filter(
+    profile: &ResolvedProfile,
+    filters: &[Filter],
+) -> Result<ResolvedProfile, FilterError> {
+    if filters.is_empty() {
+        return Ok(profile.clone());
+    }
+    let mut by_key: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for filter in filters {
+        by_key.entry(&filter.key).or_default().push(&filter.value);
+    }
+    refuse_unknown(profile, by_key.keys().copied())?;
+    let functions = matching_functions(profile, by_key.get(FUNCTION));
+    let matches = |sample: &ResolvedSample| {
+        by_key.iter().all(|(key, values)| match *key {
+            FUNCTION => profile.frames(sample).any(|f| functions.contains(&f.id)),
+            MODULE => profile.frames(sample).any(|frame| {
+                let mapping = frame.mapping;
+                values.contains(&&*mapping.name) || values.contains(&mapping.short_name())
+            }),
+            key => sample
+                .label(key)
+                .is_some_and(|value| values.contains(&value)),
+        })
+    };
+    let samples = profile.samples.iter().filter(|s| matches(s)).cloned();
+    let mut part = compact(profile, samples.collect());
+    let conditions: Vec<_> = filters
+        .iter()
+        .map(|filter| format!("{}={}", filter.key, filter.value))
+        .collect();
+    part.runtime.note(format!(
+        "filtered by {}: {} of {} samples; losses and costs are those of the whole recording",
+        conditions.join(" "),
+        part.total_count(),
+        profile.total_count(),
+    ));
+    Ok(part)
+}
+
+fn refuse_unknown<'a>(
+    profile: &ResolvedProfile,
+    mut keys: impl Iterator<Item = &'a str>,
+) -> Result<(), FilterError> {
+    let mut known = BTreeSet::from([
+        FUNCTION,
+        MODULE,
+        key::PID,
+        key::COMM,
+        key::TID,
+        key::THREAD,
+        key::OUTCOME,
+    ]);
+    for sample in &profile.samples {
+        known.extend(sample.labels.iter().map(|(key, _)| &**key));
+    }
+    match keys.find(|key| !known.contains(key)) {
+        None => Ok(()),
+        Some(key) => Err(FilterError::UnknownKey {
+            key: key.to_owned(),
+            known: known.into_iter().collect::<Vec<_>>().join(", "),
+        }),
+    }
+}
+
+fn matching_functions(
+    profile: &ResolvedProfile,
+    values: Option<&Vec<&str>>,
+) -> BTreeSet<FunctionId> {
+    let values = values.map_or(&[][..], Vec::as_slice);
+    let matching = profile.functions.iter().zip(0..).filter(|(function, _)| {
+        let mut values = values.iter();
+        values.any(|value| function.name.contains(value))
+    });
+    matching.map(|(_, index)| FunctionId(index)).collect()
+}
+
+/// A profile of these samples alone: what belongs to no sample any more is left out, so that a
+/// filtered file tells nothing of the processes that were filtered away.
+fn compact(profile: &ResolvedProfile, samples: Vec<ResolvedSample>) -> ResolvedProfile {
+    let mut part = ResolvedProfile {
+        meta: profile.meta.clone(),
+        runtime: profile.runtime.clone(),
+        ..ResolvedProfile::default()
+    };
+    let mut locations = vec![None; profile.locations.len()];
+    let mut functions = vec![None; profile.functions.len()];
+    let mut mappings = vec![None; profile.mappings.len()];
+    for mut sample in samples {
+        let mut stack = Vec::with_capacity(sample.stack.len());
+        for id in sample.stack.iter() {
+            let Some(location) = profile.locations.get(id.0 as usize) else {
+                continue;
+            };
+            let new = *locations[id.0 as usize].get_or_insert_with(|| {
+                let location = Location {
+                    mapping: move_mapping(profile, &mut part, &mut mappings, location.mapping),
+                    address: location.address,
+                    lines: move_lines(profile, &mut part, &mut functions, &location.lines),
+                };
+                part.locations.push(location);
+                LocationId(part.locations.len() as u32 - 1)
+            });
+            stack.push(new);
+        }
+        sample.stack = Arc::from(stack);
+        part.samples.push(sample);
+    }
+    part
+}
+
+fn move_mapping(
+    profile: &ResolvedProfile,
+    part: &mut ResolvedProfile,
+    moved: &mut [Option<MappingId>],
+    id: MappingId,
+) -> MappingId {
+    let index = id.0 as usize;
+    *moved[index].get_or_insert_with(|| {
+        part.mappings.push(profile.mappings[index].clone());
+        MappingId(part.mappings.len() as u32 - 1)
+    })
+}
+
+fn move_lines(
+    profile: &ResolvedProfile,
+    part: &mut ResolvedProfile,
+    moved: &mut [Option<FunctionId>],
+    lines: &[Line],
+) -> Vec<Line> {
+    let mut copy = Vec::with_capacity(lines.len());
+    for line in lines {
+        let index = line.function.0 as usize;
+        let function = *moved[index].get_or_insert_with(|| {
+            part.functions.push(profile.functions[index].clone());
+            FunctionId(part.functions.len() as u32 - 1)
+        });
+        copy.push(Line { function, ..*line });
+    }
+    copy
+}

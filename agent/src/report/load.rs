@@ -1,0 +1,106 @@
+//! `flamestorm report`: a profile from its file.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use super::{Filter, FilterError, Outputs, Style, Summary, WriteReport, filter, table};
+use crate::encode::pprof::{self, DecodeError};
+use crate::profile::ResolvedProfile;
+
+/// Most bytes of a file that are read; what it unpacks to has its own bound
+/// ([`pprof::MAX_UNPACKED`]).
+pub const MAX_FILE: u64 = pprof::MAX_UNPACKED;
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file could not be read.
+    #[error("{path} cannot be read: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The file is too large to be a profile.
+    #[error("{path} is larger than {} MiB: no profile is", MAX_FILE >> 20)]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is no profile, or a damaged one.
+    #[error("{path} is not a readable profile: {source}; expected a .pb.gz written by flamestorm")]
+    Decode {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: DecodeError,
+    },
+    /// A filter does not fit the profile.
+    #[error("{path}: {source}")]
+    Filter {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: FilterError,
+    },
+}
+
+/// Reads a `.pb.gz`.
+///
+/// # Errors
+/// The file cannot be read, is too large, or is damaged.
+pub fn load(path: &Path) -> Result<ResolvedProfile, LoadError> {
+    let read = |source| LoadError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(read)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1)
+        .read_to_end(&mut bytes)
+        .map_err(read)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(LoadError::TooLarge {
+            path: path.to_owned(),
+        });
+    }
+    pprof::decode(&bytes).map_err(|source| LoadError::Decode {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Loads, filters, writes the outputs, and returns the profile's figures, what was written, and
+/// the table as text.
+///
+/// # Errors
+/// Those of [`load`] and [`filter`]. Outputs that failed are in the [`WriteReport`].
+pub fn run(
+    path: &Path,
+    filters: &[Filter],
+    outputs: &Outputs,
+    style: Style,
+) -> Result<(Summary, WriteReport, String), LoadError> {
+    let profile = filter(&load(path)?, filters).map_err(|source| LoadError::Filter {
+        path: path.to_owned(),
+        source,
+    })?;
+    let report = outputs.write(&profile);
+    let mut summary = Summary::of(&profile);
+    summary.files = report.files();
+    let text = table(&profile, &summary, style);
+    Ok((summary, report, text))
+}
+
+impl WriteReport {
+    /// The files that were written, for [`Summary::files`].
+    pub fn files(&self) -> Vec<String> {
+        self.written
+            .iter()
+            .chain(&self.rescued)
+            .map(|written| written.path.display().to_string())
+            .collect()
+    }
+}

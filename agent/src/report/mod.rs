@@ -1,0 +1,16 @@
+//! The answer of a recording: figures ([`Summary`]), a table for the terminal ([`table()`]), and
+//! files ([`Outputs`]); again later from a `.pb.gz` ([`load`], [`filter`]).
+
+mod filter;
+mod load;
+mod outputs;
+mod summary;
+mod table;
+mod top;
+
+pub use filter::{Filter, FilterError, filter};
+pub use load::{LoadError, MAX_FILE, load, run};
+pub use outputs::{Format, OutputError, Outputs, WriteReport, Written};
+pub use summary::{ProcessSummary, StackDepth, Summary};
+pub use table::{Style, table};
+pub use top::{TopFunction, top_functions};

@@ -1,0 +1,427 @@
+//! Files: what is written, checked before the recording and written whole or not at all.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::encode::{folded, pprof, svg};
+use crate::profile::ResolvedProfile;
+
+/// What a file holds, by its extension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// `.svg`: interactive flame graph.
+    Svg,
+    /// `.folded`: folded stacks.
+    Folded,
+    /// `.pb.gz`: pprof, the file of record.
+    Pprof,
+}
+
+impl Format {
+    fn of(path: &Path) -> Result<Format, OutputError> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.ends_with(".svg") {
+            Ok(Format::Svg)
+        } else if name.ends_with(".folded") {
+            Ok(Format::Folded)
+        } else if name.ends_with(".pb.gz") {
+            Ok(Format::Pprof)
+        } else {
+            Err(OutputError::UnknownExtension {
+                path: path.to_owned(),
+            })
+        }
+    }
+
+    /// The profile in this format.
+    ///
+    /// # Errors
+    /// See [`svg::encode`].
+    pub fn encode(self, profile: &ResolvedProfile) -> Result<Vec<u8>, svg::SvgError> {
+        match self {
+            Format::Svg => svg::encode(profile),
+            Format::Folded => Ok(folded::encode(profile)),
+            Format::Pprof => Ok(pprof::encode(profile)),
+        }
+    }
+}
+
+/// Why an output cannot be written, and the way out.
+#[derive(Debug, thiserror::Error)]
+pub enum OutputError {
+    /// An extension that names no format.
+    #[error(
+        "{path}: the extension names no format: use .svg, .folded, .pb.gz, or - for folded stacks \
+         on standard output"
+    )]
+    UnknownExtension {
+        /// The output.
+        path: PathBuf,
+    },
+    /// The same output twice.
+    #[error("{path} is given as an output twice: leave one out")]
+    Twice {
+        /// The output.
+        path: PathBuf,
+    },
+    /// A directory where a file was expected.
+    #[error("{path} is a directory: name a file in it, for example {path}/flamestorm.svg")]
+    IsDirectory {
+        /// The output.
+        path: PathBuf,
+    },
+    /// The directory does not exist or cannot be written.
+    #[error("{path} cannot be written: {source}; {way_out}")]
+    Unwritable {
+        /// The output.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+        /// What to do.
+        way_out: &'static str,
+    },
+    /// The picture could not be drawn.
+    #[error("{path}: {source}; the .pb.gz and .folded outputs are not affected")]
+    Encode {
+        /// The output.
+        path: PathBuf,
+        /// The reason.
+        source: svg::SvgError,
+    },
+}
+
+impl OutputError {
+    fn unwritable(path: &Path, source: io::Error) -> OutputError {
+        let way_out = match source.kind() {
+            io::ErrorKind::NotFound => "create its directory first",
+            io::ErrorKind::PermissionDenied => "choose a directory that you may write, by --output",
+            io::ErrorKind::ReadOnlyFilesystem => "choose another file system, by --output",
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                "make room, or choose another file system, by --output"
+            }
+            _ => "choose another place, by --output",
+        };
+        OutputError::Unwritable {
+            path: path.to_owned(),
+            source,
+            way_out,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Target {
+    Stdout,
+    Path(PathBuf),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Output {
+    target: Target,
+    format: Format,
+}
+
+/// The outputs of a recording.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outputs(Vec<Output>);
+
+/// A file that was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Where.
+    pub path: PathBuf,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// What came of writing all outputs.
+#[derive(Debug, Default)]
+pub struct WriteReport {
+    /// What was written.
+    pub written: Vec<Written>,
+    /// What was not. One output's failure does not keep the others from being written.
+    pub errors: Vec<OutputError>,
+    /// Where the profile was saved instead, when outputs failed and none of the others was a
+    /// `.pb.gz`: a recording is not lost for a full disk.
+    pub rescued: Option<Written>,
+}
+
+impl Outputs {
+    /// Resolves `--output` values. `-` is folded stacks on standard output.
+    ///
+    /// # Errors
+    /// An unknown extension, or the same output twice.
+    pub fn parse(paths: &[PathBuf]) -> Result<Outputs, OutputError> {
+        let mut outputs = Vec::new();
+        for path in paths {
+            let output = if path == Path::new("-") {
+                Output {
+                    target: Target::Stdout,
+                    format: Format::Folded,
+                }
+            } else {
+                Output {
+                    target: Target::Path(path.clone()),
+                    format: Format::of(path)?,
+                }
+            };
+            if outputs.contains(&output) {
+                return Err(OutputError::Twice { path: path.clone() });
+            }
+            outputs.push(output);
+        }
+        Ok(Outputs(outputs))
+    }
+
+    /// Whether folded stacks go to standard output, so that the table must go elsewhere.
+    pub fn uses_stdout(&self) -> bool {
+        self.0.iter().any(|output| output.target == Target::Stdout)
+    }
+
+    /// Whether anything is written at all.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Finds out, before anything is recorded, whether each output can be written. Leaves nothing
+    /// behind and does not touch a file that exists.
+    ///
+    /// # Errors
+    /// The first output that cannot be written.
+    pub fn preflight(&self) -> Result<(), OutputError> {
+        for output in &self.0 {
+            if let Target::Path(path) = &output.target {
+                check(path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes every output, each whole or not at all.
+    pub fn write(&self, profile: &ResolvedProfile) -> WriteReport {
+        let mut report = WriteReport::default();
+        let mut kept = false;
+        for output in &self.0 {
+            match write(output, profile) {
+                Ok(written) => {
+                    kept |= output.format == Format::Pprof;
+                    report.written.extend(written);
+                }
+                Err(error) => report.errors.push(error),
+            }
+        }
+        if !kept && !report.errors.is_empty() {
+            report.rescued = rescue(profile);
+        }
+        report
+    }
+}
+
+fn check(path: &Path) -> Result<(), OutputError> {
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => {
+            return Err(OutputError::IsDirectory {
+                path: path.to_owned(),
+            });
+        }
+        // A device or FIFO is opened when there is something to write.
+        Ok(metadata) if !metadata.is_file() => return Ok(()),
+        _ => {}
+    }
+    temporary_beside(&real_path(path))
+        .map(drop)
+        .map_err(|source| OutputError::unwritable(path, source))
+}
+
+fn write(output: &Output, profile: &ResolvedProfile) -> Result<Option<Written>, OutputError> {
+    let name = match &output.target {
+        Target::Stdout => Path::new("standard output"),
+        Target::Path(path) => path,
+    };
+    let bytes = output
+        .format
+        .encode(profile)
+        .map_err(|source| OutputError::Encode {
+            path: name.to_owned(),
+            source,
+        })?;
+    match &output.target {
+        Target::Stdout => match io::stdout().lock().write_all(&bytes) {
+            // The reader has seen enough (`| head`).
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(None),
+            result => result
+                .map(|()| None)
+                .map_err(|source| OutputError::unwritable(name, source)),
+        },
+        Target::Path(path) => write_path(path, &bytes)
+            .map(|()| Some(written(path, &bytes)))
+            .map_err(|source| OutputError::unwritable(path, source)),
+    }
+}
+
+fn written(path: &Path, bytes: &[u8]) -> Written {
+    Written {
+        path: path.to_owned(),
+        bytes: bytes.len() as u64,
+    }
+}
+
+fn write_path(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    if let Ok(metadata) = fs::metadata(path) {
+        let kind = metadata.file_type();
+        if kind.is_fifo() || kind.is_char_device() || kind.is_block_device() {
+            // Renaming over a device would replace it.
+            return File::options().write(true).open(path)?.write_all(bytes);
+        }
+    }
+    write_atomically(&real_path(path), bytes)
+}
+
+/// What a link points to, so that the link stays; the path itself when there is nothing yet.
+fn real_path(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// A temporary file in the same directory, so that it can be renamed over its target.
+fn temporary_beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
+    let directory = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".");
+    tempfile::Builder::new()
+        .prefix(&name)
+        .suffix(".part")
+        // As for any new file; the umask takes its part.
+        .permissions(fs::Permissions::from_mode(0o666))
+        .tempfile_in(directory)
+}
+
+fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = temporary_beside(path)?;
+    file.write_all(bytes)?;
+    // A full disk may show only here.
+    file.as_file().sync_data()?;
+    file.persist(path).map_err(|error| error.error)?;
+    Ok(())
+}
+
+/// Saves the profile in the directory for temporary files.
+fn rescue(profile: &ResolvedProfile) -> Option<Written> {
+    let file = tempfile::Builder::new()
+        .prefix("flamestorm-")
+        .suffix(".pb.gz")
+        .tempfile()
+        .ok()?;
+    let bytes = pprof::encode(profile);
+    file.as_file().write_all(&bytes).ok()?;
+    let (_, path) = file.keep().ok()?;
+    Some(written(&path, &bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(paths: &[&str]) -> Result<Outputs, OutputError> {
+        let paths: Vec<_> = paths.iter().map(PathBuf::from).collect();
+        Outputs::parse(&paths)
+    }
+
+    #[test]
+    fn formats_by_extension() {
+        let outputs = parse(&["a.svg", "d/b.folded", "c.pb.gz", "-"]).unwrap();
+        let formats: Vec<_> = outputs.0.iter().map(|output| output.format).collect();
+        assert_eq!(
+            formats,
+            [Format::Svg, Format::Folded, Format::Pprof, Format::Folded]
+        );
+        assert!(outputs.uses_stdout());
+        for wrong in ["a.png", "svg", "x.gz", ".."] {
+            let error = parse(&[wrong]).unwrap_err().to_string();
+            assert!(error.contains(wrong) && error.contains(".pb.gz"), "{error}");
+        }
+        assert!(matches!(
+            parse(&["a.svg", "a.svg"]),
+            Err(OutputError::Twice { .. })
+        ));
+    }
+
+    /// A missing directory is found before the recording, and named with the way out; a good
+    /// output is left untouched, and so is its directory.
+    #[test]
+    fn preflight_touches_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = dir.path().join("old.svg");
+        fs::write(&old, "old").unwrap();
+        let missing = dir.path().join("none/a.svg");
+        let error = Outputs::parse(std::slice::from_ref(&missing))
+            .unwrap()
+            .preflight()
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("none/a.svg"), "{error}");
+        assert!(error.contains("create its directory"), "{error}");
+        Outputs::parse(std::slice::from_ref(&old))
+            .unwrap()
+            .preflight()
+            .unwrap();
+        assert_eq!(fs::read(&old).unwrap(), b"old");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        let directory = dir.path().join("d.svg");
+        fs::create_dir(&directory).unwrap();
+        let outputs = Outputs::parse(&[directory]).unwrap();
+        assert!(matches!(
+            outputs.preflight(),
+            Err(OutputError::IsDirectory { .. })
+        ));
+    }
+
+    /// Links stay links, devices stay devices, and nothing is left beside the output.
+    #[test]
+    fn writes_through_links_and_to_devices() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().join("real.folded");
+        let link = dir.path().join("link.folded");
+        fs::write(&real, "old").unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        write_path(&link, b"new").unwrap();
+        assert_eq!(fs::read(&real).unwrap(), b"new");
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+        let null = dir.path().join("null.folded");
+        std::os::unix::fs::symlink("/dev/null", &null).unwrap();
+        write_path(&null, b"gone").unwrap();
+        assert!(
+            fs::metadata("/dev/null")
+                .unwrap()
+                .file_type()
+                .is_char_device()
+        );
+    }
+
+    /// One output's failure does not lose the others, nor the recording.
+    #[test]
+    fn a_failed_output_loses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let good = dir.path().join("a.folded");
+        let full = dir.path().join("full.svg");
+        std::os::unix::fs::symlink("/dev/full", &full).unwrap();
+        let outputs = Outputs::parse(&[full, good.clone()]).unwrap();
+        let report = outputs.write(&ResolvedProfile::default());
+        assert_eq!(report.written.len(), 1);
+        let error = report.errors[0].to_string();
+        assert!(
+            error.contains("full.svg") && error.contains("make room"),
+            "{error}"
+        );
+        let rescued = report.rescued.unwrap();
+        assert!(pprof::decode(&fs::read(&rescued.path).unwrap()).is_ok());
+        fs::remove_file(rescued.path).unwrap();
+        assert!(good.exists());
+    }
+}

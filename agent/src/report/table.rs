@@ -1,0 +1,286 @@
+//! The terminal's answer.
+
+use std::fmt::Write;
+use std::io::IsTerminal;
+
+use super::{Summary, top_functions};
+use crate::encode::svg::grouped;
+use crate::profile::{AgentCost, KernelCost, ResolvedProfile};
+
+/// Rows of the table of functions.
+const FUNCTIONS: usize = 20;
+/// Rows of the table of processes.
+const PROCESSES: usize = 10;
+/// Columns of a function's name.
+const NAME: usize = 60;
+/// Columns of a module's and a process's name.
+const SHORT: usize = 24;
+
+/// How the table is dressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Style {
+    /// Whether escape sequences for colours are used.
+    pub colour: bool,
+}
+
+impl Style {
+    /// Colour on a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
+    pub fn detect(stream: &impl IsTerminal) -> Style {
+        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Style {
+            colour: stream.is_terminal() && !refused,
+        }
+    }
+
+    fn paint(self, code: &str, text: &str) -> String {
+        if self.colour {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
+    }
+
+    fn heading(self, text: &str) -> String {
+        self.paint("1", text)
+    }
+
+    /// Green when good, yellow when not.
+    fn verdict(self, good: bool, text: &str) -> String {
+        self.paint(if good { "32" } else { "33" }, text)
+    }
+}
+
+/// Top functions and processes, completeness, losses, costs, files.
+pub fn table(profile: &ResolvedProfile, summary: &Summary, style: Style) -> String {
+    let mut out = String::new();
+    functions(&mut out, profile, summary, style);
+    processes(&mut out, summary, style);
+    completeness(&mut out, summary, style);
+    costs(&mut out, summary, style);
+    for note in &summary.notes {
+        line(&mut out, "note", &style.paint("33", &printable(note)));
+    }
+    for file in &summary.files {
+        line(&mut out, "wrote", &style.paint("36", &printable(file)));
+    }
+    out
+}
+
+fn functions(out: &mut String, profile: &ResolvedProfile, summary: &Summary, style: Style) {
+    let top = top_functions(profile, FUNCTIONS);
+    if top.is_empty() {
+        return;
+    }
+    let total = summary.samples.max(1) as f64;
+    let heading = format!(
+        "{:>6}  {:>6}  {:<NAME$}  {:<SHORT$}  line",
+        "self", "total", "function", "module"
+    );
+    push(out, &style.heading(&heading));
+    for function in top {
+        let colour = if function.is_kernel { "34" } else { "0" };
+        let row = format!(
+            "{:>6}  {:>6}  {}  {}  {}",
+            percent(function.self_samples as f64 / total),
+            percent(function.total_samples as f64 / total),
+            style.paint(colour, &fit(&function.name, NAME)),
+            fit(&function.module, SHORT),
+            printable(&function.place),
+        );
+        push(out, &row);
+    }
+    out.push('\n');
+}
+
+fn processes(out: &mut String, summary: &Summary, style: Style) {
+    if summary.processes.is_empty() {
+        return;
+    }
+    let heading = format!(
+        "{:>6}  {:>9}  {:>7}  {:<SHORT$}  pids",
+        "share", "samples", "rooted", "process"
+    );
+    push(out, &style.heading(&heading));
+    for process in summary.processes.iter().take(PROCESSES) {
+        let row = format!(
+            "{:>6}  {:>9}  {:>7}  {}  {}",
+            percent(process.share),
+            grouped(process.samples),
+            process.rooted_share.map_or_else(|| "-".to_owned(), exact),
+            fit(&process.name, SHORT),
+            pids(&process.pids),
+        );
+        push(out, &row);
+    }
+    let more = summary.processes.len().saturating_sub(PROCESSES);
+    if more > 0 {
+        push(out, &format!("{:>6}  and {more} more", ""));
+    }
+    out.push('\n');
+}
+
+/// The first pids, and how many more there are.
+fn pids(pids: &[u32]) -> String {
+    const SHOWN: usize = 4;
+    let mut text: Vec<_> = pids.iter().take(SHOWN).map(u32::to_string).collect();
+    if pids.len() > SHOWN {
+        text.push(format!("and {} more", pids.len() - SHOWN));
+    }
+    text.join(" ")
+}
+
+fn completeness(out: &mut String, summary: &Summary, style: Style) {
+    let recorded = format!(
+        "{} in {:.1} s at {} Hz on {} CPUs ({})",
+        grouped(summary.samples),
+        summary.duration_seconds,
+        summary.frequency_hz,
+        summary.cpus,
+        expected(summary),
+    );
+    line(out, "samples", &recorded);
+    let rooted = summary.rooted_share.unwrap_or(1.0);
+    let text = match summary.rooted_share {
+        Some(share) => format!("{} of user stacks reach a proven root", exact(share)),
+        None => "no user stacks".to_owned(),
+    };
+    line(out, "rooted", &style.verdict(rooted >= 0.999, &text));
+    let outcomes: Vec<_> = summary
+        .outcomes
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .map(|(name, count)| format!("{} {}", printable(name), grouped(*count)))
+        .collect();
+    line(out, "stacks", &outcomes.join(", "));
+    let frames = format!(
+        "{}: {} without a name, {} by module only ({}); depth {} (median), {} (deepest)",
+        grouped(summary.frames),
+        grouped(summary.frames_unnamed),
+        grouped(summary.frames_module_only),
+        percent(summary.frames_module_only as f64 / summary.frames.max(1) as f64),
+        summary.stack_depth.p50,
+        summary.stack_depth.max,
+    );
+    line(out, "frames", &frames);
+    let lost: Vec<_> = summary
+        .lost
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .map(|(cause, count)| format!("{} {}", printable(cause), grouped(*count)))
+        .collect();
+    let text = if lost.is_empty() {
+        "nothing".to_owned()
+    } else {
+        lost.join(", ")
+    };
+    line(out, "lost", &style.verdict(lost.is_empty(), &text));
+}
+
+fn expected(summary: &Summary) -> String {
+    let mut parts = vec![format!("{} expected", grouped(summary.expected_samples))];
+    for (name, count) in [
+        ("idle", summary.idle_ticks),
+        ("not targets", summary.filtered_ticks),
+        ("missed", summary.missed_ticks),
+    ] {
+        if count > 0 {
+            parts.push(format!("{} {name}", grouped(count)));
+        }
+    }
+    if let Some(steal) = summary.steal_seconds
+        && steal >= 0.01
+    {
+        parts.push(format!("{steal:.2} s stolen by the hypervisor"));
+    }
+    parts.join(", ")
+}
+
+fn costs(out: &mut String, summary: &Summary, style: Style) {
+    if summary.agent == AgentCost::default() && summary.kernel == KernelCost::default() {
+        // Another tool's file: nothing was measured.
+        return;
+    }
+    let cpu = summary.agent.cpu_seconds;
+    let share = cpu.recording / summary.duration_seconds.max(0.001);
+    let agent = format!(
+        "{:.2} s CPU to start, {:.2} s while recording ({} of one CPU), {:.2} s for symbols; \
+         {} MB resident while recording, {} MB at most",
+        cpu.startup,
+        cpu.recording,
+        exact(share),
+        cpu.symbolising,
+        summary.agent.max_rss_bytes.recording.div_ceil(1_000_000),
+        summary.agent.max_rss_bytes.peak.div_ceil(1_000_000),
+    );
+    line(out, "agent", &style.paint("2", &agent));
+    let mut kernel = format!("{:.1} MB of maps", summary.kernel.map_bytes as f64 / 1e6);
+    if let Some(nanos) = summary.kernel.run_ns_per_sample {
+        let _ = write!(kernel, ", {:.1} µs a sample", nanos / 1e3);
+    }
+    if let Some(startup) = summary.startup_ms {
+        let _ = write!(kernel, "; first unwindable sample after {startup:.0} ms");
+    }
+    line(out, "kernel", &style.paint("2", &kernel));
+}
+
+fn line(out: &mut String, name: &str, text: &str) {
+    let _ = writeln!(out, "{name:<8}  {text}");
+}
+
+fn push(out: &mut String, row: &str) {
+    out.push_str(row.trim_end());
+    out.push('\n');
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1}%", share * 100.0)
+}
+
+/// With two digits behind the point, and never rounded up to a whole that it is not.
+fn exact(share: f64) -> String {
+    let hundredths = (share * 10_000.0 + 1e-6).floor();
+    format!("{:.2}%", hundredths / 100.0)
+}
+
+/// Without control characters: a process chooses its own name, and the terminal obeys escapes.
+fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
+}
+
+/// Exactly `width` columns: cut in the middle (both ends of a name tell something), or filled.
+fn fit(text: &str, width: usize) -> String {
+    let text: Vec<char> = printable(text).chars().collect();
+    if text.len() <= width {
+        let fill = width - text.len();
+        return text.into_iter().collect::<String>() + &" ".repeat(fill);
+    }
+    let head = (width - 1) / 2;
+    let tail = width - 1 - head;
+    let cut = text[..head]
+        .iter()
+        .chain(['…'].iter())
+        .chain(&text[text.len() - tail..]);
+    cut.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fit_their_column() {
+        assert_eq!(fit("short", 8), "short   ");
+        assert_eq!(fit("alpha::beta::gamma", 9), "alph…amma");
+        assert_eq!(fit("a\x1b[31mred", 10), "a?[31mred ");
+    }
+
+    /// 99.996 % is not a hundred.
+    #[test]
+    fn shares_are_not_rounded_up() {
+        assert_eq!(exact(1.0), "100.00%");
+        assert_eq!(exact(0.99996), "99.99%");
+        assert_eq!(exact(0.999), "99.90%");
+    }
+}

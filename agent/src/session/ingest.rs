@@ -1,0 +1,321 @@
+//! From a sample as the kernel sent it to a counted stack: addresses told apart by object, and the
+//! rest of the stack unwound here when the kernel could not.
+
+use std::{collections::HashMap, path::PathBuf, rc::Rc, sync::Arc};
+
+use agent_ebpf::{
+    sample::{Outcome, SIGNAL_FRAME_BIT},
+    unwind::Cursor,
+};
+
+use super::objects::{Backing, Image, ObjectId, Objects};
+use crate::{
+    kernel::{Sample, StackCopy},
+    object::Object,
+    process::{AddressSpace, Process, Registry},
+    profile::{self, Frame, Module, ModuleId, ProcessIndex, RawSample, Source, Window},
+    unwind::{self, Cfi, Resolved},
+};
+
+/// A stack copy that waits for its sample.
+struct Copied {
+    cpu: u32,
+    time: u64,
+    exact_ip: bool,
+    registers: agent_ebpf::unwind::Registers,
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+/// The window being filled and what is needed to fill it.
+pub struct Ingest {
+    /// The counted samples.
+    pub window: Window,
+    modules: HashMap<ModuleKey, ModuleId>,
+    processes: HashMap<u64, ProcessIndex>,
+    copy: Option<Copied>,
+    kernel_frames: Vec<Frame>,
+    user_frames: Vec<Frame>,
+    /// When the first sample with a whole user stack was taken, nanoseconds.
+    pub first_unwound: Option<u64>,
+    /// Samples whose stack was unwound here.
+    pub continued: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum ModuleKey {
+    Kernel,
+    Unknown,
+    Object(ObjectId),
+    /// Code private to a process's incarnation.
+    Jit(u64),
+}
+
+impl Default for Ingest {
+    fn default() -> Ingest {
+        Ingest {
+            window: Window::new(),
+            modules: HashMap::new(),
+            processes: HashMap::new(),
+            copy: None,
+            kernel_frames: Vec::new(),
+            user_frames: Vec::new(),
+            first_unwound: None,
+            continued: 0,
+        }
+    }
+}
+
+/// What the kernel should be told after a sample.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// A process that the kernel did not know, or not well enough.
+    pub pid: u32,
+    /// The address space in which it was sampled.
+    pub mm: u64,
+}
+
+impl Ingest {
+    /// Keeps a stack for the sample that follows.
+    pub fn stack_copy(&mut self, copy: &StackCopy<'_>) {
+        let mut bytes = self.copy.take().map(|old| old.bytes).unwrap_or_default();
+        bytes.clear();
+        bytes.extend_from_slice(copy.bytes);
+        self.copy = Some(Copied {
+            cpu: copy.cpu,
+            time: copy.time,
+            exact_ip: copy.exact_ip,
+            registers: copy.registers,
+            start: copy.start,
+            bytes,
+        });
+    }
+
+    /// Counts a sample. `Some` when the kernel lacked knowledge of the process.
+    pub fn sample(
+        &mut self,
+        sample: &Sample<'_>,
+        registry: &mut Registry,
+        objects: &mut Objects,
+    ) -> Option<Wanted> {
+        let header = &sample.header;
+        let unknown = Process {
+            pid: header.pid,
+            name: thread_name(&header.comm),
+            exe: PathBuf::new(),
+            space: Rc::default(),
+            parent: None,
+            incarnation: u64::MAX - u64::from(header.pid),
+        };
+        let process = registry.get(header.pid).unwrap_or(&unknown);
+        let index = self.process(process);
+        let space = Rc::clone(&process.space);
+        let incarnation = process.incarnation;
+
+        let kernel_module = self.module(ModuleKey::Kernel, objects, header.pid);
+        let mut kernel = std::mem::take(&mut self.kernel_frames);
+        kernel.clear();
+        // The kernel's own first entry is the interrupted instruction; the others are return
+        // addresses.
+        kernel.extend(
+            sample
+                .kernel_frames()
+                .enumerate()
+                .map(|(i, address)| Frame {
+                    module: kernel_module,
+                    address,
+                    exact: i == 0,
+                }),
+        );
+
+        let mut addresses: Vec<u64> = sample.user_frames().collect();
+        let outcome = self.go_on(sample, &space, objects, header.pid, &mut addresses);
+        let mut user = std::mem::take(&mut self.user_frames);
+        user.clear();
+        for (i, &address) in addresses.iter().enumerate() {
+            user.push(self.frame(address, i == 0, &space, objects, header.pid, incarnation));
+        }
+        if outcome.is_complete() && !user.is_empty() && self.first_unwound.is_none() {
+            self.first_unwound = Some(header.time);
+        }
+        self.window.add(&RawSample {
+            process: index,
+            tid: header.tid,
+            thread_name: header.comm,
+            outcome,
+            kernel: &kernel,
+            user: &user,
+        });
+        (self.kernel_frames, self.user_frames) = (kernel, user);
+        sample.outcome.is_continuable().then_some(Wanted {
+            pid: header.pid,
+            mm: header.mm,
+        })
+    }
+
+    /// Unwinds the rest of the stack from its copy, if one came with the sample.
+    fn go_on(
+        &mut self,
+        sample: &Sample<'_>,
+        space: &AddressSpace,
+        objects: &mut Objects,
+        pid: u32,
+        addresses: &mut Vec<u64>,
+    ) -> Outcome {
+        let (cpu, time) = (sample.header.cpu, sample.header.time);
+        let Some(copy) = self.copy.take() else {
+            return sample.outcome;
+        };
+        if sample.header.has_stack_copy == 0 || copy.cpu != cpu || copy.time != time {
+            self.copy = Some(copy);
+            return sample.outcome;
+        }
+        self.continued += 1;
+        let mut cursor = Cursor::new(copy.registers);
+        cursor.exact_ip = u64::from(copy.exact_ip);
+        let find = |avma: u64| find_rule(avma, space, objects, pid);
+        let stack = unwind::StackCopy {
+            base: copy.start,
+            bytes: &copy.bytes,
+        };
+        let outcome = unwind::walk(&mut cursor, find, &stack, addresses);
+        self.copy = Some(copy);
+        outcome
+    }
+
+    fn frame(
+        &mut self,
+        address: u64,
+        leaf: bool,
+        space: &AddressSpace,
+        objects: &mut Objects,
+        pid: u32,
+        incarnation: u64,
+    ) -> Frame {
+        let exact = leaf || address & SIGNAL_FRAME_BIT != 0;
+        let avma = address & !SIGNAL_FRAME_BIT;
+        let lookup = if exact { avma } else { avma.wrapping_sub(1) };
+        let Some(mapping) = space.find(lookup) else {
+            let module = self.module(ModuleKey::Unknown, objects, pid);
+            return Frame {
+                module,
+                address: avma,
+                exact,
+            };
+        };
+        let key = match objects.backing(pid, mapping) {
+            Backing::Object(id) => match objects.get(id).bias(mapping) {
+                Some(bias) => {
+                    let module = self.module(ModuleKey::Object(id), objects, pid);
+                    return Frame {
+                        module,
+                        address: avma.wrapping_sub(bias),
+                        exact,
+                    };
+                }
+                None => ModuleKey::Unknown,
+            },
+            Backing::Private => ModuleKey::Jit(incarnation),
+            Backing::Lost => ModuleKey::Unknown,
+        };
+        Frame {
+            module: self.module(key, objects, pid),
+            address: avma,
+            exact,
+        }
+    }
+
+    fn process(&mut self, process: &Process) -> ProcessIndex {
+        if let Some(index) = self.processes.get(&process.incarnation) {
+            return *index;
+        }
+        let added = self.window.add_process(profile::Process {
+            pid: process.pid,
+            name: process.name.clone(),
+            exe: process.exe.to_string_lossy().into_owned(),
+        });
+        // Beyond the bound everything is counted under the first process.
+        let index = added.unwrap_or(ProcessIndex(0));
+        self.processes.insert(process.incarnation, index);
+        index
+    }
+
+    fn module(&mut self, key: ModuleKey, objects: &Objects, pid: u32) -> ModuleId {
+        if let Some(id) = self.modules.get(&key) {
+            return *id;
+        }
+        let id = self.window.add_module(describe(key, objects, pid));
+        let id = id.unwrap_or(ModuleId(0));
+        self.modules.insert(key, id);
+        id
+    }
+}
+
+fn describe(key: ModuleKey, objects: &Objects, pid: u32) -> Module {
+    let bare = |name: &str, source: Source| Module {
+        name: name.to_owned(),
+        build_id: None,
+        source,
+    };
+    match key {
+        ModuleKey::Kernel => bare("[kernel]", Source::Kernel),
+        ModuleKey::Unknown => bare("[no mapping]", Source::Unknown),
+        ModuleKey::Jit(_) => bare("[jit]", jit(pid)),
+        ModuleKey::Object(id) => {
+            let object = objects.get(id);
+            Module {
+                name: object.name.to_string_lossy().into_owned(),
+                build_id: object.build_id.clone(),
+                source: match &object.image {
+                    Image::File(file, _) => Source::File(Arc::clone(file)),
+                    Image::Vdso(bytes) => Source::Vdso(Arc::clone(bytes)),
+                },
+            }
+        }
+    }
+}
+
+/// Where a process that compiles code just in time writes what it called it. The name has the pid
+/// that the process itself sees.
+fn jit(pid: u32) -> Source {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let own = status
+        .lines()
+        .find_map(|line| line.strip_prefix("NSpid:"))
+        .and_then(|pids| pids.split_whitespace().last())
+        .and_then(|pid| pid.parse().ok())
+        .unwrap_or(pid);
+    let perf_map = PathBuf::from(format!("/proc/{pid}/root/tmp/perf-{own}.map"));
+    let file = std::fs::File::open(&perf_map).ok().map(Arc::new);
+    Source::Jit {
+        pid,
+        perf_map,
+        file,
+    }
+}
+
+/// The rule for an address, read from its object directly: the table may not exist yet.
+fn find_rule(avma: u64, space: &AddressSpace, objects: &mut Objects, pid: u32) -> Resolved {
+    let Some(mapping) = space.find(avma) else {
+        return Resolved::UnknownMapping;
+    };
+    let id = match objects.backing(pid, mapping) {
+        Backing::Object(id) => id,
+        Backing::Private => return Resolved::FramePointer,
+        Backing::Lost => return Resolved::TablesPending,
+    };
+    let mapped = objects.get(id);
+    let (Some(bias), Ok(object)) = (mapped.bias(mapping), Object::parse(mapped.image.bytes()))
+    else {
+        return Resolved::UnknownMapping;
+    };
+    match Cfi::new(&object) {
+        Ok(cfi) => Resolved::Rule(cfi.row_at(avma.wrapping_sub(bias))),
+        Err(_) => Resolved::FramePointer,
+    }
+}
+
+fn thread_name(comm: &[u8; 16]) -> String {
+    let name = comm.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(name).into_owned()
+}

@@ -1,0 +1,529 @@
+//! A recording, from the first map to the last sample: the one place that knows both the way of the
+//! data and the control of the kernel's tables.
+
+mod command;
+mod cost;
+mod ingest;
+mod objects;
+mod starts;
+mod tables;
+
+use std::{
+    process::Child,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use agent_ebpf::counters::Counter;
+use anyhow::{Context as _, Result, bail};
+
+use self::{
+    command::Held,
+    ingest::{Ingest, Wanted},
+    objects::Objects,
+    tables::Tables,
+};
+use crate::{
+    kernel::{Event, EventKind, Kernel, LifecycleEvents, Options, Record},
+    process::{Registry, process_name},
+    profile::{RecordingMeta, Runtime, Window},
+};
+
+pub use command::exit_code;
+pub use cost::{cpu_seconds, max_rss_bytes, now};
+pub use starts::UnwindEntries;
+
+/// How often the buffers are read. Long enough to cost nothing, short enough that a buffer of a
+/// thousand mappings and one of four megabytes do not fill.
+const READ_EVERY: Duration = Duration::from_millis(100);
+
+/// Shortest time between two reads, less than a tick at 99 Hz.
+const REST: Duration = Duration::from_millis(5);
+
+/// How long a command may take to end after it was sent the signal that ends the recording.
+const COMMAND_GRACE: Duration = Duration::from_secs(5);
+
+/// Names that `--comm` takes at most: the size of the kernel's map.
+pub const MAX_NAMES: usize = agent_ebpf::limits::MAX_TARGET_NAMES as usize;
+
+/// What to record.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    /// Processes, with the children they will have.
+    pub pids: Vec<u32>,
+    /// Names of processes or threads.
+    pub names: Vec<String>,
+    /// Samples per second and CPU.
+    pub frequency: u32,
+    /// How long; `None` until a signal, or until the command ends.
+    pub duration: Option<Duration>,
+    /// A command to start and record.
+    pub command: Vec<String>,
+    /// When the agent was started ([`now`]) .
+    pub started: u64,
+}
+
+impl Config {
+    fn has_target(&self) -> bool {
+        !(self.pids.is_empty() && self.names.is_empty() && self.command.is_empty())
+    }
+
+    fn period_ns(&self) -> u64 {
+        1_000_000_000 / u64::from(self.frequency.max(1))
+    }
+
+    /// What is recorded, for titles.
+    pub fn target(&self) -> String {
+        let pids = self.pids.iter().map(|pid| format!("pid {pid}"));
+        let names = self.names.iter().map(|name| format!("comm {name}"));
+        let command = (!self.command.is_empty()).then(|| self.command.join(" "));
+        let targets: Vec<_> = pids.chain(names).chain(command).collect();
+        if targets.is_empty() {
+            return "whole machine".to_owned();
+        }
+        targets.join(", ")
+    }
+}
+
+/// What was recorded.
+pub struct Recording {
+    /// The samples.
+    pub window: Window,
+    /// Its circumstances.
+    pub meta: RecordingMeta,
+    /// What was measured beside the samples.
+    pub runtime: Runtime,
+    /// Exit status of the command, if there was one.
+    pub command_status: Option<u8>,
+}
+
+/// Progress of a recording, told about once a second.
+pub struct Progress {
+    /// Time since the first sample could be taken.
+    pub elapsed: Duration,
+    /// Samples so far.
+    pub samples: u64,
+}
+
+/// Records until the duration is over, the command has ended or a signal (its number in `signal`)
+/// has come.
+///
+/// # Errors
+/// The kernel refuses, a target does not exist, or the command cannot be started.
+pub fn record(
+    config: &Config,
+    signal: &Arc<AtomicUsize>,
+    progress: impl FnMut(Progress),
+) -> Result<Recording> {
+    for pid in &config.pids {
+        if process_name(*pid).is_none() {
+            bail!("no process has the pid {pid}; `ps -e` lists those there are");
+        }
+    }
+    let mut session = Session::open(config)?;
+    let held = if config.command.is_empty() {
+        None
+    } else {
+        let name = &config.command[0];
+        Some(Held::start(&config.command).with_context(|| format!("cannot start {name}"))?)
+    };
+    session.select(config, held.as_ref())?;
+    let steal = cost::steal_seconds();
+    let start = Instant::now();
+    let start_unix = std::time::SystemTime::now();
+    session.kernel.start(config.period_ns())?;
+    let child = match held {
+        Some(held) => {
+            let name = &config.command[0];
+            Some(
+                held.release()
+                    .with_context(|| format!("cannot run {name}"))?,
+            )
+        }
+        None => None,
+    };
+    let (status, startup_cpu) = session.run(config, signal, start, child, progress)?;
+    let duration = start.elapsed();
+    session.finish()?;
+    let stolen = steal.and_then(|before| Some(cost::steal_seconds()? - before));
+    Ok(session.into_recording(config, duration, start_unix, stolen, startup_cpu, status))
+}
+
+struct Session {
+    kernel: Kernel,
+    lifecycle: LifecycleEvents,
+    registry: Registry,
+    objects: Objects,
+    tables: Tables,
+    ingest: Ingest,
+    /// Events read and not yet taken up, by time.
+    events: std::collections::VecDeque<Event>,
+    /// Everything that happened before this has been read into `events`.
+    read_until: u64,
+    wanted: Vec<Wanted>,
+    changed: Vec<u32>,
+    names: Vec<String>,
+    selected_late: Vec<u32>,
+}
+
+impl Session {
+    fn open(config: &Config) -> Result<Session> {
+        let kernel = Kernel::load(&Options {
+            period_ns: config.period_ns(),
+            filter: config.has_target(),
+        })?;
+        // First the events, then the processes that exist: nothing falls between.
+        let lifecycle = LifecycleEvents::open(kernel.cpus())?;
+        let mut registry = Registry::default();
+        registry.scan();
+        Ok(Session {
+            kernel,
+            lifecycle,
+            registry,
+            objects: Objects::default(),
+            tables: Tables::new(),
+            ingest: Ingest::default(),
+            events: std::collections::VecDeque::new(),
+            read_until: 0,
+            wanted: Vec::new(),
+            changed: Vec::new(),
+            names: config.names.clone(),
+            selected_late: Vec::new(),
+        })
+    }
+
+    fn select(&mut self, config: &Config, held: Option<&Held>) -> Result<()> {
+        for name in &config.names {
+            self.kernel.select_name(name)?;
+        }
+        let named = self
+            .registry
+            .iter()
+            .filter(|p| config.names.contains(&p.name));
+        let named: Vec<u32> = named.map(|process| process.pid).collect();
+        let command = held.map(Held::pid);
+        for pid in config.pids.iter().copied().chain(named).chain(command) {
+            self.kernel.select_process(pid)?;
+        }
+        Ok(())
+    }
+
+    /// The loop. Returns the command's exit status and the CPU time until the first sample could be
+    /// unwound.
+    fn run(
+        &mut self,
+        config: &Config,
+        signal: &AtomicUsize,
+        start: Instant,
+        mut child: Option<Child>,
+        mut progress: impl FnMut(Progress),
+    ) -> Result<(Option<u8>, f64)> {
+        let mut startup_cpu = cpu_seconds();
+        let mut told = Duration::ZERO;
+        loop {
+            let left = config
+                .duration
+                .map(|duration| duration.saturating_sub(start.elapsed()));
+            self.wait(left.unwrap_or(READ_EVERY).min(READ_EVERY));
+            let before_first = self.ingest.first_unwound.is_none();
+            self.cycle()?;
+            if before_first {
+                startup_cpu = cpu_seconds();
+            }
+            if start.elapsed() - told >= Duration::from_secs(1) {
+                told = start.elapsed();
+                let samples = self.ingest.window.counters().samples;
+                progress(Progress {
+                    elapsed: told,
+                    samples,
+                });
+            }
+            if let Some(child) = &mut child
+                && let Some(status) = child.try_wait()?
+            {
+                return Ok((Some(exit_code(status)), startup_cpu));
+            }
+            let over = config
+                .duration
+                .is_some_and(|duration| start.elapsed() >= duration);
+            let number = signal.load(Ordering::Relaxed);
+            if over || number != 0 {
+                let status = child
+                    .map(|child| self.end_command(child, number as i32))
+                    .transpose()?;
+                return Ok((status, startup_cpu));
+            }
+        }
+    }
+
+    /// Ends the command with the signal that ended the recording, and goes on recording meanwhile.
+    fn end_command(&mut self, mut child: Child, signal: i32) -> Result<u8> {
+        let signal = if signal == 0 { libc::SIGTERM } else { signal };
+        // SAFETY: the child has not been waited for, so the pid is still its own.
+        unsafe { libc::kill(child.id() as i32, signal) };
+        let deadline = Instant::now() + COMMAND_GRACE;
+        while Instant::now() < deadline {
+            if let Some(status) = child.try_wait()? {
+                return Ok(exit_code(status));
+            }
+            self.wait(READ_EVERY);
+            self.cycle()?;
+        }
+        log::warn!("the command did not end within {COMMAND_GRACE:?} of the signal: killed");
+        child.kill()?;
+        Ok(exit_code(child.wait()?))
+    }
+
+    /// Waits until it is time to read.
+    fn wait(&self, longest: Duration) {
+        let before = Instant::now();
+        self.kernel.wait(longest);
+        // However often it is asked to hurry, the agent takes a rest between.
+        let rested = before.elapsed();
+        thread::sleep(REST.min(longest).saturating_sub(rested));
+    }
+
+    /// Reads everything there is, and tells the kernel what it lacked.
+    fn cycle(&mut self) -> Result<()> {
+        self.read_samples();
+        self.read_events();
+        self.apply_events(u64::MAX);
+        self.update_kernel()?;
+        self.tables
+            .settle(&mut self.kernel, &mut self.objects, self.read_until)?;
+        Ok(())
+    }
+
+    fn read_events(&mut self) {
+        // The time first: what is not read now happened later.
+        self.read_until = now();
+        let mut events = Vec::new();
+        self.lifecycle.read(&mut events);
+        self.events.extend(events);
+    }
+
+    fn read_samples(&mut self) {
+        // Split, because the records borrow the kernel's side while the rest is used.
+        let Session {
+            kernel,
+            lifecycle,
+            registry,
+            objects,
+            ingest,
+            events,
+            read_until,
+            wanted,
+            changed,
+            names,
+            selected_late,
+            ..
+        } = self;
+        let mut control = Control {
+            registry,
+            events,
+            changed,
+            names,
+            selected_late,
+        };
+        kernel.read(|record| match record {
+            Record::StackCopy(copy) => ingest.stack_copy(&copy),
+            Record::Sample(sample) => {
+                if sample.header.time >= *read_until {
+                    *read_until = now();
+                    let mut fresh = Vec::new();
+                    lifecycle.read(&mut fresh);
+                    control.events.extend(fresh);
+                }
+                control.apply(sample.header.time);
+                wanted.extend(ingest.sample(&sample, control.registry, objects));
+            }
+        });
+    }
+
+    fn apply_events(&mut self, until: u64) {
+        let Session {
+            registry,
+            events,
+            changed,
+            names,
+            selected_late,
+            ..
+        } = self;
+        Control {
+            registry,
+            events,
+            changed,
+            names,
+            selected_late,
+        }
+        .apply(until);
+    }
+
+    fn update_kernel(&mut self) -> Result<()> {
+        for pid in self.selected_late.drain(..) {
+            self.kernel.select_process(pid)?;
+        }
+        let mut changed = std::mem::take(&mut self.changed);
+        changed.sort_unstable();
+        changed.dedup();
+        for pid in changed.drain(..) {
+            let Some(process) = self.registry.known(pid) else {
+                self.tables.forget(pid);
+                continue;
+            };
+            self.tables
+                .changed(&mut self.kernel, &mut self.objects, pid, &process.space)?;
+        }
+        self.changed = changed;
+        for Wanted { pid, mm } in std::mem::take(&mut self.wanted) {
+            let Some(process) = self.registry.known(pid) else {
+                continue;
+            };
+            self.tables
+                .give(&mut self.kernel, &mut self.objects, pid, mm, &process.space)?;
+            // Its next children should not have to be sampled first: a server that forks workers is
+            // itself hardly ever on a CPU.
+            if let Some(parent) = process
+                .parent
+                .and_then(|parent| self.registry.known(parent))
+            {
+                self.tables.give_unseen(
+                    &mut self.kernel,
+                    &mut self.objects,
+                    parent.pid,
+                    &parent.space,
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops the clock and takes what is still in the buffers.
+    fn finish(&mut self) -> Result<()> {
+        self.kernel.stop()?;
+        self.cycle()
+    }
+
+    fn into_recording(
+        self,
+        config: &Config,
+        duration: Duration,
+        start: std::time::SystemTime,
+        steal_seconds: Option<f64>,
+        startup_cpu: f64,
+        command_status: Option<u8>,
+    ) -> Recording {
+        let cpus = self.kernel.cpus().len() as u32;
+        let count = |counter| self.kernel.counter(counter);
+        let sampled = count(Counter::Sampled);
+        log::debug!(
+            "kernel: {sampled} samples, {} ns by its own clock, {} user frames, {} stack copies ({} refused by \
+             budget, {} by a full buffer), {} processes without room; {} stacks continued here; {} blocks in \
+             use; {} tables failed, {} bytes of code covered, unsupported by reason {:?}; {} files unreadable",
+            count(Counter::SampleNanos),
+            count(Counter::UserFrames),
+            count(Counter::StackCopies),
+            count(Counter::StackCopyBudget),
+            count(Counter::StackCopyRingFull),
+            count(Counter::ProcessMapFull),
+            self.ingest.continued,
+            self.tables.blocks_in_use(),
+            self.tables.failed,
+            self.tables.covered,
+            self.tables.unsupported,
+            self.objects.unreadable,
+        );
+        let mut runtime = Runtime {
+            expected_samples: (duration.as_secs_f64()
+                * f64::from(config.frequency)
+                * f64::from(cpus))
+            .round() as u64,
+            steal_seconds,
+            startup_ms: self
+                .ingest
+                .first_unwound
+                .map(|first| first.saturating_sub(config.started) as f64 / 1e6),
+            ..Runtime::default()
+        };
+        runtime.ticks.idle = count(Counter::Idle);
+        runtime.ticks.filtered = count(Counter::Filtered);
+        runtime.ticks.missed = count(Counter::MissedTicks);
+        runtime.lost = [
+            ("ring_buffer_full", count(Counter::RingFull)),
+            ("process_events_lost", self.lifecycle.lost()),
+            (
+                "stack_table_full",
+                self.ingest.window.counters().stack_table_full,
+            ),
+        ]
+        .map(|(cause, number)| (cause.to_owned(), number))
+        .into();
+        runtime.agent.cpu_seconds.startup = startup_cpu;
+        runtime.agent.cpu_seconds.recording = cpu_seconds() - startup_cpu;
+        runtime.agent.max_rss_bytes.recording = max_rss_bytes();
+        runtime.kernel.map_bytes = self.kernel.map_bytes();
+        runtime.kernel.run_ns_per_sample = self
+            .kernel
+            .sampler_run_time()
+            .filter(|_| sampled > 0)
+            .map(|nanos| nanos as f64 / sampled as f64);
+        let meta = RecordingMeta {
+            host: read_line("/proc/sys/kernel/hostname"),
+            kernel: read_line("/proc/sys/kernel/osrelease"),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            target: config.target(),
+            start_unix_ns: start
+                .duration_since(std::time::UNIX_EPOCH)
+                .map_or(0, |since| since.as_nanos() as i64),
+            duration_ns: duration.as_nanos() as u64,
+            frequency_hz: config.frequency,
+            cpus,
+        };
+        Recording {
+            window: self.ingest.window,
+            meta,
+            runtime,
+            command_status,
+        }
+    }
+}
+
+/// The part of the session that takes up events.
+struct Control<'a> {
+    registry: &'a mut Registry,
+    events: &'a mut std::collections::VecDeque<Event>,
+    changed: &'a mut Vec<u32>,
+    names: &'a [String],
+    selected_late: &'a mut Vec<u32>,
+}
+
+impl Control<'_> {
+    /// Takes up the events before `until`.
+    fn apply(&mut self, until: u64) {
+        while self.events.front().is_some_and(|event| event.time <= until) {
+            let Some(event) = self.events.pop_front() else {
+                return;
+            };
+            let pid = event.pid;
+            if let EventKind::Exec { name } | EventKind::Rename { name, .. } = &event.kind
+                && self.names.contains(name)
+            {
+                self.selected_late.push(pid);
+            }
+            if self.registry.apply(event) {
+                self.changed.push(pid);
+            }
+        }
+    }
+}
+
+fn read_line(path: &str) -> String {
+    std::fs::read_to_string(path)
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
+}

@@ -1,0 +1,209 @@
+//! The files (and other code) that processes have mapped: opened once, kept open.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use memmap2::{Mmap, UncheckedAdvice};
+
+use crate::{
+    kernel::{FileKey, MappedObject},
+    object::{Object, Segment, bias},
+    process::mapped_objects,
+};
+
+/// Files kept open at most: beyond it code is left to its frame pointers, and counted. A machine of a
+/// thousand containers has about two thousand different binaries and libraries.
+const MAX_OBJECTS: usize = 16_384;
+
+/// A mapped file or the vDSO, by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ObjectId(pub u32);
+
+/// Bytes of an object.
+#[derive(Clone, Debug)]
+pub enum Image {
+    /// A file's, by mapping.
+    File(Arc<File>, Arc<Mmap>),
+    /// The vDSO's, copied from this process: the kernel maps the same to all.
+    Vdso(Arc<[u8]>),
+}
+
+impl Image {
+    /// Gives the pages that were read back to the kernel's page cache: they would count as this
+    /// process's memory. They are read again when they are needed.
+    pub fn forget_pages(&self) {
+        if let Image::File(_, map) = self {
+            // SAFETY: the mapping is of a file and read-only, so dropped pages come back unchanged.
+            let _ = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
+        }
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Image::File(_, map) => map,
+            Image::Vdso(bytes) => bytes,
+        }
+    }
+}
+
+/// Code with an ELF image.
+#[derive(Debug)]
+pub struct Mapped {
+    /// Path as the first process that had it sees it, or `[vdso]`.
+    pub name: PathBuf,
+    /// Its bytes.
+    pub image: Image,
+    /// Executable segments.
+    pub segments: Vec<Segment>,
+    /// GNU build id.
+    pub build_id: Option<Vec<u8>>,
+}
+
+impl Mapped {
+    /// avma minus svma of a mapping of this object. `None`: the mapping is of no executable segment.
+    pub fn bias(&self, mapping: &MappedObject) -> Option<u64> {
+        let length = mapping.end - mapping.start;
+        bias(&self.segments, mapping.start, mapping.offset, length)
+    }
+}
+
+/// What a mapping is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// An ELF image.
+    Object(ObjectId),
+    /// Code that belongs to the process alone (just-in-time compiled), or a file that is no ELF.
+    Private,
+    /// A file that could not be opened: the process had gone, or there are too many.
+    Lost,
+}
+
+/// All objects.
+#[derive(Debug, Default)]
+pub struct Objects {
+    objects: Vec<Mapped>,
+    by_key: HashMap<FileKey, Backing>,
+    vdso: Option<Backing>,
+    /// Files that could not be opened or read.
+    pub unreadable: u64,
+}
+
+impl Objects {
+    /// The object with this number.
+    pub fn get(&self, id: ObjectId) -> &Mapped {
+        &self.objects[id.0 as usize]
+    }
+
+    /// What is known of a mapping without opening anything.
+    pub fn known(&self, mapping: &MappedObject) -> Option<Backing> {
+        match mapping.file {
+            Some(key) => self.by_key.get(&key).copied(),
+            None if is_vdso(mapping) => self.vdso,
+            None => Some(Backing::Private),
+        }
+    }
+
+    /// What a mapping of `pid` is of; a file seen for the first time is opened.
+    pub fn backing(&mut self, pid: u32, mapping: &MappedObject) -> Backing {
+        if let Some(backing) = self.known(mapping) {
+            return backing;
+        }
+        let Some(key) = mapping.file else {
+            let backing = vdso_image().map_or(Backing::Private, |image| self.add(mapping, image));
+            self.vdso = Some(backing);
+            return backing;
+        };
+        match open(pid, mapping, key) {
+            Ok(image) => {
+                let backing = self.add(mapping, image);
+                self.by_key.insert(key, backing);
+                backing
+            }
+            Err(error) => {
+                log::debug!("{}: {error}", mapping.name.display());
+                self.unreadable += 1;
+                // Not remembered: another process may still show the file.
+                Backing::Lost
+            }
+        }
+    }
+
+    fn add(&mut self, mapping: &MappedObject, image: Image) -> Backing {
+        if self.objects.len() >= MAX_OBJECTS {
+            return Backing::Lost;
+        }
+        let Ok(object) = Object::parse(image.bytes()) else {
+            return Backing::Private;
+        };
+        let (segments, build_id) = (object.segments.clone(), object.build_id.map(<[u8]>::to_vec));
+        let id = ObjectId(self.objects.len() as u32);
+        self.objects.push(Mapped {
+            name: mapping.name.clone(),
+            segments,
+            build_id,
+            image,
+        });
+        Backing::Object(id)
+    }
+}
+
+fn is_vdso(mapping: &MappedObject) -> bool {
+    mapping.name.as_os_str() == "[vdso]"
+}
+
+/// Opens the file of a mapping: through the mapping itself, which is right even when the file was
+/// deleted or replaced; else by its name as the process sees it; else, when the process has gone, by
+/// its name here. By name the inode must be the mapped one.
+fn open(pid: u32, mapping: &MappedObject, key: FileKey) -> io::Result<Image> {
+    let (start, end) = (mapping.start, mapping.end);
+    let by_mapping = format!("/proc/{pid}/map_files/{start:x}-{end:x}");
+    let file = File::open(by_mapping)
+        .or_else(|_| open_inode(&in_root_of(pid, &mapping.name), key))
+        .or_else(|_| open_inode(&mapping.name, key))?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a regular file",
+        ));
+    }
+    // SAFETY: the mapping is read-only and private. A file that is truncated while it is mapped can
+    // end this process by SIGBUS; executables in use are protected by the kernel (ETXTBSY), and
+    // libraries are replaced by renaming.
+    let map = unsafe { Mmap::map(&file)? };
+    Ok(Image::File(Arc::new(file), Arc::new(map)))
+}
+
+fn open_inode(path: &Path, key: FileKey) -> io::Result<File> {
+    let file = File::open(path)?;
+    if file.metadata()?.ino() == key.inode {
+        return Ok(file);
+    }
+    Err(io::Error::new(
+        io::ErrorKind::NotFound,
+        "another file has this name now",
+    ))
+}
+
+fn in_root_of(pid: u32, path: &Path) -> PathBuf {
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    Path::new("/proc")
+        .join(pid.to_string())
+        .join("root")
+        .join(relative)
+}
+
+fn vdso_image() -> Option<Image> {
+    let own = mapped_objects(std::process::id());
+    let mapping = own.iter().find(|mapping| is_vdso(mapping))?;
+    let mut bytes = vec![0; usize::try_from(mapping.end - mapping.start).ok()?];
+    let memory = File::open("/proc/self/mem").ok()?;
+    memory.read_exact_at(&mut bytes, mapping.start).ok()?;
+    Some(Image::Vdso(bytes.into()))
+}

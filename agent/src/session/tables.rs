@@ -1,0 +1,406 @@
+//! Which tables and address spaces the kernel has: built on demand, when a process was sampled that
+//! it did not know.
+
+use std::{
+    collections::{HashMap, HashSet},
+    rc::Rc,
+    sync::mpsc,
+    thread,
+};
+
+use agent_ebpf::table::{BlockId, MappingKind, Space, pack_tree};
+
+use super::objects::{Backing, Image, ObjectId, Objects};
+use crate::{
+    kernel::{BlockPool, Error, Kernel},
+    object::Object,
+    process::AddressSpace,
+    unwind::{self, REASONS, Table, space, space::Mapping, tree},
+};
+
+/// A table as the mappings of its object refer to it.
+#[derive(Clone, Copy, Debug)]
+struct Loaded {
+    tree: u32,
+    rules: BlockId,
+    base_svma: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum TableState {
+    /// Being compiled by the other thread.
+    Building,
+    /// In the kernel.
+    Loaded(Loaded),
+    /// The object has no unwind entries: its code is left to its frame pointers.
+    Absent,
+    /// It could not be compiled, or there was no room: samples in it are unwound in user space.
+    Failed,
+}
+
+/// An address space in the kernel.
+#[derive(Debug)]
+struct Placed {
+    /// Kept, so that its address cannot become another's while this is here.
+    space: Rc<AddressSpace>,
+    root: BlockId,
+    depth: u32,
+    blocks: Vec<BlockId>,
+    /// Objects whose tables were still being built.
+    waiting: HashSet<ObjectId>,
+}
+
+/// Stands for the kernel's identity of an address space that was never sampled: no process has it, so
+/// the entry serves only to be inherited.
+const UNSEEN: u64 = 0;
+
+/// Identity of an address space on this side.
+type SpaceKey = *const AddressSpace;
+
+/// The kernel's tables as the agent knows them.
+pub struct Tables {
+    pool: BlockPool,
+    /// Counts how often blocks became free for another use.
+    generation: u32,
+    states: HashMap<ObjectId, TableState>,
+    placed: HashMap<SpaceKey, Placed>,
+    /// What each process was given: the kernel's identity of its address space, and ours.
+    given: HashMap<u32, (u64, SpaceKey)>,
+    jobs: mpsc::Sender<(ObjectId, Image)>,
+    built: mpsc::Receiver<(ObjectId, Result<Table, unwind::Error>)>,
+    /// Objects whose tables could not be compiled, or found no room.
+    pub failed: u64,
+    /// Text bytes of the compiled tables that some rule covers.
+    pub covered: u64,
+    /// Text bytes of the compiled tables whose rule is not supported, by reason.
+    pub unsupported: [u64; REASONS],
+}
+
+impl Tables {
+    /// Nothing in the kernel yet. Starts the thread that compiles; it ends with this value.
+    pub fn new() -> Tables {
+        let (jobs, todo) = mpsc::channel::<(ObjectId, Image)>();
+        let (done, built) = mpsc::channel();
+        thread::spawn(move || {
+            for (id, image) in todo {
+                if done.send((id, compile(&image))).is_err() {
+                    break;
+                }
+            }
+        });
+        Tables {
+            pool: BlockPool::default(),
+            generation: 0,
+            states: HashMap::new(),
+            placed: HashMap::new(),
+            given: HashMap::new(),
+            jobs,
+            built,
+            failed: 0,
+            covered: 0,
+            unsupported: [0; REASONS],
+        }
+    }
+
+    /// Tells the kernel about a process that it did not know when it was sampled in the address
+    /// space `mm`.
+    ///
+    /// # Errors
+    /// A map cannot be written.
+    pub fn give(
+        &mut self,
+        kernel: &mut Kernel,
+        objects: &mut Objects,
+        pid: u32,
+        mm: u64,
+        space: &Rc<AddressSpace>,
+    ) -> Result<(), Error> {
+        let key = Rc::as_ptr(space);
+        if self.given.get(&pid) == Some(&(mm, key)) || space.mappings().is_empty() {
+            return Ok(());
+        }
+        if !self.placed.contains_key(&key) && !self.place(kernel, objects, pid, space)? {
+            return Ok(());
+        }
+        let placed = &self.placed[&key];
+        let (root, depth) = (placed.root, placed.depth);
+        kernel.set_space(pid, Space { mm, root, depth })?;
+        self.given.insert(pid, (mm, key));
+        Ok(())
+    }
+
+    /// Tells the kernel about a process that was not sampled, for the children that it will have.
+    /// Its address space has no known identity, so nothing of its own is unwound by this.
+    ///
+    /// # Errors
+    /// A map cannot be written.
+    pub fn give_unseen(
+        &mut self,
+        kernel: &mut Kernel,
+        objects: &mut Objects,
+        pid: u32,
+        space: &Rc<AddressSpace>,
+    ) -> Result<(), Error> {
+        if self.given.contains_key(&pid) {
+            return Ok(());
+        }
+        self.give(kernel, objects, pid, UNSEEN, space)
+    }
+
+    /// The address space of a process has changed: the kernel is told, if it knows the process.
+    ///
+    /// # Errors
+    /// A map cannot be written.
+    pub fn changed(
+        &mut self,
+        kernel: &mut Kernel,
+        objects: &mut Objects,
+        pid: u32,
+        space: &Rc<AddressSpace>,
+    ) -> Result<(), Error> {
+        // A child has in the kernel what its parent had there when it forked, which may be older
+        // than what is known here.
+        match kernel.space(pid) {
+            // After an exec there is nothing mapped yet.
+            Some(_) if space.mappings().is_empty() => {
+                kernel.remove_space(pid);
+                self.given.remove(&pid);
+                Ok(())
+            }
+            Some(given) => self.give(kernel, objects, pid, given.mm, space),
+            None => {
+                self.given.remove(&pid);
+                Ok(())
+            }
+        }
+    }
+
+    /// A process has ended, or runs another program.
+    pub fn forget(&mut self, pid: u32) {
+        self.given.remove(&pid);
+    }
+
+    /// Takes up tables that were compiled since the last call, and gives back what nobody uses.
+    /// Every event before `time` (nanoseconds) has been seen.
+    ///
+    /// # Errors
+    /// A map cannot be written.
+    pub fn settle(
+        &mut self,
+        kernel: &mut Kernel,
+        objects: &mut Objects,
+        time: u64,
+    ) -> Result<(), Error> {
+        if self.pool.settle(time) {
+            self.generation = self.generation.wrapping_add(1);
+            kernel.set_generation(self.generation)?;
+        }
+        let mut arrived = HashSet::new();
+        while let Ok((id, table)) = self.built.try_recv() {
+            self.load(kernel, id, table)?;
+            arrived.insert(id);
+        }
+        if !arrived.is_empty() {
+            self.replace_waiting(kernel, objects, &arrived, time)?;
+        }
+        self.sweep(time);
+        Ok(())
+    }
+
+    /// Blocks of the pool in use.
+    pub fn blocks_in_use(&self) -> usize {
+        self.pool.in_use()
+    }
+
+    fn load(
+        &mut self,
+        kernel: &mut Kernel,
+        id: ObjectId,
+        table: Result<Table, unwind::Error>,
+    ) -> Result<(), Error> {
+        let state = match table {
+            Ok(table) => {
+                self.covered += table.covered;
+                for (sum, bytes) in self.unsupported.iter_mut().zip(table.unsupported) {
+                    *sum += bytes;
+                }
+                self.write(kernel, &table)?
+            }
+            Err(unwind::Error::NoUnwindInformation) => TableState::Absent,
+            Err(error) => {
+                log::debug!("object {}: {error}", id.0);
+                TableState::Failed
+            }
+        };
+        if matches!(state, TableState::Failed) {
+            self.failed += 1;
+        }
+        self.states.insert(id, state);
+        Ok(())
+    }
+
+    fn write(&mut self, kernel: &mut Kernel, table: &Table) -> Result<TableState, Error> {
+        let Ok(layout) = tree::layout(table) else {
+            return Ok(TableState::Failed);
+        };
+        let Some(blocks) = self.pool.allocate(layout.blocks()) else {
+            return Ok(TableState::Failed);
+        };
+        let mut result = Ok(());
+        let placement = layout.write(&blocks, |id, block| {
+            if result.is_ok() {
+                result = kernel.write_block(id, block);
+            }
+        });
+        result?;
+        Ok(TableState::Loaded(Loaded {
+            tree: pack_tree(MappingKind::Table, placement.depth, placement.root),
+            rules: placement.rules_directory,
+            base_svma: table.base_svma,
+        }))
+    }
+
+    /// Writes an address space. False: there is no room for it.
+    fn place(
+        &mut self,
+        kernel: &mut Kernel,
+        objects: &mut Objects,
+        pid: u32,
+        address_space: &Rc<AddressSpace>,
+    ) -> Result<bool, Error> {
+        let mut waiting = HashSet::new();
+        let mappings = self.mappings(objects, pid, address_space, &mut waiting);
+        let Some(blocks) = self.pool.allocate(space::blocks(mappings.len())) else {
+            return Ok(false);
+        };
+        let mut result = Ok(());
+        let written = space::write(&mappings, &blocks, |id, block| {
+            if result.is_ok() {
+                result = kernel.write_block(id, &block.block());
+            }
+        });
+        result?;
+        let (root, depth) = (written.root, written.depth);
+        let placed = Placed {
+            space: Rc::clone(address_space),
+            root,
+            depth,
+            blocks,
+            waiting,
+        };
+        self.placed.insert(Rc::as_ptr(address_space), placed);
+        Ok(true)
+    }
+
+    fn mappings(
+        &mut self,
+        objects: &mut Objects,
+        pid: u32,
+        space: &AddressSpace,
+        waiting: &mut HashSet<ObjectId>,
+    ) -> Vec<Mapping> {
+        let mut mappings = Vec::with_capacity(space.mappings().len());
+        for mapping in space.mappings() {
+            let mut entry = Mapping {
+                start: mapping.start,
+                end: mapping.end,
+                bias: 0,
+                tree: pack_tree(MappingKind::FramePointer, 0, 0),
+                rules: 0,
+            };
+            let pending = pack_tree(MappingKind::Pending, 0, 0);
+            match objects.backing(pid, mapping) {
+                Backing::Private => {}
+                Backing::Lost => entry.tree = pending,
+                Backing::Object(id) => match self.state(objects, id) {
+                    TableState::Loaded(loaded) => {
+                        if let Some(bias) = objects.get(id).bias(mapping) {
+                            entry.bias = bias.wrapping_add(loaded.base_svma);
+                            entry.tree = loaded.tree;
+                            entry.rules = loaded.rules;
+                        }
+                    }
+                    TableState::Absent => {}
+                    TableState::Failed => entry.tree = pending,
+                    TableState::Building => {
+                        entry.tree = pending;
+                        waiting.insert(id);
+                    }
+                },
+            }
+            mappings.push(entry);
+        }
+        mappings
+    }
+
+    /// State of an object's table; one that was not asked for so far begins to be built.
+    fn state(&mut self, objects: &Objects, id: ObjectId) -> TableState {
+        *self.states.entry(id).or_insert_with(|| {
+            let image = objects.get(id).image.clone();
+            match self.jobs.send((id, image)) {
+                Ok(()) => TableState::Building,
+                Err(_) => TableState::Failed,
+            }
+        })
+    }
+
+    /// Writes anew the address spaces that waited for tables which have arrived.
+    fn replace_waiting(
+        &mut self,
+        kernel: &mut Kernel,
+        objects: &mut Objects,
+        arrived: &HashSet<ObjectId>,
+        time: u64,
+    ) -> Result<(), Error> {
+        let waiting = |placed: &Placed| !placed.waiting.is_disjoint(arrived);
+        let keys: Vec<_> = self
+            .placed
+            .iter()
+            .filter(|(_, placed)| waiting(placed))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in keys {
+            let Some(old) = self.placed.remove(&key) else {
+                continue;
+            };
+            let users: Vec<_> = self
+                .given
+                .iter()
+                .filter(|(_, (_, space))| *space == key)
+                .map(|(pid, (mm, _))| (*pid, *mm))
+                .collect();
+            let pid = users.first().map_or(0, |(pid, _)| *pid);
+            if self.place(kernel, objects, pid, &old.space)? {
+                let (root, depth) = (self.placed[&key].root, self.placed[&key].depth);
+                for (pid, mm) in users {
+                    kernel.set_space(pid, Space { mm, root, depth })?;
+                }
+            }
+            self.pool.retire(time, old.blocks);
+        }
+        Ok(())
+    }
+
+    /// Gives back the address spaces that no process has any more.
+    fn sweep(&mut self, time: u64) {
+        let (pool, given) = (&mut self.pool, &self.given);
+        self.placed.retain(|key, placed| {
+            // One count is `placed.space` itself.
+            let used = Rc::strong_count(&placed.space) > 1
+                || given.values().any(|(_, space)| space == key);
+            if !used {
+                pool.retire(time, std::mem::take(&mut placed.blocks));
+            }
+            used
+        });
+    }
+}
+
+fn compile(image: &Image) -> Result<Table, unwind::Error> {
+    let table = match Object::parse(image.bytes()) {
+        Ok(object) => unwind::compile(&object),
+        Err(_) => Err(unwind::Error::NoUnwindInformation),
+    };
+    image.forget_pages();
+    table
+}

@@ -1,0 +1,82 @@
+//! Interning: what becomes a [`ResolvedProfile`], each thing once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use indexmap::{IndexMap, IndexSet};
+
+use super::Resolved;
+use crate::profile::{Function, FunctionId, Line, Location, LocationId, Mapping, MappingId};
+
+#[derive(Default)]
+pub(super) struct Builder {
+    strings: HashMap<String, Arc<str>>,
+    mappings: IndexMap<(Arc<str>, Arc<str>, bool), ()>,
+    functions: IndexSet<Function>,
+    pub locations: Vec<Location>,
+}
+
+impl Builder {
+    pub fn string(&mut self, text: &str) -> Arc<str> {
+        if let Some(known) = self.strings.get(text) {
+            return known.clone();
+        }
+        let shared: Arc<str> = Arc::from(text);
+        self.strings.insert(text.to_owned(), shared.clone());
+        shared
+    }
+
+    pub fn mapping(&mut self, name: &str, build_id: Option<&[u8]>, is_kernel: bool) -> MappingId {
+        let build_id: String = build_id
+            .unwrap_or_default()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let key = (self.string(name), self.string(&build_id), is_kernel);
+        MappingId(self.mappings.insert_full(key, ()).0 as u32)
+    }
+
+    pub fn lines(&mut self, resolved: &[Resolved]) -> Vec<Line> {
+        resolved
+            .iter()
+            .map(|resolved| {
+                let function = Function {
+                    name: self.string(&resolved.name),
+                    system_name: self.string(&resolved.system_name),
+                    file: self.string(&resolved.file),
+                };
+                Line {
+                    function: FunctionId(self.functions.insert_full(function).0 as u32),
+                    line: resolved.line,
+                }
+            })
+            .collect()
+    }
+
+    pub fn location(&mut self, mapping: MappingId, address: u64, lines: Vec<Line>) -> LocationId {
+        let id = LocationId(self.locations.len() as u32);
+        self.locations.push(Location {
+            mapping,
+            address,
+            lines,
+        });
+        id
+    }
+
+    pub fn finish(self) -> (Vec<Mapping>, Vec<Function>, Vec<Location>) {
+        let mappings = self
+            .mappings
+            .into_keys()
+            .map(|(name, build_id, is_kernel)| Mapping {
+                name,
+                build_id,
+                is_kernel,
+            })
+            .collect();
+        (
+            mappings,
+            self.functions.into_iter().collect(),
+            self.locations,
+        )
+    }
+}

@@ -1,0 +1,298 @@
+//! A [`Window`] becomes a [`ResolvedProfile`], module by module.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::builder::Builder;
+use super::elf::Named;
+use super::{Options, Resolved, elf, guard, kernel, perf_map};
+use crate::profile::{
+    Frame, Labels, LocationId, Module, ModuleId, Process, RecordingMeta, ResolvedProfile,
+    ResolvedSample, Runtime, STACK_TABLE_FULL, Source, Window, key,
+};
+
+/// How far symbolising has come.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress<'a> {
+    /// Modules done.
+    pub done: usize,
+    /// Modules in all.
+    pub modules: usize,
+    /// The module that comes next; empty at the end.
+    pub module: &'a str,
+}
+
+/// Names every frame of the window.
+///
+/// There is no error: what cannot be read is named by module and address, and said in
+/// [`Runtime::notes`].
+pub fn resolve(
+    window: Window,
+    options: &Options<'_>,
+    meta: RecordingMeta,
+    mut progress: impl FnMut(Progress<'_>),
+) -> ResolvedProfile {
+    let mut builder = Builder::default();
+    let mut runtime = Runtime::default();
+    let locations = locate(&window, options, &mut builder, &mut runtime, &mut progress);
+    let period = meta.period_ns();
+    let mut samples = samples(&window, &locations, &mut builder, period);
+    samples.extend(overflowed(&window, &mut builder, period));
+    let (mappings, functions, locations) = builder.finish();
+    ResolvedProfile {
+        meta,
+        runtime,
+        mappings,
+        functions,
+        locations,
+        samples,
+    }
+}
+
+/// A location for every frame of the window, in the order of its frames.
+fn locate(
+    window: &Window,
+    options: &Options<'_>,
+    builder: &mut Builder,
+    runtime: &mut Runtime,
+    progress: &mut impl FnMut(Progress<'_>),
+) -> Vec<LocationId> {
+    let is_kernel = |id: ModuleId| {
+        let module = window.modules().get(id.0 as usize);
+        module.is_some_and(|module| matches!(module.source, Source::Kernel))
+    };
+    // The kernel last: readers of pprof take the first mapping for the main program.
+    let mut by_module: BTreeMap<(bool, ModuleId), Vec<(usize, Frame)>> = BTreeMap::new();
+    for (index, frame) in window.frames().enumerate() {
+        by_module
+            .entry((is_kernel(frame.module), frame.module))
+            .or_default()
+            .push((index, *frame));
+    }
+    let unknown = Module {
+        name: "[no mapping]".to_owned(),
+        build_id: None,
+        source: Source::Unknown,
+    };
+    let modules = by_module.len();
+    let mut locations = vec![LocationId(u32::MAX); window.frames().len()];
+    for (done, ((is_kernel, id), frames)) in by_module.into_iter().enumerate() {
+        let module = window.modules().get(id.0 as usize).unwrap_or(&unknown);
+        progress(Progress {
+            done,
+            modules,
+            module: &module.name,
+        });
+        let names = name_frames(module, &frames, options, runtime);
+        let mapping = builder.mapping(&module.name, module.build_id.as_deref(), is_kernel);
+        let mut lines = BTreeMap::new();
+        for (address, resolved) in names {
+            lines.insert(address, builder.lines(&resolved));
+        }
+        for (index, frame) in frames {
+            let lines = lines.get(&frame.lookup_address()).cloned();
+            locations[index] = builder.location(mapping, frame.address, lines.unwrap_or_default());
+        }
+    }
+    progress(Progress {
+        done: modules,
+        modules,
+        module: "",
+    });
+    locations
+}
+
+/// Names for the lookup addresses of a module's frames: every one gets at least one.
+fn name_frames(
+    module: &Module,
+    frames: &[(usize, Frame)],
+    options: &Options<'_>,
+    runtime: &mut Runtime,
+) -> BTreeMap<u64, Vec<Resolved>> {
+    let mut addresses: Vec<u64> = frames.iter().map(|(_, f)| f.lookup_address()).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    // What is read here was written by others. A reader that trips over it costs this module its
+    // symbols, not the user the recording.
+    let starts = catch_unwind(AssertUnwindSafe(|| starts(module, &addresses, options)));
+    let starts = starts.unwrap_or_else(|_| vec![None; addresses.len()]);
+    let attempt = catch_unwind(AssertUnwindSafe(|| {
+        look_up(module, &addresses, &starts, options)
+    }));
+    let named = attempt.unwrap_or_else(|_| Named {
+        notes: vec!["its symbols could not be read (hostile or broken file)".to_owned()],
+        ..Named::default()
+    });
+    for note in named.notes {
+        runtime.note(format!("{}: {note}", module.name));
+    }
+    let mut names = named.by_address;
+    for (address, start) in addresses.iter().zip(starts) {
+        names
+            .entry(*address)
+            .or_insert_with(|| vec![by_module(module, start.unwrap_or(*address))]);
+    }
+    names
+}
+
+/// One function start per address, where the module has unwind tables.
+fn starts(module: &Module, addresses: &[u64], options: &Options<'_>) -> Vec<Option<u64>> {
+    let mut starts = match module.source {
+        Source::File(_) | Source::Vdso(_) => {
+            options.function_starts.function_starts(module, addresses)
+        }
+        _ => Vec::new(),
+    };
+    starts.resize(addresses.len(), None);
+    starts
+}
+
+fn look_up(
+    module: &Module,
+    addresses: &[u64],
+    starts: &[Option<u64>],
+    options: &Options<'_>,
+) -> Named {
+    let build_id = module.build_id.as_deref();
+    match &module.source {
+        Source::File(file) => match guard::check(file) {
+            Ok(()) => elf::symbolize(&own_path(file), build_id, addresses, starts, options),
+            Err(refused) => Named {
+                notes: vec![format!("symbols not read: {refused}")],
+                ..Named::default()
+            },
+        },
+        Source::Vdso(bytes) => match memory_file(bytes) {
+            Ok(file) => elf::symbolize(&own_path(&file), None, addresses, starts, options),
+            Err(error) => Named {
+                notes: vec![format!("memfd_create: {error}")],
+                ..Named::default()
+            },
+        },
+        Source::Kernel => kernel::symbolize(addresses, options),
+        Source::Jit { perf_map, file, .. } => {
+            perf_map::symbolize(perf_map, file.as_ref(), addresses)
+        }
+        Source::Unknown => Named::default(),
+    }
+}
+
+/// A path to an open file that holds when its name has gone.
+fn own_path(file: &impl AsRawFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// A file in memory, for what has no file.
+fn memory_file(bytes: &[u8]) -> io::Result<OwnedFd> {
+    let fd = rustix::fs::memfd_create(c"vdso", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut file = File::from(fd);
+    file.write_all(bytes)?;
+    Ok(file.into())
+}
+
+/// The name of a frame without a symbol.
+fn by_module(module: &Module, start: u64) -> Resolved {
+    Resolved {
+        name: format!("{}+{start:#x}", module.short_name()),
+        system_name: String::new(),
+        file: String::new(),
+        line: 0,
+    }
+}
+
+fn samples(
+    window: &Window,
+    locations: &[LocationId],
+    builder: &mut Builder,
+    period: u64,
+) -> Vec<ResolvedSample> {
+    let mut stacks: BTreeMap<_, Arc<[LocationId]>> = BTreeMap::new();
+    window
+        .rows()
+        .map(|(row, count)| {
+            let stack = stacks
+                .entry(row.stack)
+                .or_insert_with(|| window.stack(row.stack).map(|f| locations[f]).collect());
+            let process = window.processes().get(row.process.0 as usize);
+            let thread = Thread {
+                tid: Some(row.tid),
+                name: &thread_name(&row.thread_name),
+            };
+            ResolvedSample {
+                labels: labels(builder, process, thread, row.outcome.name()),
+                stack: stack.clone(),
+                count,
+                cpu_ns: count.saturating_mul(period),
+            }
+        })
+        .collect()
+}
+
+/// The samples that found the stack table full: one frame that says so.
+fn overflowed(window: &Window, builder: &mut Builder, period: u64) -> Vec<ResolvedSample> {
+    if window.overflow().len() == 0 {
+        return Vec::new();
+    }
+    let mapping = builder.mapping(STACK_TABLE_FULL, None, false);
+    let lines = builder.lines(&[Resolved {
+        name: STACK_TABLE_FULL.to_owned(),
+        system_name: String::new(),
+        file: String::new(),
+        line: 0,
+    }]);
+    let stack: Arc<[LocationId]> = Arc::new([builder.location(mapping, 0, lines)]);
+    window
+        .overflow()
+        .map(|(process, outcome, count)| {
+            let process = window.processes().get(process.0 as usize);
+            let thread = Thread {
+                tid: None,
+                name: STACK_TABLE_FULL,
+            };
+            ResolvedSample {
+                labels: labels(builder, process, thread, outcome.name()),
+                stack: stack.clone(),
+                count,
+                cpu_ns: count.saturating_mul(period),
+            }
+        })
+        .collect()
+}
+
+struct Thread<'a> {
+    tid: Option<u32>,
+    name: &'a str,
+}
+
+fn labels(
+    builder: &mut Builder,
+    process: Option<&Process>,
+    thread: Thread<'_>,
+    outcome: &str,
+) -> Labels {
+    let pid = process.map_or_else(String::new, |process| process.pid.to_string());
+    let comm = process.map_or("", |process| process.name.as_str());
+    let tid = thread.tid.map_or_else(String::new, |tid| tid.to_string());
+    [
+        (key::PID, pid.as_str()),
+        (key::COMM, comm),
+        (key::TID, tid.as_str()),
+        (key::THREAD, thread.name),
+        (key::OUTCOME, outcome),
+    ]
+    .into_iter()
+    .filter(|(_, value)| !value.is_empty())
+    .map(|(key, value)| (builder.string(key), builder.string(value)))
+    .collect()
+}
+
+/// The name up to its NUL; bytes that are no UTF-8 are replaced.
+fn thread_name(bytes: &[u8; 16]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(16);
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}

@@ -1,0 +1,163 @@
+//! Which frame description entry (FDE) an address belongs to.
+
+use crate::object::Section;
+use gimli::{BaseAddresses, CieOrFde, EhFrame, EndianSlice, LittleEndian, UnwindSection};
+
+/// The file's FDEs by their start: "the last one not above the address", as the run-time unwinder
+/// (libgcc, `unwind-dw2-fde-dip.c`) decides it too.
+#[derive(Debug)]
+pub(super) enum Fdes<'data> {
+    /// The search table that the linker wrote.
+    Header {
+        /// svma of `.eh_frame_hdr`, to which the table's numbers are relative.
+        base: u64,
+        /// Start of the function and address of its FDE, both `sdata4`.
+        table: &'data [[u8; 8]],
+        /// svma of `.eh_frame`.
+        eh_frame: u64,
+    },
+    /// There is none: start and offset in `.eh_frame`, sorted here.
+    Scanned(Vec<(u64, usize)>),
+}
+
+/// `.eh_frame_hdr` as every linker writes it (GNU ld, gold, lld, mold): version 1, a pc-relative
+/// pointer to `.eh_frame`, a count, and a table of `datarel | sdata4`. Everything else is scanned.
+const HEADER: [u8; 4] = [1, 0x1b, 0x03, 0x3b];
+
+impl<'data> Fdes<'data> {
+    pub(super) fn new(
+        eh_frame: Section<'data>,
+        hdr: Option<Section<'data>>,
+        bases: &BaseAddresses,
+    ) -> Fdes<'data> {
+        if let Some(fdes) = hdr.and_then(|hdr| Self::from_header(eh_frame, hdr)) {
+            return fdes;
+        }
+        Self::scan(eh_frame, bases)
+    }
+
+    /// `None` unless the table is whole and sorted.
+    fn from_header(eh_frame: Section<'data>, hdr: Section<'data>) -> Option<Fdes<'data>> {
+        let (header, rest) = hdr.data.split_at_checked(12)?;
+        if header[..4] != HEADER {
+            return None;
+        }
+        let count = u32::from_le_bytes(*header.last_chunk()?);
+        let (table, _) = rest.as_chunks::<8>();
+        let table = table.get(..usize::try_from(count).ok()?)?;
+        let fdes = Fdes::Header {
+            base: hdr.svma,
+            table,
+            eh_frame: eh_frame.svma,
+        };
+        let sorted = table
+            .is_sorted_by_key(|entry| relative(hdr.svma, [entry[0], entry[1], entry[2], entry[3]]));
+        (count > 0 && sorted).then_some(fdes)
+    }
+
+    /// Reads every entry up to the section's end, its terminator, or the first broken one.
+    fn scan(eh_frame: Section<'data>, bases: &BaseAddresses) -> Fdes<'data> {
+        let section = EhFrame::new(eh_frame.data, LittleEndian);
+        let mut found = Vec::new();
+        let mut cies = Cies::default();
+        let mut entries = section.entries(bases);
+        while let Ok(Some(entry)) = entries.next() {
+            let CieOrFde::Fde(partial) = entry else {
+                continue;
+            };
+            let fde = partial.parse(|section, bases, offset| cies.get(section, bases, offset));
+            if let Ok(fde) = fde
+                && fde.len() > 0
+            {
+                found.push((fde.initial_address(), fde.offset()));
+            }
+        }
+        // Of several entries for one address the first is kept, as linkers do.
+        found.sort_unstable();
+        found.dedup_by_key(|entry| entry.0);
+        Fdes::Scanned(found)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Fdes::Header { table, .. } => table.len(),
+            Fdes::Scanned(entries) => entries.len(),
+        }
+    }
+
+    /// svma at which entry `index` starts; past the last one, the greatest.
+    pub(super) fn start(&self, index: usize) -> u64 {
+        match self {
+            Fdes::Header { base, table, .. } => table.get(index).map_or(u64::MAX, |entry| {
+                relative(*base, [entry[0], entry[1], entry[2], entry[3]])
+            }),
+            Fdes::Scanned(entries) => entries.get(index).map_or(u64::MAX, |entry| entry.0),
+        }
+    }
+
+    /// Offset of entry `index` in `.eh_frame`.
+    pub(super) fn offset(&self, index: usize) -> Option<usize> {
+        match self {
+            Fdes::Header {
+                base,
+                table,
+                eh_frame,
+            } => {
+                let entry = table.get(index)?;
+                let svma = relative(*base, [entry[4], entry[5], entry[6], entry[7]]);
+                usize::try_from(svma.checked_sub(*eh_frame)?).ok()
+            }
+            Fdes::Scanned(entries) => Some(entries.get(index)?.1),
+        }
+    }
+
+    /// The last entry that starts at or below `svma`.
+    pub(super) fn last_not_above(&self, svma: u64) -> Option<usize> {
+        let above = match self {
+            Fdes::Header { base, table, .. } => table.partition_point(|entry| {
+                relative(*base, [entry[0], entry[1], entry[2], entry[3]]) <= svma
+            }),
+            Fdes::Scanned(entries) => entries.partition_point(|entry| entry.0 <= svma),
+        };
+        above.checked_sub(1)
+    }
+}
+
+fn relative(base: u64, bytes: [u8; 4]) -> u64 {
+    base.wrapping_add_signed(i64::from(i32::from_le_bytes(bytes)))
+}
+
+pub(super) type Reader<'data> = EndianSlice<'data, LittleEndian>;
+pub(super) type Cie<'data> = gimli::CommonInformationEntry<Reader<'data>>;
+type CieOffset = gimli::EhFrameOffset<usize>;
+
+/// The CIE that was read last: neighbours share it. (Most files have two to ten.)
+#[derive(Default)]
+pub(super) struct Cies<'data> {
+    known: Vec<(CieOffset, Cie<'data>)>,
+}
+
+/// CIEs that are remembered. Compilers write a handful per file after the linker has merged them.
+const MAX_KNOWN_CIES: usize = 64;
+
+impl<'data> Cies<'data> {
+    pub(super) fn get(
+        &mut self,
+        section: &EhFrame<Reader<'data>>,
+        bases: &BaseAddresses,
+        offset: CieOffset,
+    ) -> gimli::Result<Cie<'data>> {
+        if let Some(position) = self.known.iter().position(|(known, _)| *known == offset) {
+            let cie = self.known[position].1.clone();
+            // The next function very likely has the same.
+            self.known.swap(0, position);
+            return Ok(cie);
+        }
+        let cie = section.cie_from_offset(bases, offset)?;
+        if self.known.len() == MAX_KNOWN_CIES {
+            self.known.pop();
+        }
+        self.known.push((offset, cie.clone()));
+        Ok(cie)
+    }
+}

@@ -1,0 +1,257 @@
+//! The walk in user space: what the kernel program does in its loop, on a copy of the stack.
+
+use agent_ebpf::limits::MAX_USER_FRAMES;
+use agent_ebpf::sample::{Outcome, SIGNAL_FRAME_BIT};
+use agent_ebpf::unwind::{CfaKind, Cursor, Rule, Slot, Step, reg, step};
+
+/// What is known about an address of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolved {
+    /// Its file's rule for it.
+    Rule(Rule),
+    /// It lies in an executable mapping without unwind tables (just-in-time compiled code, Go).
+    FramePointer,
+    /// It lies in no executable mapping.
+    UnknownMapping,
+    /// Its file has no table yet, and it cannot be had now.
+    TablesPending,
+}
+
+/// A copy of the top of a stack.
+#[derive(Clone, Copy, Debug)]
+pub struct StackCopy<'data> {
+    /// avma of the first byte.
+    pub base: u64,
+    /// What follows there.
+    pub bytes: &'data [u8],
+}
+
+impl StackCopy<'_> {
+    /// Fills the words from the address, or returns false when they are not all in the copy.
+    pub fn read(&self, address: u64, words: &mut [u64]) -> bool {
+        let read = |address: u64, words: &mut [u64]| {
+            let skip = usize::try_from(address.checked_sub(self.base)?).ok()?;
+            let (chunks, _) = self.bytes.get(skip..)?.as_chunks::<8>();
+            let chunks = chunks.get(..words.len())?;
+            for (word, bytes) in words.iter_mut().zip(chunks) {
+                *word = u64::from_ne_bytes(*bytes);
+            }
+            Some(())
+        };
+        read(address, words).is_some()
+    }
+}
+
+/// Walks from `cursor` to the end of the stack and appends each frame to `frames` in the form that
+/// samples have (`agent_ebpf::sample`). When frames are there already, the walk goes on from them.
+///
+/// `resolve` is asked for the address to look up: for a return address that is the byte before it.
+/// A word that the stack copy does not hold ends the walk: above the copy it is
+/// [`Outcome::CopyTooShort`], below it, where no live stack can be, [`Outcome::UnreadableStack`].
+pub fn walk(
+    cursor: &mut Cursor,
+    mut resolve: impl FnMut(u64) -> Resolved,
+    stack: &StackCopy<'_>,
+    frames: &mut Vec<u64>,
+) -> Outcome {
+    let mut by_frame_pointer = false;
+    loop {
+        if frames.len() >= MAX_USER_FRAMES as usize {
+            return Outcome::TooDeep;
+        }
+        let interrupted = cursor.exact_ip != 0 && !frames.is_empty();
+        frames.push(cursor.regs.ip | if interrupted { SIGNAL_FRAME_BIT } else { 0 });
+        let (rule, has_table) = match resolve(cursor.lookup_ip()) {
+            Resolved::Rule(rule) => (rule, !rule.is_guess()),
+            Resolved::FramePointer => (Rule::FRAME_POINTER, false),
+            Resolved::UnknownMapping => return Outcome::UnknownMapping,
+            Resolved::TablesPending => return Outcome::TablesPending,
+        };
+        by_frame_pointer |= !has_table;
+        if !has_table && cursor.regs.fp() == 0 {
+            // The psABI marks the deepest frame this way (3.2.2, 3.4.1).
+            return Outcome::CompleteByFramePointer;
+        }
+        let mut missing = 0;
+        let mut result = step_on(cursor, &rule, stack, &mut missing);
+        if result == Step::Unreadable && cursor.exact_ip != 0 && missing < stack.base {
+            result = step_on(cursor, &after_epilogue(rule), stack, &mut missing);
+        }
+        let above = missing >= stack.base;
+        match result {
+            Step::Caller => {}
+            Step::End if by_frame_pointer => return Outcome::CompleteByFramePointer,
+            Step::End => return Outcome::Complete,
+            Step::Unreadable if above => return Outcome::CopyTooShort,
+            Step::Unreadable | Step::NoProgress if !has_table => {
+                return Outcome::BrokenFramePointer;
+            }
+            Step::Unreadable => return Outcome::UnreadableStack,
+            Step::NoProgress => return Outcome::NoProgress,
+            Step::NotCovered => return Outcome::NotCovered,
+            Step::Unsupported => return Outcome::UnsupportedRule,
+        }
+    }
+}
+
+/// One step on the copy; `missing` is the address of the last read that failed.
+fn step_on(cursor: &mut Cursor, rule: &Rule, stack: &StackCopy<'_>, missing: &mut u64) -> Step {
+    step(cursor, rule, |address, words| {
+        let inside = stack.read(address, words);
+        if !inside {
+            *missing = address;
+        }
+        inside
+    })
+}
+
+/// The rule with the registers that it finds below the stack pointer left as they are.
+///
+/// In an epilogue, compilers do not say that a register has been popped: it is still described where
+/// it was saved, now below the stack pointer, which is where a copy of the stack begins. The popped
+/// register holds the same value.
+fn after_epilogue(mut rule: Rule) -> Rule {
+    if rule.kind == CfaKind::Register as u8 && rule.reg == reg::RSP {
+        for slot in &mut rule.saved {
+            if slot.0 < 128 && i32::from(slot.0) * 8 > rule.offset {
+                *slot = Slot::SAME;
+            }
+        }
+    }
+    rule
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use agent_ebpf::unwind::Registers;
+
+    fn at(ip: u64, sp: u64, fp: u64) -> Cursor {
+        let mut regs = Registers {
+            ip,
+            ..Registers::default()
+        };
+        regs.gp[reg::RSP as usize] = sp;
+        regs.gp[reg::RBP as usize] = fp;
+        Cursor::new(regs)
+    }
+
+    fn bytes(words: &[u64]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+    }
+
+    /// CFA = rsp + `offset`.
+    fn sp_rule(offset: i32) -> Rule {
+        Rule {
+            offset,
+            kind: CfaKind::Register as u8,
+            reg: reg::RSP,
+            ra: Slot::below_cfa(1),
+            ..Rule::INVALID
+        }
+    }
+
+    fn run(cursor: Cursor, words: &[u64], resolve: fn(u64) -> Resolved) -> (Vec<u64>, Outcome) {
+        let bytes = bytes(words);
+        let stack = StackCopy {
+            base: cursor.regs.sp(),
+            bytes: &bytes,
+        };
+        let mut frames = Vec::new();
+        let outcome = walk(&mut { cursor }, resolve, &stack, &mut frames);
+        (frames, outcome)
+    }
+
+    /// Three frames, each looked up where it must be: the first as it is, the others a byte before.
+    #[test]
+    fn to_the_end() {
+        let resolve = |avma| match avma {
+            0x1000 => Resolved::Rule(sp_rule(8)),
+            0x1fff => Resolved::Rule(sp_rule(16)),
+            0x2fff => Resolved::Rule(Rule::END),
+            _ => Resolved::UnknownMapping,
+        };
+        let (frames, outcome) = run(at(0x1000, 0x8000, 0), &[0x2000, 7, 0x3000], resolve);
+        assert_eq!(frames, [0x1000, 0x2000, 0x3000]);
+        assert_eq!(outcome, Outcome::Complete);
+    }
+
+    /// A copy that ends before the stack does is told from a stack that cannot be.
+    #[test]
+    fn copy_too_short_and_unreadable() {
+        let resolve = |_| Resolved::Rule(sp_rule(16));
+        let (frames, outcome) = run(at(0x1000, 0x8000, 0), &[0, 0x2000], resolve);
+        assert_eq!((frames.len(), outcome), (2, Outcome::CopyTooShort));
+        let resolve = |_| {
+            Resolved::Rule(Rule {
+                kind: CfaKind::Deref as u8,
+                offset: -4096,
+                ..sp_rule(0)
+            })
+        };
+        let (_, outcome) = run(at(0x1000, 0x8000, 0), &[0; 4], resolve);
+        assert_eq!(outcome, Outcome::UnreadableStack);
+    }
+
+    /// In an epilogue rbx is described below the stack pointer, where the copy does not reach.
+    #[test]
+    fn popped_register_in_an_epilogue() {
+        let resolve = |avma| {
+            let mut rule = sp_rule(8);
+            rule.saved[0] = Slot::below_cfa(2);
+            Resolved::Rule(if avma == 0x1000 { rule } else { Rule::END })
+        };
+        let mut cursor = at(0x1000, 0x8000, 0);
+        cursor.regs.gp[reg::RBX as usize] = 77;
+        let bytes = bytes(&[0x2000]);
+        let stack = StackCopy {
+            base: 0x8000,
+            bytes: &bytes,
+        };
+        let outcome = walk(&mut cursor, resolve, &stack, &mut Vec::new());
+        assert_eq!(outcome, Outcome::Complete);
+        assert_eq!(cursor.regs.gp[reg::RBX as usize], 77);
+    }
+
+    /// The frame that a signal interrupted is marked, the first frame of a sample is not.
+    #[test]
+    fn signal_frames_are_marked() {
+        let resolve = |avma| match avma {
+            0x1000 => Resolved::Rule(Rule {
+                kind: CfaKind::Signal as u8,
+                ..sp_rule(0)
+            }),
+            0x5000 => Resolved::Rule(Rule::END),
+            _ => Resolved::UnknownMapping,
+        };
+        let mut context = [0x9000u64; 17];
+        context[16] = 0x5000;
+        let (frames, outcome) = run(at(0x1000, 0x8000, 0), &context, resolve);
+        assert_eq!(frames, [0x1000, 0x5000 | SIGNAL_FRAME_BIT]);
+        assert_eq!(outcome, Outcome::Complete);
+    }
+
+    /// Without tables: the chain of frame pointers, to its zero, or broken.
+    #[test]
+    fn frame_pointers() {
+        let resolve = |_| Resolved::FramePointer;
+        let words = [0x8010, 0x2000, 0, 0x3000];
+        let (frames, outcome) = run(at(0x1000, 0x8000, 0x8000), &words, resolve);
+        assert_eq!(frames, [0x1000, 0x2000, 0x3000]);
+        assert_eq!(outcome, Outcome::CompleteByFramePointer);
+        let (_, outcome) = run(at(0x1000, 0x8000, 0x10), &words, resolve);
+        assert_eq!(outcome, Outcome::BrokenFramePointer);
+        let guessed = |_| Resolved::Rule(Rule::FRAME_POINTER);
+        let (_, outcome) = run(at(0x1000, 0x8000, 0x8000), &words, guessed);
+        assert_eq!(outcome, Outcome::CompleteByFramePointer);
+    }
+
+    /// A stack deeper than a sample can hold.
+    #[test]
+    fn too_deep() {
+        let resolve = |_| Resolved::Rule(sp_rule(8));
+        let (frames, outcome) = run(at(0x1000, 0x8000, 0), &[0x2000; 2000], resolve);
+        assert_eq!(frames.len(), MAX_USER_FRAMES as usize);
+        assert_eq!(outcome, Outcome::TooDeep);
+    }
+}

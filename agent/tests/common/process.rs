@@ -1,0 +1,155 @@
+//! Child processes that cannot outlive their test.
+
+use std::{
+    fs::{self, File},
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+/// Longer than anything here takes on a machine that is busy with other builds.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// The agent with these arguments.
+pub fn agent<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flamestorm"));
+    command.args(args);
+    command
+}
+
+/// A started process, in a process group of its own. The whole group is killed at the end.
+pub struct Running {
+    child: Child,
+    /// Standard output and error go to files: nothing blocks on a full pipe.
+    output: TempDir,
+}
+
+/// What became of a process.
+#[derive(Debug)]
+pub struct Finished {
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Starts a command.
+pub fn start(mut command: Command) -> Running {
+    let output = TempDir::new().expect("temporary directory");
+    let file = |name: &str| File::create(output.path().join(name)).expect("output file");
+    command
+        .stdin(Stdio::null())
+        .stdout(file("stdout"))
+        .stderr(file("stderr"))
+        .process_group(0);
+    let child = command
+        .spawn()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    Running { child, output }
+}
+
+impl Running {
+    /// The process id, also that of its group.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal to the process alone.
+    pub fn signal(&self, signal: i32) {
+        let pid = i32::try_from(self.pid()).expect("a pid is positive");
+        // SAFETY: kill takes no pointers; the child has not been waited for, so the pid is its own.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "kill {pid}");
+    }
+
+    /// What it has written to standard error so far.
+    pub fn stderr(&self) -> String {
+        read(&self.output.path().join("stderr"))
+    }
+
+    /// What it has written to standard output so far.
+    pub fn stdout(&self) -> String {
+        read(&self.output.path().join("stdout"))
+    }
+
+    /// Waits until `condition` holds. Panics when the process ends before, or patience does.
+    pub fn wait_until(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
+        let start = Instant::now();
+        while !condition(self) {
+            let ended = self.child.try_wait().expect("wait");
+            assert!(
+                ended.is_none() && start.elapsed() < PATIENCE,
+                "waiting until {what}: {ended:?}\n{}",
+                self.stderr()
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits for its end.
+    pub fn finish(mut self) -> Finished {
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("wait") {
+                break status;
+            }
+            assert!(
+                start.elapsed() < PATIENCE,
+                "still running after {PATIENCE:?}\n{}",
+                self.stderr()
+            );
+            thread::sleep(Duration::from_millis(5));
+        };
+        Finished {
+            status,
+            stdout: self.stdout(),
+            stderr: self.stderr(),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let group = i32::try_from(self.pid()).expect("a pid is positive");
+        // SAFETY: killpg takes no pointers. The group is the child's own; when everything in it has
+        // ended there is no such group, and nothing happens.
+        unsafe { libc::killpg(group, libc::SIGKILL) };
+        // A zombie otherwise. Already waited for: the same status again.
+        let _ = self.child.wait();
+    }
+}
+
+impl Finished {
+    /// The same, if the process succeeded.
+    #[track_caller]
+    pub fn succeeded(self) -> Self {
+        assert!(self.status.success(), "{self:#?}");
+        self
+    }
+
+    /// The exit status that the process chose. Panics when a signal ended it.
+    #[track_caller]
+    pub fn code(&self) -> i32 {
+        self.status
+            .code()
+            .unwrap_or_else(|| panic!("ended by signal {:?}\n{self:#?}", self.status.signal()))
+    }
+
+    /// Asserts a clean failure: a chosen status, and a message on standard error with all of
+    /// `words` that is no panic.
+    #[track_caller]
+    pub fn failed_saying(&self, words: &[&str]) {
+        assert_ne!(self.code(), 0, "{self:#?}");
+        assert!(!self.stderr.contains("panicked at"), "{self:#?}");
+        for word in words {
+            assert!(self.stderr.contains(word), "no {word:?} in {self:#?}");
+        }
+    }
+}
+
+fn read(path: &Path) -> String {
+    let bytes = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    String::from_utf8_lossy(&bytes).into_owned()
+}

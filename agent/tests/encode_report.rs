@@ -1,0 +1,162 @@
+//! The terminal's answer, its figures in JSON, filters, and a report from a file.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod profiles;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use flamestorm::encode::{folded, pprof};
+use flamestorm::profile::ResolvedProfile;
+use flamestorm::report::{self, Filter, FilterError, Outputs, Style, Summary};
+
+fn filtered(conditions: &[&str]) -> Result<ResolvedProfile, FilterError> {
+    let filters: Vec<Filter> = conditions.iter().map(|c| c.parse().unwrap()).collect();
+    report::filter(&profiles::shop(), &filters)
+}
+
+fn count(conditions: &[&str]) -> u64 {
+    filtered(conditions).unwrap().total_count()
+}
+
+#[test]
+fn golden_table() {
+    let profile = profiles::shop();
+    let mut summary = Summary::of(&profile);
+    summary.files = vec!["flamestorm.svg".to_owned()];
+    summary.notes = vec!["kernel frames have no names".to_owned()];
+    let text = report::table(&profile, &summary, Style { colour: false });
+    profiles::assert_golden("shop.table.txt", &text);
+    assert!(!text.contains('\x1b'));
+    let coloured = report::table(&profile, &summary, Style { colour: true });
+    assert!(coloured.contains("\x1b[1m"));
+}
+
+/// What other programs read of `--summary json`.
+#[test]
+fn golden_summary() {
+    let mut text = serde_json::to_string_pretty(&Summary::of(&profiles::shop())).unwrap();
+    text.push('\n');
+    profiles::assert_golden("shop.summary.json", &text);
+    let back: Summary = serde_json::from_str(&text).unwrap();
+    assert_eq!(back, Summary::of(&profiles::shop()));
+}
+
+/// A kernel thread has no user stack: it neither helps nor harms the share of rooted ones.
+#[test]
+fn rooted_share() {
+    let summary = Summary::of(&profiles::shop());
+    assert_eq!(summary.rooted_share, Some(185.0 / 186.0));
+    let of = |name| summary.processes.iter().find(|p| p.name == name).unwrap();
+    assert_eq!(of("postgres").rooted_share, Some(1.0));
+    assert_eq!(of("product").rooted_share, Some(10.0 / 11.0));
+    assert_eq!(of("kworker/0:1").rooted_share, None);
+    assert_eq!(Summary::of(&ResolvedProfile::default()).rooted_share, None);
+}
+
+/// A process may put escape sequences into its name; the terminal must not see them.
+#[test]
+fn hostile_names_do_not_reach_the_terminal() {
+    let mut b = profiles::Builder::default();
+    let odd = b.location(
+        1,
+        &[profiles::At("f\x1b[2J", "m\x1b]0;x\x07", "a\x1b.c", 0)],
+    );
+    b.sample(&[("comm", "c\x1b[31m"), ("outcome", "o\x1b")], &[odd], 5);
+    b.profile.runtime.note("n\x1b");
+    let summary = Summary::of(&b.profile);
+    let text = report::table(&b.profile, &summary, Style { colour: false });
+    assert!(
+        !text.contains(|c: char| c.is_control() && c != '\n'),
+        "{text:?}"
+    );
+}
+
+#[test]
+fn filters() {
+    assert_eq!(count(&[]), 189);
+    assert_eq!(count(&["comm=postgres"]), 175);
+    assert_eq!(count(&["comm=postgres", "comm=product"]), 186);
+    assert_eq!(count(&["comm=product", "thread=tokio-io"]), 2);
+    assert_eq!(count(&["pid=4711", "function=towlower"]), 120);
+    assert_eq!(count(&["module=libc.so.6"]), 120);
+    assert_eq!(count(&["module=/usr/lib/x86_64-linux-gnu/libc.so.6"]), 120);
+    assert_eq!(count(&["outcome=unreadable_stack"]), 1);
+    assert_eq!(count(&["comm=nobody"]), 0);
+    let error = filtered(&["pod=shop-7"]).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "no sample has the key \"pod\"; the keys of this profile are comm, function, module, \
+         outcome, pid, thread, tid"
+    );
+    for wrong in ["comm", "=x", "comm=", ""] {
+        assert!(wrong.parse::<Filter>().is_err(), "{wrong:?}");
+    }
+}
+
+/// A filtered profile holds nothing of what was filtered away, and says that it was filtered.
+#[test]
+fn a_filtered_profile_is_whole_in_itself() {
+    let part = filtered(&["comm=product"]).unwrap();
+    let file = pprof::decode(&pprof::encode(&part)).unwrap();
+    assert_eq!(file, part);
+    assert!(part.functions.iter().all(|f| f.name.contains("product")));
+    assert_eq!(part.mappings.len(), 1);
+    let note = "filtered by comm=product: 11 of 189 samples";
+    assert!(part.runtime.notes[0].starts_with(note));
+    let whole = String::from_utf8(folded::encode(&profiles::shop())).unwrap();
+    let expected = whole.lines().filter(|line| line.starts_with("product;"));
+    let text = String::from_utf8(folded::encode(&part)).unwrap();
+    assert!(text.lines().eq(expected));
+}
+
+/// From a file to the same table and pictures.
+#[test]
+fn a_report_from_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    fs::write(path("in.pb.gz"), pprof::encode(&profiles::shop())).unwrap();
+    let outputs = Outputs::parse(&["out.svg", "out.folded", "out.pb.gz"].map(path)).unwrap();
+    outputs.preflight().unwrap();
+    let style = Style::default();
+    let (summary, written, text) = report::run(&path("in.pb.gz"), &[], &outputs, style).unwrap();
+    assert!(written.errors.is_empty() && written.rescued.is_none());
+    assert_eq!(summary.files.len(), 3);
+    assert!(text.contains("towlower") && text.contains("out.svg"));
+    let read = |name| fs::read(path(name)).unwrap();
+    assert_eq!(read("out.folded"), folded::encode(&profiles::shop()));
+    assert_eq!(read("out.pb.gz"), read("in.pb.gz"));
+    assert!(read("out.svg").starts_with(b"<?xml"));
+    assert_eq!(
+        fs::read_dir(dir.path()).unwrap().count(),
+        4,
+        "nothing else is left"
+    );
+}
+
+/// Each error names the file and the reason.
+#[test]
+fn unreadable_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = |name: &str, content: Option<&[u8]>| {
+        let path: PathBuf = dir.path().join(name);
+        if let Some(content) = content {
+            fs::write(&path, content).unwrap();
+        }
+        let error = report::load(&path).unwrap_err().to_string();
+        assert!(error.contains(name), "{error}");
+        error
+    };
+    assert!(error("none.pb.gz", None).contains("No such file"));
+    assert!(error("text.pb.gz", Some(b"hello, world")).contains("expected a .pb.gz"));
+    assert!(error("empty.pb.gz", Some(b"")).contains("not a readable profile"));
+    let whole = pprof::encode(&profiles::shop());
+    let half = &whole[..whole.len() / 2];
+    assert!(error("half.pb.gz", Some(half)).contains("cut short"));
+    assert!(
+        report::load(Path::new("/"))
+            .unwrap_err()
+            .to_string()
+            .contains("/")
+    );
+}

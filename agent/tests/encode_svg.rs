@@ -1,0 +1,67 @@
+//! The picture.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod profiles;
+
+use flamestorm::encode::svg;
+use flamestorm::profile::ResolvedProfile;
+
+/// What is the drawing library's own (script, style) changes with its version, not with ours.
+fn without_script_and_style(svg: &str) -> String {
+    let mut rest = svg;
+    let mut out = String::new();
+    while let Some(start) = ["<script", "<style"]
+        .iter()
+        .filter_map(|t| rest.find(t))
+        .min()
+    {
+        let end = ["</script>", "</style>"]
+            .iter()
+            .filter_map(|tag| Some(rest[start..].find(tag)? + start + tag.len()))
+            .min()
+            .unwrap();
+        out.push_str(&rest[..start]);
+        rest = &rest[end..];
+    }
+    out.push_str(rest);
+    out.replace("><", ">\n<")
+}
+
+#[test]
+fn golden() {
+    let text = String::from_utf8(svg::encode(&profiles::shop()).unwrap()).unwrap();
+    assert!(text.contains("<script"), "it must be interactive");
+    profiles::assert_golden("shop.svg.txt", &without_script_and_style(&text));
+}
+
+/// The title tells host, time, frequency and how many samples.
+#[test]
+fn title() {
+    assert_eq!(
+        svg::title(&profiles::shop()),
+        "flamestorm · shop-1 · 2026-01-02T03:04:05Z · 99 Hz · 189 samples"
+    );
+}
+
+/// A profile without samples is a picture that says so, not an error.
+#[test]
+fn empty() {
+    let svg = String::from_utf8(svg::encode(&ResolvedProfile::default()).unwrap()).unwrap();
+    assert!(svg.starts_with("<?xml") && svg.contains("No samples"));
+}
+
+/// Names that are markup stay text.
+#[test]
+fn names_are_escaped() {
+    let mut b = profiles::Builder::default();
+    let odd = b.location(1, &[profiles::At("<script>alert(1)</script>", "a", "", 0)]);
+    b.sample(&[("comm", "</svg>\"'&")], &[odd], 5);
+    b.profile.meta.host = "<b>host</b>".to_owned();
+    let svg = String::from_utf8(svg::encode(&b.profile).unwrap()).unwrap();
+    assert!(!svg.contains("<script>alert") && !svg.contains("<b>host"));
+    assert_eq!(
+        svg.matches("</svg>").count(),
+        2,
+        "the frames' and the document's"
+    );
+}

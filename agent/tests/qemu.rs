@@ -1,0 +1,129 @@
+//! Other kernels: the agent records a ground-truth program under Debian's 6.1 and 6.12 in qemu
+//! (`scripts/qemu.sh`). The verifier and the kernel's structures differ from kernel to kernel.
+//!
+//! Without qemu, or without the kernels and the means to fetch them, a test says so and passes;
+//! `FLAMESTORM_REQUIRE_QEMU=1` makes it fail instead.
+
+mod common;
+
+use std::{
+    env,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use common::{Finished, Profile, Summary, Workshop, start};
+
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/qemu.sh")
+}
+
+/// The image of a kernel, fetched if need be; or why there is none.
+fn image(kernel: &str) -> Result<String, String> {
+    let present = |tool: &str| {
+        let found = Command::new("sh")
+            .args(["-c", "command -v \"$0\"", tool])
+            .output();
+        found.is_ok_and(|output| output.status.success())
+    };
+    for tool in ["qemu-system-x86_64", "busybox"] {
+        if !present(tool) {
+            return Err(format!("{tool} is not installed"));
+        }
+    }
+    let output = Command::new(script())
+        .args(["--fetch", kernel])
+        .output()
+        .map_err(|error| format!("{}: {error}", script().display()))?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Runs a shell command under a kernel with the agent in its path and `files` in its root
+/// directory. `None`: there is no such kernel here, which has been said.
+fn under(kernel: &str, files: &[&Path], shell: &str) -> Option<Finished> {
+    let image = match image(kernel) {
+        Ok(image) => image,
+        Err(why) => {
+            let required = env::var_os("FLAMESTORM_REQUIRE_QEMU").is_some_and(|v| v == "1");
+            assert!(!required, "FLAMESTORM_REQUIRE_QEMU=1, but: {why}");
+            writeln!(io::stderr(), "qemu, Linux {kernel}: SKIPPED, {why}").expect("standard error");
+            return None;
+        }
+    };
+    let mut command = Command::new(script());
+    let agent = concat!(env!("CARGO_BIN_EXE_flamestorm"), ":/bin/flamestorm");
+    command.args(["--file", agent]);
+    for file in files {
+        let name = file.file_name().expect("a file").to_string_lossy();
+        command
+            .arg("--file")
+            .arg(format!("{}:/{name}", file.display()));
+    }
+    command.args([&image, "--", "sh", "-c", shell]);
+    Some(start(command).finish())
+}
+
+const MARK: &str = "--- folded";
+
+/// Records a program under a kernel: every stack is whole, and the true one.
+fn check(kernel: &str) {
+    let workshop = Workshop::new();
+    let chain = workshop.cc("chain.c", "chain", &[]);
+    let signal = workshop.cc("signal.c", "signal", &[]);
+    let shell = format!(
+        "flamestorm record --frequency 199 --summary json --output out.folded -- \
+         sh -c '/chain 1500; /signal 1500 normal' && echo '{MARK}' && cat out.folded"
+    );
+    let Some(finished) = under(kernel, &[&chain, &signal], &shell) else {
+        return;
+    };
+    assert_eq!(finished.code(), 0, "{finished:#?}");
+    let (summary, folded) = finished
+        .stdout
+        .split_once(MARK)
+        .unwrap_or_else(|| panic!("no profile: {finished:#?}"));
+    let summary = Summary::parse(summary);
+    let profile = Profile::parse(folded.trim());
+    assert!(
+        summary.0["kernel_release"]
+            .as_str()
+            .is_some_and(|release| release.starts_with(kernel)),
+        "{:#}",
+        summary.0
+    );
+    assert_eq!(summary.lost(), 0.0);
+    profile.assert_named();
+    // busybox is stripped and static: it has unwind tables all the same.
+    assert!(
+        summary.complete_share() >= 0.98,
+        "complete: {}\n{summary}\n{profile}",
+        summary.complete_share()
+    );
+    let chain = profile.of("chain").filtered(|stack| stack.has("burn"));
+    assert!(chain.total() > 100, "{profile}");
+    chain.assert_share(1.0, "the true stack", |stack| {
+        stack.has_chain(&["main", "first", "second", "third", "burn"])
+            && stack.starts_at_process_start()
+    });
+    let handled = profile.filtered(|stack| stack.has("on_alarm"));
+    assert!(handled.total() > 50, "{profile}");
+    handled.assert_share(0.99, "through the signal frame", |stack| {
+        stack.has_in_order(&["main", "interrupted", "on_alarm"]) && stack.starts_at_process_start()
+    });
+}
+
+/// Debian 12's own kernel.
+#[test]
+fn linux_6_1() {
+    check("6.1");
+}
+
+/// Debian 13's kernel, as Debian 12 has it too.
+#[test]
+fn linux_6_12() {
+    check("6.12");
+}
