@@ -10,10 +10,10 @@ use aya_ebpf::{
 use agent_ebpf::{
     counters::COUNTERS,
     limits::{
-        CACHED_RULES, MAX_PROCESSES, MAX_SEGMENTS, MAX_TARGET_NAMES, MAX_TARGETS, MIN_RING_BYTES,
-        SEGMENT_BLOCKS,
+        BLOCK_WORDS, CACHED_RULES, MAX_PROCESSES, MAX_SEGMENTS, MAX_TARGET_NAMES, MAX_TARGETS,
+        MIN_RING_BYTES, SEGMENT_BLOCKS,
     },
-    table::{Block, Space},
+    table::Space,
 };
 
 use crate::{
@@ -63,9 +63,14 @@ pub static TARGETS: HashMap<u32, u8> = HashMap::with_max_entries(MAX_TARGETS, 0)
 pub static TARGET_NAMES: HashMap<[u8; 16], u8> = HashMap::with_max_entries(MAX_TARGET_NAMES, 0);
 
 /// The pool of blocks, in segments that the agent adds as it needs them.
+///
+/// The inner value is an array, not the struct `Block`: Linux 6.1 takes an inner map only when it is
+/// like this template also in whether a timer was looked for in it, and that depends on the value
+/// being a described struct (kernel/bpf/map_in_map.c, `bpf_map_meta_equal`; kernel/bpf/btf.c,
+/// `btf_find_timer`). Maps that the agent makes describe no types.
 #[btf_map]
 pub static SEGMENTS: ArrayOfMaps<
-    btf_maps::Array<Block, { SEGMENT_BLOCKS as usize }>,
+    btf_maps::Array<[u32; BLOCK_WORDS], { SEGMENT_BLOCKS as usize }>,
     { MAX_SEGMENTS as usize },
 > = ArrayOfMaps::new();
 
