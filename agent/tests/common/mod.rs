@@ -26,9 +26,12 @@ use std::{
     path::Path,
 };
 
-/// Samples a second in most tests: enough for shares after a second of CPU time, and no divisor of
-/// the kernel's own tick.
-pub const HERTZ: u32 = 997;
+/// Samples a second in most tests. No divisor of the kernel's own tick; and few enough that the
+/// kernel's budget of stack copies lasts while a process is new to it, however busy the machine is.
+pub const HERTZ: u32 = 199;
+
+/// Samples a second where a share of CPU time is measured.
+pub const MANY_HERTZ: u32 = 997;
 
 /// Whether this machine can record. Where it cannot: says why, or fails if it has to.
 pub fn can_record() -> bool {
