@@ -101,7 +101,7 @@ pub async fn shutdown_signal() -> std::io::Result<()> {
         _ = terminate.recv() => "SIGTERM",
         _ = hangup.recv() => "SIGHUP",
     };
-    tracing::info!(signal = name, "asked to stop");
+    tracing::debug!(signal = name, "asked to stop");
     Ok(())
 }
 
@@ -130,7 +130,7 @@ pub async fn told_to_stop(with_parent: bool) -> std::io::Result<()> {
     tokio::select! {
         signal = shutdown_signal() => signal,
         () = stdin_closed() => {
-            tracing::info!("the parent has gone");
+            tracing::debug!("the parent has gone");
             Ok(())
         }
     }

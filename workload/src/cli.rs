@@ -34,6 +34,16 @@ enum Command {
     Demo(Demo),
 }
 
+impl Command {
+    fn is_child(&self) -> bool {
+        match self {
+            Self::Product(product) => product.with_parent,
+            Self::Postgres(postgres) => postgres.with_parent,
+            Self::Demo(_) => false,
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 struct Shop {
     /// How many products the catalogue has
@@ -95,6 +105,9 @@ struct Postgres {
     /// Throw away the data of an earlier run first
     #[arg(long)]
     fresh: bool,
+    /// Remove the cluster's directory at the end
+    #[arg(long, requires = "directory")]
+    temporary: bool,
     /// Fetch the programs into the cache and end
     #[arg(long)]
     fetch_only: bool,
@@ -136,20 +149,36 @@ impl Arguments {
         };
         let filter =
             EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_level));
-        tracing_subscriber::fmt()
+        let log = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(std::io::stderr)
             .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-            .with_target(false)
-            .init();
+            .with_target(false);
+        if self.command.is_child() {
+            // Its lines stand among the parent's, which tell the time.
+            log.without_time().init();
+        } else {
+            log.init();
+        }
         match run(self.command) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("workload: {error:#}");
+                eprintln!("workload: {}", explain(&error));
                 ExitCode::FAILURE
             }
         }
     }
+}
+
+/// An error with its causes, without those that it quotes already.
+fn explain(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
@@ -210,7 +239,7 @@ fn announce(line: &str) {
 
 impl Cluster {
     /// Where things are for the user that PostgreSQL runs as; and that user.
-    fn resolve(self, fresh: bool) -> anyhow::Result<(postgres::Options, Account)> {
+    fn resolve(self) -> anyhow::Result<(postgres::Options, Account)> {
         let account = Account::unprivileged(self.user.as_deref())?;
         let cache = account.cache()?;
         let directory = match self.directory {
@@ -221,7 +250,8 @@ impl Cluster {
             source: self.source,
             cache,
             directory,
-            fresh,
+            fresh: false,
+            temporary: false,
         };
         Ok((options, account))
     }
@@ -229,7 +259,12 @@ impl Cluster {
 
 impl Postgres {
     fn run(self) -> anyhow::Result<()> {
-        let (options, account) = self.cluster.resolve(self.fresh)?;
+        let (options, account) = self.cluster.resolve()?;
+        let options = postgres::Options {
+            fresh: self.fresh,
+            temporary: self.temporary,
+            ..options
+        };
         account.become_it()?;
         // One thread: PostgreSQL is tied to the thread that starts it.
         let runtime = Builder::new_current_thread().enable_all().build()?;

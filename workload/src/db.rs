@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use serde::Serialize;
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions, PgPool};
+use sqlx::{ConnectOptions, PgPool, Postgres};
 
 use crate::problem::Problem;
 
@@ -64,9 +65,16 @@ pub struct Database {
 impl Database {
     /// Reads a `postgresql://` URL.
     pub fn from_url(url: &str) -> Result<Self, DbError> {
-        let options: PgConnectOptions = url.parse().map_err(|error: sqlx::Error| DbError::Url {
-            reason: error.to_string(),
-        })?;
+        let unreadable = |reason: String| DbError::Url { reason };
+        if !["postgresql://", "postgres://"]
+            .iter()
+            .any(|scheme| url.starts_with(scheme))
+        {
+            return Err(unreadable("it is not a PostgreSQL URL".to_owned()));
+        }
+        let options: PgConnectOptions = url
+            .parse()
+            .map_err(|error: sqlx::Error| unreadable(error.to_string()))?;
         // sqlx's own log would repeat each slow statement, which here are all of them.
         let options = options.disable_statement_logging();
         Ok(Self { options })
@@ -154,7 +162,30 @@ impl PoolHealth {
             utilization_percent: f64::from(active) * 100.0 / f64::from(max.max(1)),
         }
     }
+
+    fn is_exhausted(&self) -> bool {
+        self.active >= self.max
+    }
 }
+
+/// A connection for one request. Giving up has two causes that a client should tell apart: the
+/// others hold all connections, or the server gives none.
+pub async fn acquire(pool: &PgPool) -> Result<PoolConnection<Postgres>, Problem> {
+    match pool.acquire().await {
+        Err(sqlx::Error::PoolTimedOut) if PoolHealth::of(pool).is_exhausted() => {
+            tracing::warn!(code = POOL_EXHAUSTED, max = POOL_MAX, "no connection");
+            Err(Problem::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                POOL_EXHAUSTED,
+                "all database connections are busy; try again later",
+            ))
+        }
+        acquired => Ok(acquired?),
+    }
+}
+
+/// The code of a request that waited for a connection in vain while others held them all.
+const POOL_EXHAUSTED: &str = "pool_exhausted";
 
 /// SQLSTATE `query_canceled`: here always the statement timeout.
 const QUERY_CANCELED: &str = "57014";
@@ -164,17 +195,15 @@ impl From<sqlx::Error> for Problem {
     fn from(error: sqlx::Error) -> Self {
         let unavailable = StatusCode::SERVICE_UNAVAILABLE;
         let problem = match &error {
-            sqlx::Error::PoolTimedOut => Self::new(
-                unavailable,
-                "pool_exhausted",
-                "all database connections are busy; try again later",
-            ),
             sqlx::Error::Database(db) if db.code().as_deref() == Some(QUERY_CANCELED) => Self::new(
                 unavailable,
                 "statement_timeout",
                 "the database took too long; try again later",
             ),
-            sqlx::Error::Io(_) | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => Self::new(
+            sqlx::Error::Io(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed => Self::new(
                 unavailable,
                 "database_unreachable",
                 "the database cannot be reached; try again later",
@@ -216,15 +245,17 @@ mod tests {
     /// What is not a URL says how one looks.
     #[test]
     fn a_wrong_url_is_explained() {
-        let error = Database::from_url("what").unwrap_err().to_string();
-        assert!(error.contains("postgresql://"), "{error}");
+        for url in ["what", "mysql://somewhere", "postgresql://host:port/x"] {
+            let error = Database::from_url(url).unwrap_err().to_string();
+            assert!(error.contains("postgresql://"), "{error}");
+        }
     }
 
     /// Each cause has its own code, and the driver's text stays inside.
     #[test]
     fn errors_keep_their_text_to_themselves() {
         let problem = Problem::from(sqlx::Error::PoolTimedOut);
-        assert_eq!(problem.code, "pool_exhausted");
+        assert_eq!(problem.code, "database_unreachable");
         assert_eq!(problem.status(), StatusCode::SERVICE_UNAVAILABLE);
 
         let secret = "relation \"secret_table\" does not exist";

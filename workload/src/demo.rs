@@ -98,9 +98,6 @@ pub enum DemoError {
         /// What sqlx said.
         source: sqlx::Error,
     },
-    /// The visitors cannot start.
-    #[error("cannot make an HTTP client: {0}")]
-    Client(#[from] reqwest::Error),
     /// The agent failed.
     #[error(transparent)]
     Recording(#[from] RecordingError),
@@ -137,7 +134,7 @@ async fn play(options: &Options, stage: &mut Stage) -> Result<Report, DemoError>
     progress.say("starting the product service");
     let address = stage.start_product(options, &url).await?;
     progress.say(&format!("the shop is open at {address}: visitors search"));
-    let visitors = Visitors::start(&address)?;
+    let visitors = Visitors::start(&address);
     tokio::time::sleep(WARM_UP).await;
     progress.say(&format!(
         "recording the whole machine for {} s",

@@ -131,12 +131,27 @@ pub struct Options {
     pub directory: PathBuf,
     /// Throw the data away first.
     pub fresh: bool,
+    /// Throw the whole directory away at the end.
+    pub temporary: bool,
 }
 
 /// Runs a private PostgreSQL until `stop` resolves; `ready` is told the URL.
 ///
 /// To be called on the process' main thread: the server is tied to the thread that starts it.
 pub async fn run(
+    options: &Options,
+    ready: impl FnOnce(&str),
+    stop: impl Future<Output = std::io::Result<()>>,
+) -> Result<(), PostgresError> {
+    let result = supervise(options, ready, stop).await;
+    // An error may say that the directory is not ours to remove.
+    if options.temporary && result.is_ok() {
+        cluster::remove(&options.directory)?;
+    }
+    result
+}
+
+async fn supervise(
     options: &Options,
     ready: impl FnOnce(&str),
     stop: impl Future<Output = std::io::Result<()>>,

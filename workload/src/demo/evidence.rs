@@ -8,21 +8,7 @@ use std::path::{Path, PathBuf};
 use flate2::read::GzDecoder;
 use pprof::protos::{Message, Profile};
 use serde::Serialize;
-
-/// Where a process or a thread begins: a stack that has one of these at its root is complete.
-const ENTRIES: [&str; 7] = [
-    "_start",
-    "main",
-    "__libc_start_main",
-    "__libc_start_call_main",
-    "start_thread",
-    "clone3",
-    "__clone3",
-];
-
-/// An entry function is among this many frames at the root; names of the ones before it may be
-/// missing from a stripped library.
-const ROOT_FRAMES: usize = 3;
+use serde_json::Value;
 
 /// How many functions to list.
 const TOP: usize = 10;
@@ -49,9 +35,8 @@ pub struct ProcessShare {
     pub samples: u64,
     /// Its part of all samples.
     pub share: f64,
-    /// The part of its samples whose stacks reach the function where the process or thread
-    /// began.
-    pub rooted_share: f64,
+    /// The part of its stacks whose end the agent has proven; `None` where it does not tell.
+    pub rooted_share: Option<f64>,
 }
 
 /// A function and the samples taken in itself.
@@ -82,7 +67,7 @@ pub struct FunctionFound {
 #[derive(Debug, Default)]
 pub struct Folded {
     total: u64,
-    processes: HashMap<String, (u64, u64)>,
+    processes: HashMap<String, u64>,
     leaves: HashMap<(String, String), u64>,
 }
 
@@ -112,12 +97,9 @@ impl Folded {
         let count: u64 = count.parse().ok()?;
         let mut frames = stack.split(';');
         let process = frames.next()?.to_owned();
-        let rooted = frames.clone().take(ROOT_FRAMES).any(is_entry);
         let leaf = frames.next_back().unwrap_or("(no stack)").to_owned();
         self.total += count;
-        let (samples, of_them_rooted) = self.processes.entry(process.clone()).or_default();
-        *samples += count;
-        *of_them_rooted += if rooted { count } else { 0 };
+        *self.processes.entry(process.clone()).or_default() += count;
         *self.leaves.entry((process, leaf)).or_default() += count;
         Some(())
     }
@@ -127,14 +109,16 @@ impl Folded {
         self.total
     }
 
-    /// The part of the process `name`.
-    pub fn process(&self, name: &str) -> ProcessShare {
-        let (samples, rooted) = self.processes.get(name).copied().unwrap_or_default();
+    /// The part of the process `name`; the agent's `summary` knows how complete it is.
+    pub fn process(&self, name: &str, summary: &Value) -> ProcessShare {
+        let samples = self.processes.get(name).copied().unwrap_or_default();
+        let told = summary.get("processes").and_then(Value::as_array);
+        let told = told.and_then(|all| all.iter().find(|process| process["name"] == name));
         ProcessShare {
             name: name.to_owned(),
             samples,
             share: share(samples, self.total),
-            rooted_share: share(rooted, samples),
+            rooted_share: told.and_then(|process| process["rooted_share"].as_f64()),
         }
     }
 
@@ -151,12 +135,6 @@ impl Folded {
             })
             .collect()
     }
-}
-
-/// Whether a stack begins at `frame`: by its own name, without a compiler's suffix.
-fn is_entry(frame: &str) -> bool {
-    let name = frame.split('.').next().unwrap_or(frame);
-    ENTRIES.contains(&name) || name.contains("thread_start")
 }
 
 fn share(part: u64, whole: u64) -> f64 {
@@ -246,7 +224,7 @@ mod tests {
     use super::*;
     use pprof::protos::{Function, Line, Location, Sample};
 
-    /// Shares, rooted shares and leaves come out as they went in.
+    /// Shares and leaves come out as they went in.
     #[test]
     fn folded_stacks_are_counted() {
         let mut folded = Folded::default();
@@ -257,12 +235,15 @@ mod tests {
         ] {
             folded.add(line).unwrap();
         }
-        let postgres = folded.process("postgres");
+        let summary = serde_json::json!({
+            "processes": [{ "name": "postgres", "rooted_share": 0.75 }],
+        });
+        let postgres = folded.process("postgres", &summary);
         assert_eq!((postgres.samples, folded.total()), (8, 10));
         assert!((postgres.share - 0.8).abs() < 1e-9);
-        assert!((postgres.rooted_share - 0.75).abs() < 1e-9);
-        assert!((folded.process("workload").rooted_share - 1.0).abs() < 1e-9);
-        assert_eq!(folded.process("absent").samples, 0);
+        assert_eq!(postgres.rooted_share, Some(0.75));
+        assert_eq!(folded.process("workload", &summary).rooted_share, None);
+        assert_eq!(folded.process("absent", &Value::Null).samples, 0);
         let top = &folded.top_functions()[0];
         assert_eq!((top.function.as_str(), top.samples), ("towlower", 8));
         assert!(folded.add("no count").is_none());

@@ -65,7 +65,10 @@ impl Report {
             seconds: options.seconds,
             searches,
             samples: folded.total(),
-            processes: PROCESSES.iter().map(|name| folded.process(name)).collect(),
+            processes: PROCESSES
+                .iter()
+                .map(|name| folded.process(name, &agent))
+                .collect(),
             top_functions: folded.top_functions(),
             function,
             agent,
@@ -116,13 +119,16 @@ impl Display for Report {
         write_latency(f, "common words", &searches.common)?;
         writeln!(f, "\n  samples     {} in {} s", self.samples, self.seconds)?;
         for process in &self.processes {
+            let complete = process.rooted_share.map_or_else(
+                || "not told".to_owned(),
+                |share| format!("{:.2} %", share * 100.0),
+            );
             writeln!(
                 f,
-                "              {:<12} {:>6} {:>6.1} %   stacks complete to the root {:>6.2} %",
+                "              {:<12} {:>6} {:>6.1} %   complete to the root {complete:>10}",
                 process.name,
                 process.samples,
                 process.share * 100.0,
-                process.rooted_share * 100.0
             )?;
         }
         self.write_losses(f)?;

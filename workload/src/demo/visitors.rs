@@ -3,8 +3,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use axum::body::Bytes;
+use axum::http::Uri;
 use hdrhistogram::Histogram;
-use reqwest::{Client, Url};
+use http_body_util::{BodyExt, Empty};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
 use serde::Serialize;
 use tokio::task::JoinSet;
 
@@ -80,8 +85,8 @@ pub struct Visitors {
 
 impl Visitors {
     /// Sends the visitors to the shop at `address` (`http://host:port`).
-    pub fn start(address: &str) -> Result<Self, reqwest::Error> {
-        let client = Client::builder().timeout(TIMEOUT).no_proxy().build()?;
+    pub fn start(address: &str) -> Self {
+        let client = Client::builder(TokioExecutor::new()).build_http();
         let kind = || Kind {
             latency: new_histogram(),
         };
@@ -101,11 +106,11 @@ impl Visitors {
             };
             tasks.spawn(visit.search_for_ever(number));
         }
-        Ok(Self {
+        Self {
             start: Instant::now(),
             tally,
             tasks: Mutex::new(tasks),
-        })
+        }
     }
 
     /// How many searches were answered so far.
@@ -153,7 +158,7 @@ impl Kind {
 
 /// One visitor's way through the words.
 struct Visit {
-    client: Client,
+    client: Client<HttpConnector, Empty<Bytes>>,
     search: String,
     rare: bool,
     tally: Arc<Mutex<Tally>>,
@@ -175,15 +180,19 @@ impl Visit {
     }
 
     async fn search_for(&self, word: &str) -> Result<(), String> {
-        let url = Url::parse_with_params(&self.search, [("q", word)]).map_err(|e| e.to_string())?;
-        let response = self
-            .client
-            .get(url)
-            .send()
-            .await
-            .map_err(|e| e.to_string())?;
-        let status = response.status();
-        let body = response.bytes().await.map_err(|e| e.to_string())?;
+        // The words are plain letters: nothing to escape.
+        let uri: Uri = format!("{}?q={word}", self.search)
+            .parse()
+            .map_err(|error| format!("{error}"))?;
+        let answer = async {
+            let response = self.client.get(uri).await.map_err(|e| e.to_string())?;
+            let status = response.status();
+            let body = response.into_body().collect().await;
+            let body = body.map_err(|e| e.to_string())?.to_bytes();
+            Ok::<_, String>((status, body))
+        };
+        let answer = tokio::time::timeout(TIMEOUT, answer).await;
+        let (status, body) = answer.map_err(|_| "no answer in time".to_owned())??;
         if status.is_success() {
             return Ok(());
         }

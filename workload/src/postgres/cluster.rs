@@ -207,13 +207,15 @@ impl Cluster {
 
 /// UTF-8 by libc, whose character conversion is what the demo's flame graph shows. No checks
 /// are skipped and no password is spared: other users of the machine can reach loopback.
-const INITDB_OPTIONS: [&str; 6] = [
+const INITDB_OPTIONS: [&str; 7] = [
     "--username=shop",
     "--auth=scram-sha-256",
     "--encoding=UTF8",
     "--locale-provider=libc",
     "--locale=C.UTF-8",
     "--data-checksums",
+    // What a crash of the machine breaks is noticed and made anew.
+    "--no-sync",
 ];
 
 /// A running server.
@@ -322,6 +324,14 @@ fn claim(directory: &Path) -> Result<(), PostgresError> {
     Err(PostgresError::NotOurs {
         directory: directory.to_owned(),
     })
+}
+
+/// Removes a directory that was ours, with everything in it.
+pub fn remove(directory: &Path) -> Result<(), PostgresError> {
+    if directory.join(LOCK).exists() {
+        remove_directory(directory)?;
+    }
+    Ok(())
 }
 
 /// Without the caller's `PG…` variables, and with messages that we can read.

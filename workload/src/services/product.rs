@@ -10,9 +10,9 @@ use axum::response::Response;
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 
-use crate::db::{ACQUIRE_TIMEOUT, PoolHealth, STATEMENT_TIMEOUT};
+use crate::db::{self, ACQUIRE_TIMEOUT, PoolHealth, STATEMENT_TIMEOUT};
 use crate::problem::Problem;
 use crate::profiling;
 
@@ -118,7 +118,8 @@ async fn search(
     let Query(query) =
         query.map_err(|error| Problem::bad_request("bad_query", error.body_text()))?;
     let word = query.word()?;
-    let products = search_products_unindexed(&pool, word, query.limit).await?;
+    let mut connection = db::acquire(&pool).await?;
+    let products = search_products_unindexed(&mut connection, word, query.limit).await?;
     Ok(Json(SearchResult {
         q: word.to_owned(),
         count: products.len(),
@@ -132,14 +133,14 @@ async fn search(
 /// lower-cases every description, until it has found `limit` of them. A common word is found at
 /// once; a rare one costs a scan of the whole table.
 pub async fn search_products_unindexed(
-    pool: &PgPool,
+    connection: &mut PgConnection,
     word: &str,
     limit: i64,
 ) -> Result<Vec<Product>, sqlx::Error> {
     sqlx::query_as(SEARCH)
         .bind(escape_like(word))
         .bind(limit)
-        .fetch_all(pool)
+        .fetch_all(connection)
         .await
 }
 
@@ -166,18 +167,22 @@ async fn product(
     let id: i64 = id.parse().map_err(|_| {
         Problem::bad_request("bad_id", "a product's id is a whole number, such as 42")
     })?;
-    product_by_id(&pool, id)
+    let mut connection = db::acquire(&pool).await?;
+    product_by_id(&mut connection, id)
         .await?
         .map(Json)
         .ok_or_else(|| Problem::not_found("no_such_product", format!("there is no product {id}")))
 }
 
-async fn product_by_id(pool: &PgPool, id: i64) -> Result<Option<Product>, sqlx::Error> {
+async fn product_by_id(
+    connection: &mut PgConnection,
+    id: i64,
+) -> Result<Option<Product>, sqlx::Error> {
     sqlx::query_as(
         "SELECT id, name, department, description, price_cents FROM products WHERE id = $1",
     )
     .bind(id)
-    .fetch_optional(pool)
+    .fetch_optional(connection)
     .await
 }
 
