@@ -180,7 +180,7 @@ if [ "$PEERS" = 1 ]; then
         name=bee$mode
         for run in $(seq "$RUNS"); do
             say "stacks, run $run of $RUNS: profile-bee $mode"
-            "$bee" $mode --frequency "$FREQUENCY" --time $((SECONDS_SHORT * 1000)) --collapse "$work/out/$name.folded" >"$work/out/$name.log" 2>&1 ||
+            "$bee" $mode --skip-idle --frequency "$FREQUENCY" --time $((SECONDS_SHORT * 1000)) --output "$work/out/$name.folded" >"$work/out/$name.log" 2>&1 ||
                 say "profile-bee failed: $(tail -n 1 "$work/out/$name.log")"
             if [ -f "$work/out/$name.folded" ]; then folded_figures "$work/out/$name.folded" >>"$work/out/$name.figures"; fi
         done
