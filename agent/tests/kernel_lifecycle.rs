@@ -87,8 +87,10 @@ fn a_thousand_short_lived_processes() {
             tiny.count(|stack| stack.has("burn")) * 2 > tiny.total(),
             "most of a process's life is spent in burn:\n{tiny}"
         );
+        // A tenth of all this is execve, in the middle of which a process has its new address space
+        // and still the registers of the old.
         assert!(
-            recording.summary.complete_share() >= 0.98,
+            recording.summary.complete_share() >= 0.95,
             "{}\n{}",
             recording.summary,
             recording.profile

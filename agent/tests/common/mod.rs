@@ -58,7 +58,8 @@ fn what_is_missing() -> Option<String> {
         .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())?;
     let has = |bit: u32| effective >> bit & 1 == 1;
     for (bit, name) in NEEDED {
-        if !has(bit) && !(bit != 19 && has(ADMIN)) {
+        let by_admin = bit != 19 && has(ADMIN);
+        if !has(bit) && !by_admin {
             return Some(format!("{name} is missing; run as root"));
         }
     }
