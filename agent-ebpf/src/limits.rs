@@ -42,15 +42,39 @@ pub const MAX_TARGETS: u32 = 16_384;
 pub const MAX_TARGET_NAMES: u32 = 64;
 
 /// Bytes of user stack that accompany a sample which the kernel could not unwind to its end. A
-/// multiple of [`STACK_CHUNK`]. 99 % of the stacks of short-lived processes are smaller.
-pub const MAX_STACK_COPY: usize = 16 * 1024;
+/// multiple of [`STACK_CHUNK`]. What is copied is the live part of the stack, a few KiB in most
+/// programs; a compiler's recursion takes more.
+pub const MAX_STACK_COPY: usize = 64 * 1024;
 
-/// The copy is made in pieces of this size, so that it can end where the stack's mapping ends.
-pub const STACK_CHUNK: usize = 1024;
+/// The copy is made in pieces of this size (a page), so that it can end where the stack's mapping
+/// ends.
+pub const STACK_CHUNK: usize = 4096;
 
-/// Bytes of the ring buffer between kernel and agent: at 10 kHz over all CPUs and 400 bytes a sample
-/// this is one second of samples; the agent reads ten times a second.
-pub const RING_BYTES: u32 = 4 * 1024 * 1024;
+/// Bytes of the ring buffer between kernel and agent, at least.
+pub const MIN_RING_BYTES: u32 = 1024 * 1024;
+
+/// Bytes of the ring buffer, at most.
+pub const MAX_RING_BYTES: u32 = 64 * 1024 * 1024;
+
+/// Bytes of the ring buffer for this many CPUs and samples per second and CPU: room for an eighth of a
+/// second in which every sample carries the largest stack copy. The agent reads ten times a second,
+/// and at once when there is a stack copy.
+pub const fn ring_bytes(cpus: u32, frequency: u32) -> u32 {
+    let copies = if frequency < STACK_COPIES_PER_SECOND {
+        frequency
+    } else {
+        STACK_COPIES_PER_SECOND
+    };
+    let a_second = cpus as u64 * (frequency as u64 * 1024 + copies as u64 * MAX_STACK_COPY as u64);
+    let bytes = (a_second / 8).next_power_of_two();
+    if bytes < MIN_RING_BYTES as u64 {
+        MIN_RING_BYTES
+    } else if bytes > MAX_RING_BYTES as u64 {
+        MAX_RING_BYTES
+    } else {
+        bytes as u32
+    }
+}
 
 /// Stack copies a CPU may send in one second: at the default 99 Hz it is never reached, at 10 kHz it
 /// keeps broken stacks from flooding the ring buffer. What is refused is counted.

@@ -10,10 +10,10 @@ use aya_ebpf::{
 use agent_ebpf::{
     counters::COUNTERS,
     limits::{
-        CACHED_RULES, MAX_PROCESSES, MAX_SEGMENTS, MAX_TARGET_NAMES, MAX_TARGETS, RING_BYTES,
-        SEGMENT_BLOCKS,
+        BLOCK_WORDS, CACHED_RULES, MAX_PROCESSES, MAX_SEGMENTS, MAX_TARGET_NAMES, MAX_TARGETS,
+        MIN_RING_BYTES, SEGMENT_BLOCKS,
     },
-    table::{Block, Space},
+    table::Space,
 };
 
 use crate::{
@@ -21,9 +21,9 @@ use crate::{
     walk::{CachedRule, Walk},
 };
 
-/// Samples and stack copies on their way to the agent.
+/// Samples and stack copies on their way to the agent, which sets its size.
 #[map]
-pub static RING: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
+pub static RING: RingBuf = RingBuf::with_byte_size(MIN_RING_BYTES, 0);
 
 /// One slot a [`agent_ebpf::counters::Counter`].
 #[map]
@@ -33,9 +33,10 @@ pub static COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS, 0)
 #[map]
 pub static WALK: PerCpuArray<Walk> = PerCpuArray::with_max_entries(1, 0);
 
-/// The stack copy being built.
+/// The stack copy that each CPU is building (too large for a per-CPU map). The agent sets the number
+/// of CPUs.
 #[map]
-pub static STACK_COPY: PerCpuArray<StackCopy> = PerCpuArray::with_max_entries(1, 0);
+pub static STACK_COPY: Array<StackCopy> = Array::with_max_entries(1, 0);
 
 /// When this CPU ticked last.
 #[map]
@@ -62,9 +63,14 @@ pub static TARGETS: HashMap<u32, u8> = HashMap::with_max_entries(MAX_TARGETS, 0)
 pub static TARGET_NAMES: HashMap<[u8; 16], u8> = HashMap::with_max_entries(MAX_TARGET_NAMES, 0);
 
 /// The pool of blocks, in segments that the agent adds as it needs them.
+///
+/// The inner value is an array, not the struct `Block`: Linux 6.1 takes an inner map only when it is
+/// like this template also in whether a timer was looked for in it, and that depends on the value
+/// being a described struct (kernel/bpf/map_in_map.c, `bpf_map_meta_equal`; kernel/bpf/btf.c,
+/// `btf_find_timer`). Maps that the agent makes describe no types.
 #[btf_map]
 pub static SEGMENTS: ArrayOfMaps<
-    btf_maps::Array<Block, { SEGMENT_BLOCKS as usize }>,
+    btf_maps::Array<[u32; BLOCK_WORDS], { SEGMENT_BLOCKS as usize }>,
     { MAX_SEGMENTS as usize },
 > = ArrayOfMaps::new();
 

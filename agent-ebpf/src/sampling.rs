@@ -7,7 +7,7 @@ use agent_ebpf::{
 };
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::BPF_RB_NO_WAKEUP,
+    bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_get_stack,
         bpf_ktime_get_ns, bpf_loop, bpf_probe_read_user_buf, bpf_ringbuf_output,
@@ -137,7 +137,7 @@ fn send_stack_copy(walk: &mut Walk, now: u64) -> bool {
         counting::one(Counter::StackCopyBudget);
         return false;
     }
-    let Some(copy) = STACK_COPY.get_ptr_mut(0) else {
+    let Some(copy) = STACK_COPY.get_ptr_mut(walk.header.cpu) else {
         return false;
     };
     // SAFETY: see `tick`.
@@ -161,7 +161,8 @@ fn send_stack_copy(walk: &mut Walk, now: u64) -> bool {
     if bytes > MAX_STACK_COPY {
         return false;
     }
-    if !send(copy, size_of::<StackCopyHeader>() + bytes) {
+    // The sample that follows wakes the agent.
+    if !send(copy, size_of::<StackCopyHeader>() + bytes, BPF_RB_NO_WAKEUP) {
         counting::one(Counter::StackCopyRingFull);
         return false;
     }
@@ -172,9 +173,13 @@ fn send_stack_copy(walk: &mut Walk, now: u64) -> bool {
     true
 }
 
-/// Copies one chunk of the user stack; ends the loop at the first that cannot be read.
+/// Copies one chunk of the user stack. A page in which nothing was ever stored cannot be read here, and
+/// comes out as zeros (bpf_probe_read_user clears what it cannot read): no caller is in it. The copy
+/// ends with the last page that could be read.
 extern "C" fn copy_chunk(index: u32, _: *mut core::ffi::c_void) -> i64 {
-    let Some(copy) = STACK_COPY.get_ptr_mut(0) else {
+    // SAFETY: the helper has no preconditions.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let Some(copy) = STACK_COPY.get_ptr_mut(cpu) else {
         return 1;
     };
     // SAFETY: see `tick`.
@@ -182,7 +187,7 @@ extern "C" fn copy_chunk(index: u32, _: *mut core::ffi::c_void) -> i64 {
     let Some(at) = bounded(index as usize * STACK_CHUNK, MAX_STACK_COPY - STACK_CHUNK) else {
         return 1;
     };
-    // Chunks end on multiples of their size, so that the last readable one ends where its page does.
+    // A chunk is a page.
     let sp = copy.header.registers.sp();
     let skew = sp % STACK_CHUNK as u64;
     let source = (sp - skew).wrapping_add(at as u64);
@@ -190,10 +195,9 @@ extern "C" fn copy_chunk(index: u32, _: *mut core::ffi::c_void) -> i64 {
     let chunk =
         unsafe { core::slice::from_raw_parts_mut(copy.bytes.as_mut_ptr().add(at), STACK_CHUNK) };
     // SAFETY: as above.
-    if unsafe { bpf_probe_read_user_buf(source as *const u8, chunk) }.is_err() {
-        return 1;
+    if unsafe { bpf_probe_read_user_buf(source as *const u8, chunk) }.is_ok() {
+        copy.header.stack_bytes = (at + STACK_CHUNK) as u32;
     }
-    copy.header.stack_bytes = (at + STACK_CHUNK) as u32;
     0
 }
 
@@ -221,17 +225,23 @@ fn send_sample(walk: &mut Walk) {
         return;
     }
     counting::add(Counter::UserFrames, walk.header.user_frames as u64);
-    if send(walk, walk::FRAMES_OFFSET + frames * 8) {
+    // The agent polls: waking it for each sample would cost more than the sample. But what the kernel
+    // does not know it should learn before the next tick.
+    let wakeup = if walk.header.has_stack_copy != 0 {
+        BPF_RB_FORCE_WAKEUP
+    } else {
+        BPF_RB_NO_WAKEUP
+    };
+    if send(walk, walk::FRAMES_OFFSET + frames * 8, wakeup) {
         counting::one(Counter::Sampled);
     } else {
         counting::one(Counter::RingFull);
     }
 }
 
-/// Appends the first `bytes` of `record` to the ring buffer. The agent polls: waking it for each
-/// sample would cost more than the sample.
+/// Appends the first `bytes` of `record` to the ring buffer.
 #[inline(always)]
-fn send<T>(record: &mut T, bytes: usize) -> bool {
+fn send<T>(record: &mut T, bytes: usize, wakeup: u32) -> bool {
     let Some(bytes) = bounded(bytes, size_of::<T>()) else {
         return false;
     };
@@ -241,7 +251,7 @@ fn send<T>(record: &mut T, bytes: usize) -> bool {
             (&raw const RING).cast_mut().cast(),
             (&raw mut *record).cast(),
             bytes as u64,
-            BPF_RB_NO_WAKEUP as u64,
+            wakeup as u64,
         ) == 0
     }
 }

@@ -247,8 +247,9 @@ fn find_row(mapping: &Mapping, ip: u64) -> Option<&'static Rule> {
 fn block<T>(id: BlockId) -> Option<&'static T> {
     const { assert!(size_of::<T>() == size_of::<Block>()) };
     let slot = id % SEGMENT_BLOCKS;
-    let block: &Block = SEGMENTS.get_value(id / SEGMENT_BLOCKS, &slot)?;
-    // SAFETY: every block type is plain data of the same size and of an alignment of at most 8.
+    let block = SEGMENTS.get_value(id / SEGMENT_BLOCKS, &slot)?;
+    // SAFETY: every block type is plain data of the same size and of an alignment of at most 8, which
+    // is that of map values.
     Some(unsafe { &*core::ptr::from_ref(block).cast::<T>() })
 }
 

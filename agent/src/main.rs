@@ -28,6 +28,7 @@ const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let started = session::now();
+    return_large_allocations();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let cli = Cli::parse();
     let result = match &cli.command {
@@ -47,6 +48,14 @@ fn main() -> ExitCode {
             ExitCode::from(FAILED)
         }
     }
+}
+
+/// Makes every allocation of 128 KiB and more a mapping of its own, which goes back to the kernel when
+/// it is freed. By default glibc raises that limit with the first large block that is freed (the
+/// kernel's type information, 5 MB), and what comes after stays in the heap for good.
+fn return_large_allocations() {
+    // SAFETY: sets a parameter of the allocator, before there is another thread.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 128 * 1024) };
 }
 
 /// What to do when the kernel refuses.

@@ -69,7 +69,7 @@ fn interrupt_writes_the_files() {
     }
     let _lock = MachineLock::shared();
     let workshop = Workshop::new();
-    let _burning = run(&burner(&workshop, "machine_load"), &[LONG]);
+    let mut burning = run(&burner(&workshop, "machine_load"), &[LONG]);
     let directory = TempDir::new().expect("temporary directory");
     let [folded, svg, pprof] =
         ["a.folded", "a.svg", "a.pb.gz"].map(|name| directory.path().join(name));
@@ -79,7 +79,7 @@ fn interrupt_writes_the_files() {
     }
     let mut recording = start(command);
     wait_for_recording(&mut recording);
-    thread::sleep(Duration::from_millis(1500));
+    burning.wait_for_cpu(500);
     recording.signal(libc::SIGINT);
     let finished = recording.finish().succeeded();
     let summary = Summary::parse(&finished.stdout);
@@ -91,6 +91,45 @@ fn interrupt_writes_the_files() {
     assert_eq!(packed[..2], [0x1f, 0x8b], "gzip");
 }
 
+/// Ctrl-C while a command is recorded ends the command too, writes the files, and the status is that
+/// of the command.
+#[test]
+fn interrupt_ends_the_command() {
+    if !can_record() {
+        return;
+    }
+    let _lock = MachineLock::shared();
+    let workshop = Workshop::new();
+    let program = burner(&workshop, "interrupted");
+    let out = workshop.path().join("out.folded");
+    let mut command = agent(["record", "--output"]);
+    command.arg(&out).arg("--").arg(&program).arg(LONG);
+    let mut recording = start(command);
+    wait_for_recording(&mut recording);
+    thread::sleep(Duration::from_millis(500));
+    recording.signal(libc::SIGINT);
+    assert_eq!(recording.finish().code(), 128 + libc::SIGINT);
+    assert!(out.exists());
+}
+
+/// `--duration` ends a recording; without `--output` there are a picture and the file of record.
+#[test]
+fn duration_and_default_outputs() {
+    if !can_record() {
+        return;
+    }
+    let _lock = MachineLock::shared();
+    let directory = TempDir::new().expect("temporary directory");
+    let mut command = agent(["record", "--duration", "1s"]);
+    command.current_dir(directory.path());
+    let finished = start(command).finish().succeeded();
+    for file in ["flamestorm.svg", "flamestorm.pb.gz"] {
+        assert!(directory.path().join(file).exists(), "{file}");
+        assert!(finished.stdout.contains(file), "{finished:#?}");
+    }
+    assert_eq!(files(directory.path()), 2);
+}
+
 /// `--pid` takes samples of that process and of nothing else; what else runs is not sent up and
 /// thrown away, but counted in the kernel.
 #[test]
@@ -100,9 +139,10 @@ fn pid_is_filtered_in_the_kernel() {
     }
     let _lock = MachineLock::shared();
     let workshop = Workshop::new();
-    let wanted = run(&burner(&workshop, "wanted"), &[LONG]);
+    let mut wanted = run(&burner(&workshop, "wanted"), &[LONG]);
     let _other = run(&burner(&workshop, "other"), &[LONG]);
-    let (profile, summary) = filtered(&["--pid", &wanted.pid().to_string()]);
+    let pid = wanted.pid().to_string();
+    let (profile, summary) = filtered(&["--pid", &pid], &mut wanted);
     assert!(profile.total() > 0);
     profile.assert_share(1.0, "only the target", |stack| stack.comm == "wanted");
     profile.assert_share(0.95, "with its stacks", |stack| {
@@ -120,9 +160,9 @@ fn comm_is_filtered_in_the_kernel() {
     let _lock = MachineLock::shared();
     let workshop = Workshop::new();
     let program = burner(&workshop, "named");
-    let _wanted = run(&program, &[LONG]);
+    let mut wanted = run(&program, &[LONG]);
     let _other = run(&burner(&workshop, "other"), &[LONG]);
-    let (profile, summary) = filtered(&["--comm", "named"]);
+    let (profile, summary) = filtered(&["--comm", "named"], &mut wanted);
     profile.assert_share(1.0, "only the target", |stack| stack.comm == "named");
     assert!(profile.total() > 0);
     assert!(summary.number("/filtered_ticks") > 0.0, "{:#}", summary.0);
@@ -157,12 +197,17 @@ fn comm_that_starts_later() {
     profile.assert_share(1.0, "only the target", |stack| stack.comm == "later");
 }
 
-fn filtered(target: &[&str]) -> (Profile, Summary) {
+/// Records a target until `burning` has burnt a second of CPU time.
+fn filtered(target: &[&str], burning: &mut Running) -> (Profile, Summary) {
     let directory = TempDir::new().expect("temporary directory");
     let out = directory.path().join("out.folded");
-    let mut command = agent(["record", "--duration", "2s", "--summary", "json"]);
+    let mut command = agent(["record", "--summary", "json"]);
     command.args(target).arg("--output").arg(&out);
-    let finished = start(command).finish().succeeded();
+    let mut recording = start(command);
+    wait_for_recording(&mut recording);
+    burning.wait_for_cpu(1000);
+    recording.signal(libc::SIGINT);
+    let finished = recording.finish().succeeded();
     (Profile::read(&out), Summary::parse(&finished.stdout))
 }
 
@@ -177,10 +222,11 @@ fn children_of_the_target() {
     let child = burner(&workshop, "the_child");
     let starter = workshop.cc("short_lived.c", "the_parent", &[]);
     let child = child.to_str().expect("a path of ours");
-    let parent = run(&starter, &["1000", child, "100"]);
-    let (profile, _) = filtered(&["--pid", &parent.pid().to_string()]);
+    let mut parent = run(&starter, &["1000", child, "100"]);
+    let pid = parent.pid().to_string();
+    let (profile, _) = filtered(&["--pid", &pid], &mut parent);
     let of_child = profile.of("the_child");
-    assert!(of_child.total() > 50, "{profile}");
+    assert!(of_child.total() > 30, "{profile}");
     of_child
         .filtered(|stack| stack.has("burn"))
         .assert_share(0.95, "with its stacks", |stack| {
@@ -197,17 +243,20 @@ fn target_that_dies() {
     let _lock = MachineLock::shared();
     let workshop = Workshop::new();
     let program = burner(&workshop, "dying");
-    let target = run(&program, &[LONG]);
+    let mut target = run(&program, &[LONG]);
     let out = workshop.path().join("out.folded");
-    let mut command = agent(["record", "--duration", "3s", "--frequency", "499"]);
+    let mut command = agent(["record", "--frequency", "499"]);
     command.args(["--pid", &target.pid().to_string(), "--output"]);
     command.arg(&out);
     let mut recording = start(command);
     wait_for_recording(&mut recording);
-    thread::sleep(Duration::from_millis(800));
+    target.wait_for_cpu(500);
     drop(target);
     // Its program is gone too, before anyone looks for names.
     fs::remove_file(&program).expect("the program");
+    // Nothing is left to record, which is no reason to end.
+    thread::sleep(Duration::from_millis(500));
+    recording.signal(libc::SIGINT);
     recording.finish().succeeded();
     let profile = Profile::read(&out);
     assert!(profile.total() > 50, "{profile}");

@@ -6,7 +6,7 @@ use std::fs;
 
 use common::{Recording, Workshop, can_record};
 
-const MILLISECONDS: f64 = 1000.0;
+const MILLISECONDS: f64 = 2000.0;
 
 /// `alloca` and aligned locals: the frame hangs on rbp, the saved registers too, and the frame's
 /// address is found through memory.

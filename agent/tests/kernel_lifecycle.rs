@@ -4,10 +4,6 @@ mod common;
 
 use common::{HERTZ, Recording, Workshop, can_record};
 
-/// Where every sample comes from a process that the kernel does not know yet, each wants a copy of
-/// its stack, and of those there is a budget per second and CPU. This stays below it.
-const UNKNOWN_HERTZ: u32 = 199;
-
 /// 32 threads at once: each stack ends where the thread began.
 #[test]
 fn many_threads() {
@@ -16,8 +12,8 @@ fn many_threads() {
     }
     let workshop = Workshop::new();
     let program = workshop.cc("threads.c", "threads", &["-pthread"]);
-    let recording = Recording::of(&program, &["50", "32"]);
-    recording.assert_sound(50.0 * 32.0);
+    let recording = Recording::of(&program, &["80", "32"]);
+    recording.assert_sound(80.0 * 32.0);
     recording
         .profile
         .assert_share(0.95, "worker, called by the thread's start", |stack| {
@@ -39,12 +35,12 @@ fn exec_chain() {
     let [_, b, c] = programs
         .each_ref()
         .map(|program| program.to_str().expect("a path of ours"));
-    let recording = Recording::of(&programs[0], &["400", b, c]);
-    recording.assert_sound(3.0 * 400.0);
+    let recording = Recording::of(&programs[0], &["700", b, c]);
+    recording.assert_sound(3.0 * 700.0);
     for stage in ["stage_a", "stage_b", "stage_c"] {
         let of_stage = recording.profile.of(stage);
         assert!(
-            of_stage.total() as f64 > 0.2 * f64::from(HERTZ) * 0.4,
+            of_stage.total() as f64 > 0.35 * f64::from(HERTZ),
             "{stage}: {}",
             recording.profile
         );
@@ -69,7 +65,7 @@ fn a_thousand_short_lived_processes() {
     ] {
         let tiny = workshop.cc("chain.c", name, flags);
         let tiny = tiny.to_str().expect("a path of ours");
-        let recording = Recording::at(UNKNOWN_HERTZ, &starter, &["500", tiny, "3"]);
+        let recording = Recording::of(&starter, &["500", tiny, "3"]);
         let cpu_ms = recording.printed("cpu_ms");
         assert_eq!(recording.printed("succeeded"), 500.0);
         assert_eq!(recording.finished.code(), 0);
@@ -91,8 +87,10 @@ fn a_thousand_short_lived_processes() {
             tiny.count(|stack| stack.has("burn")) * 2 > tiny.total(),
             "most of a process's life is spent in burn:\n{tiny}"
         );
+        // A tenth of all this is execve, in the middle of which a process has its new address space
+        // and still the registers of the old.
         assert!(
-            recording.summary.complete_share() >= 0.98,
+            recording.summary.complete_share() >= 0.95,
             "{}\n{}",
             recording.summary,
             recording.profile
@@ -112,8 +110,8 @@ fn dlopen_in_flight() {
     let plugin = plugin.to_str().expect("a path of ours");
     let program = workshop.cc("dlopen.c", "dlopen", &[]);
     let directory = workshop.path().to_str().expect("a path of ours");
-    let recording = Recording::of(&program, &["20", plugin, "60", directory]);
-    recording.assert_sound(20.0 * 60.0);
+    let recording = Recording::of(&program, &["40", plugin, "50", directory]);
+    recording.assert_sound(40.0 * 50.0);
     let inside = recording.profile.filtered(|stack| stack.has("burn"));
     assert!(
         inside.total() * 2 > recording.profile.total(),

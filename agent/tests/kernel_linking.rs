@@ -4,7 +4,7 @@ mod common;
 
 use common::{Recording, Workshop, can_record};
 
-const MILLISECONDS: f64 = 700.0;
+const MILLISECONDS: f64 = 2000.0;
 const CHAIN: [&str; 5] = ["main", "first", "second", "third", "burn"];
 
 fn check(name: &str, flags: &[&str]) {
@@ -114,22 +114,23 @@ fn lazy_binding() {
     if !can_record() {
         return;
     }
-    let recording = plt("binding");
-    recording
-        .profile
-        .filtered(|stack| stack.has("main"))
-        .assert_share(0.99, "the true stack", |stack| {
-            stack.has_chain(&["main", "call_all"]) && stack.starts_at_process_start()
-        });
-    recording
-        .profile
-        .assert_share(0.5, "in the dynamic linker below the call", |stack| {
-            stack.has("call_all")
-                && stack
-                    .user()
-                    .last()
-                    .is_some_and(|leaf| leaf.contains("ld-linux") || leaf.starts_with("_dl_"))
-                || stack.in_kernel()
-                || stack.user().any(|frame| frame.starts_with("_dl_"))
-        });
+    let profile = plt("binding").profile;
+    profile.assert_share(0.99, "from the start", |stack| {
+        stack.starts_at_process_start()
+    });
+    let calling = profile.filtered(|stack| stack.has("call_all"));
+    calling.assert_share(1.0, "the caller", |stack| {
+        stack.has_chain(&["main", "call_all"])
+    });
+    // The library's functions do nothing: nearly all of it is the resolver, which has a name only
+    // where the dynamic linker's debug symbols are installed.
+    calling.assert_share(0.5, "in the dynamic linker", |stack| {
+        stack
+            .user()
+            .any(|frame| frame.contains("ld-linux") || frame.starts_with("_dl_"))
+    });
+    assert!(
+        calling.total() * 2 > profile.total(),
+        "most of the time is spent binding:\n{profile}"
+    );
 }

@@ -4,7 +4,7 @@ mod common;
 
 use common::{Profile, Recording, Stack, Workshop, can_record};
 
-const MILLISECONDS: f64 = 1000.0;
+const MILLISECONDS: f64 = 2000.0;
 
 fn record(depth: usize) -> Recording {
     let workshop = Workshop::new();
@@ -66,12 +66,15 @@ fn five_thousand_frames_are_marked() {
             && stack.has_chain(&["recurse", "recurse", "burn"])
             && !stack.starts_at_process_start()
     });
-    let too_deep = recording.summary.outcome("too_deep");
+    // While the kernel does not know the process yet, it is the copy of the stack that ends too
+    // early; after that the record is full. Neither is called complete.
+    let summary = &recording.summary;
+    let marked = summary.outcome("too_deep") + summary.outcome("copy_too_short");
     assert!(
-        too_deep >= 0.99 * burning.total() as f64,
-        "{too_deep} of {} are marked",
+        marked >= 0.99 * burning.total() as f64 && summary.outcome("too_deep") > marked / 2.0,
+        "{} samples\n{summary}",
         burning.total()
     );
-    assert!(recording.summary.complete_share() < 0.5);
-    assert_eq!(recording.summary.lost(), 0.0);
+    assert!(summary.complete_share() < 0.05, "{summary}");
+    assert_eq!(summary.lost(), 0.0);
 }

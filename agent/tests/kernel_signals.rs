@@ -4,7 +4,7 @@ mod common;
 
 use common::{Recording, Workshop, can_record};
 
-const MILLISECONDS: f64 = 2500.0;
+const MILLISECONDS: f64 = 2000.0;
 
 fn check(stack: &str, whole: f64) {
     let workshop = Workshop::new();

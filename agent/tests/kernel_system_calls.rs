@@ -4,7 +4,7 @@ mod common;
 
 use common::{Recording, Workshop, can_record};
 
-const MILLISECONDS: f64 = 1000.0;
+const MILLISECONDS: f64 = 2000.0;
 
 /// A sample inside a system call carries the kernel's frames and below them the whole user stack.
 #[test]

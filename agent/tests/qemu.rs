@@ -76,7 +76,7 @@ fn check(kernel: &str) {
     let signal = workshop.cc("signal.c", "signal", &[]);
     let shell = format!(
         "flamestorm record --frequency 199 --summary json --output out.folded -- \
-         sh -c '/chain 1500; /signal 1500 normal' && echo '{MARK}' && cat out.folded"
+         sh -c '/chain 3000; /signal 3000 normal' && echo '{MARK}' && cat out.folded"
     );
     let Some(finished) = under(kernel, &[&chain, &signal], &shell) else {
         return;

@@ -1,3 +1,11 @@
-//! The demo workload.
+//! The command line of the demo workload.
 
-fn main() {}
+mod cli;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    cli::Arguments::parse().run()
+}

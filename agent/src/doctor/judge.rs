@@ -91,7 +91,7 @@ fn capability(facts: &Facts, one: Capability) -> Finding {
         return ok(one.name, one.purpose);
     }
     let mend = format!(
-        "run as root, or with {0} (docker --cap-add {1}, systemd AmbientCapabilities={0})",
+        "run as root, or with {} (in a container: --cap-add {})",
         one.name,
         one.name.trim_start_matches("CAP_")
     );

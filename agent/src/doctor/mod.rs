@@ -72,10 +72,15 @@ pub fn examine() -> Diagnosis {
 pub fn run(json: bool) -> io::Result<u8> {
     let diagnosis = examine();
     let mut stdout = io::stdout().lock();
-    if json {
-        print::json(&diagnosis, &mut stdout)?;
+    let printed = if json {
+        print::json(&diagnosis, &mut stdout)
     } else {
-        print::text(&diagnosis, &mut stdout)?;
+        print::text(&diagnosis, &mut stdout)
+    };
+    match printed {
+        // The reader has seen enough (`| head`).
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+        printed => printed?,
     }
     Ok(u8::from(!diagnosis.can_record))
 }

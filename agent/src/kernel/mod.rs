@@ -6,11 +6,15 @@ mod events;
 mod lifecycle;
 mod pool;
 
-use std::{io, os::fd::OwnedFd};
+use std::{
+    io,
+    os::fd::{AsRawFd as _, OwnedFd},
+    time::Duration,
+};
 
 use agent_ebpf::{
     counters::{COUNTERS, Counter},
-    limits::{CACHED_RULES, MAX_SEGMENTS, SEGMENT_BLOCKS},
+    limits::{CACHED_RULES, MAX_SEGMENTS, SEGMENT_BLOCKS, ring_bytes},
     table::{Block, BlockId, Space},
 };
 use aya::{
@@ -143,6 +147,8 @@ impl Kernel {
     pub fn load(options: &Options) -> Result<Kernel, Error> {
         let offsets = btf::Offsets::of_running_kernel()?;
         let filter = u8::from(options.filter);
+        let frequency = 1_000_000_000 / options.period_ns.max(1);
+        let frequency = u32::try_from(frequency).unwrap_or(u32::MAX);
         let cpus = online_cpus().map_err(|(path, source)| Error::Cpus { path, source })?;
         // CPU numbers may have gaps.
         let cpu_numbers = cpus.iter().max().map_or(1, |last| last + 1);
@@ -150,6 +156,8 @@ impl Kernel {
             // The programs need no relocation against the kernel's types.
             .btf(None)
             .verifier_log_level(VerifierLogLevel::STATS)
+            .map_max_entries("RING", ring_bytes(cpus.len() as u32, frequency))
+            .map_max_entries("STACK_COPY", cpu_numbers)
             .map_max_entries("CACHE", CACHED_RULES * cpu_numbers)
             .override_global("PERIOD_NS", &options.period_ns, true)
             .override_global("FILTER", &filter, true)
@@ -246,6 +254,18 @@ impl Kernel {
     /// Online CPUs, each of which has a sampling clock.
     pub fn cpus(&self) -> &[u32] {
         &self.cpus
+    }
+
+    /// Waits until the kernel programs ask to be read at once, at most for `timeout`.
+    pub fn wait(&self, timeout: Duration) {
+        let mut ring = libc::pollfd {
+            fd: self.ring.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        let milliseconds = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: one valid pollfd. A signal or an error ends the wait early, which does no harm.
+        unsafe { libc::poll(&raw mut ring, 1, milliseconds) };
     }
 
     /// Gives every record in the ring buffer to `handle`, oldest first, and the kernel programs' own

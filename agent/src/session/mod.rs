@@ -41,6 +41,9 @@ pub use starts::UnwindEntries;
 /// thousand mappings and one of four megabytes do not fill.
 const READ_EVERY: Duration = Duration::from_millis(100);
 
+/// Shortest time between two reads, less than a tick at 99 Hz.
+const REST: Duration = Duration::from_millis(5);
+
 /// How long a command may take to end after it was sent the signal that ends the recording.
 const COMMAND_GRACE: Duration = Duration::from_secs(5);
 
@@ -225,7 +228,7 @@ impl Session {
             let left = config
                 .duration
                 .map(|duration| duration.saturating_sub(start.elapsed()));
-            thread::sleep(left.unwrap_or(READ_EVERY).min(READ_EVERY));
+            self.wait(left.unwrap_or(READ_EVERY).min(READ_EVERY));
             let before_first = self.ingest.first_unwound.is_none();
             self.cycle()?;
             if before_first {
@@ -267,12 +270,21 @@ impl Session {
             if let Some(status) = child.try_wait()? {
                 return Ok(exit_code(status));
             }
-            thread::sleep(READ_EVERY);
+            self.wait(READ_EVERY);
             self.cycle()?;
         }
         log::warn!("the command did not end within {COMMAND_GRACE:?} of the signal: killed");
         child.kill()?;
         Ok(exit_code(child.wait()?))
+    }
+
+    /// Waits until it is time to read.
+    fn wait(&self, longest: Duration) {
+        let before = Instant::now();
+        self.kernel.wait(longest);
+        // However often it is asked to hurry, the agent takes a rest between.
+        let rested = before.elapsed();
+        thread::sleep(REST.min(longest).saturating_sub(rested));
     }
 
     /// Reads everything there is, and tells the kernel what it lacked.

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 
 use crate::{
     kernel::{FileKey, MappedObject},
@@ -35,6 +35,15 @@ pub enum Image {
 }
 
 impl Image {
+    /// Gives the pages that were read back to the kernel's page cache: they would count as this
+    /// process's memory. They are read again when they are needed.
+    pub fn forget_pages(&self) {
+        if let Image::File(_, map) = self {
+            // SAFETY: the mapping is of a file and read-only, so dropped pages come back unchanged.
+            let _ = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
+        }
+    }
+
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         match self {

@@ -397,8 +397,10 @@ impl Tables {
 }
 
 fn compile(image: &Image) -> Result<Table, unwind::Error> {
-    match Object::parse(image.bytes()) {
+    let table = match Object::parse(image.bytes()) {
         Ok(object) => unwind::compile(&object),
         Err(_) => Err(unwind::Error::NoUnwindInformation),
-    }
+    };
+    image.forget_pages();
+    table
 }

@@ -88,6 +88,27 @@ impl Running {
         }
     }
 
+    /// CPU time of the process and the children it has waited for, so far, milliseconds.
+    pub fn cpu_ms(&self) -> u64 {
+        let path = format!("/proc/{}/stat", self.pid());
+        let stat = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        // After the name, which may hold anything: state is the third field, utime the 14th; then
+        // stime, cutime, cstime.
+        let (_, fields) = stat.rsplit_once(')').expect("the name is in parentheses");
+        let times = fields.split_whitespace().skip(14 - 3).take(4);
+        let ticks: u64 = times.filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+        // SAFETY: a query without side effects.
+        let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+        ticks * 1000 / u64::try_from(per_second).expect("ticks a second")
+    }
+
+    /// Waits until it has used so much more CPU time: however busy the machine is, it is worth the
+    /// same number of samples.
+    pub fn wait_for_cpu(&mut self, milliseconds: u64) {
+        let until = self.cpu_ms() + milliseconds;
+        self.wait_until("it has burnt its time", |running| running.cpu_ms() >= until);
+    }
+
     /// Waits for its end.
     pub fn finish(mut self) -> Finished {
         let start = Instant::now();

@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::Path};
 
 use tempfile::TempDir;
 
-use super::{Finished, HERTZ, MachineLock, Profile, Summary, agent, start};
+use super::{Finished, HERTZ, MANY_HERTZ, MachineLock, Profile, Summary, agent, start};
 
 /// The agent's record of one command.
 pub struct Recording {
@@ -20,21 +20,14 @@ impl Recording {
     /// Records `program` until it ends, beside other recordings.
     #[track_caller]
     pub fn of(program: &Path, args: &[&str]) -> Self {
-        Self::at(HERTZ, program, args)
+        Self::run(HERTZ, program, args)
     }
 
-    /// The same with another frequency.
-    #[track_caller]
-    pub fn at(hertz: u32, program: &Path, args: &[&str]) -> Self {
-        let _lock = MachineLock::shared();
-        Self::run(hertz, program, args)
-    }
-
-    /// Records `program` while no other recording is made.
+    /// Records `program` while no other recording is made, with many samples.
     #[track_caller]
     pub fn alone(program: &Path, args: &[&str]) -> Self {
         let _lock = MachineLock::exclusive();
-        Self::run(HERTZ, program, args)
+        Self::run(MANY_HERTZ, program, args)
     }
 
     #[track_caller]

@@ -1,0 +1,67 @@
+# flamestorm: what there is to do. `make` alone lists it.
+#
+# Programs are built as the user who owns this directory; only recordings and the tests that
+# record run as root, by sudo where you are not root already.
+
+PREFIX  ?= /usr/local
+SECONDS ?= 10
+OUTPUT  ?= flamegraphs
+# Seconds for each fuzzed reader.
+FUZZ    ?= 300
+# More arguments for the demo, for example ARGS="--products 200000 --json".
+ARGS    ?=
+
+CARGO   := scripts/cargo.sh
+AS_ROOT := scripts/as-root.sh
+AGENT   := target/release/flamestorm
+SHOP    := target/release/workload
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-test setup-bench build demo test lint bench fuzz install uninstall clean
+
+help: ## This list
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' Makefile | expand -t 20
+
+setup: ## Install what building needs (packages by root or sudo; says what it does)
+	@scripts/setup.sh build
+
+setup-test:
+	@scripts/setup.sh build test
+
+setup-bench:
+	@scripts/setup.sh build bench
+
+build: setup ## Build the agent and the workload (release)
+	@$(CARGO) build --release --quiet --package agent --package workload
+	@echo "built: $(AGENT) $(SHOP)"
+
+demo: build ## Record a PostgreSQL on fire: pictures in flamegraphs/  [SECONDS=10 OUTPUT=flamegraphs ARGS=]
+	@$(AS_ROOT) $(SHOP) demo --agent $(AGENT) --seconds $(SECONDS) --output-dir $(OUTPUT) $(ARGS)
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
+
+# The end-to-end tests use the release programs; the rest is the dev profile, which clippy, the
+# documentation and the tests share as far as cargo lets them.
+test: export FLAMESTORM_REQUIRE_BPF = 1
+test: setup-test lint build ## Format, clippy, docs, and all tests (kernel and end-to-end as well)
+	$(CARGO) test --workspace --quiet
+
+bench: setup-bench build ## Measure the agent beside perf  [PEERS=1: beside others too, slow]
+	@PEERS=$(PEERS) $(AS_ROOT) scripts/bench.sh
+
+fuzz: setup ## Feed damaged files to the readers for longer  [FUZZ=300 seconds each]
+	FLAMESTORM_FUZZ_SECONDS=$(FUZZ) $(CARGO) test --release --package agent hostile -- --nocapture
+
+install: build ## Install the agent  [PREFIX=/usr/local DESTDIR=]
+	@$(AS_ROOT) install -D -m 0755 $(AGENT) $(DESTDIR)$(PREFIX)/bin/flamestorm
+	@echo "installed: $(DESTDIR)$(PREFIX)/bin/flamestorm"
+
+uninstall: ## Remove the agent  [PREFIX=/usr/local DESTDIR=]
+	@$(AS_ROOT) rm -f $(DESTDIR)$(PREFIX)/bin/flamestorm
+
+clean: ## Remove everything that was built or recorded here
+	@$(CARGO) clean --quiet
+	@rm -f flamegraphs/*.svg flamegraphs/*.folded flamegraphs/*.pb.gz

@@ -1,0 +1,263 @@
+#!/usr/bin/env bash
+# Measures the agent on PostgreSQL under unindexed search, and `perf` beside it in the same run.
+#
+#   make bench            or  sudo scripts/bench.sh
+#   make bench PEERS=1    also installs profile-bee from crates.io (slow to build) and measures it
+#
+# The database is Debian's stripped PostgreSQL, in a private cluster under the user `postgres` (or
+# `nobody`), on a Unix socket: no port, and nothing of the system's own. Load: two clients, a prepared
+# ILIKE over an unindexed text column, two parallel workers each.
+#
+#   SECONDS_EACH=60   length of the recording for CPU and memory
+#   RUNS=3            recordings for the medians, SECONDS_SHORT=10 each
+#   PAIRS=6           pairs of throughput measurements (SECONDS_SHORT each), without and with
+#   ROWS=400000       rows searched
+#   FREQUENCY=99      samples a second and CPU
+#   PG_BIN=…          directory of initdb, postgres and pgbench
+#   KEEP=DIRECTORY    keep the summaries and folded stacks there
+#   AGENT=…           the agent to measure, target/release/flamestorm (built when it is not given)
+#
+# Needs root; postgresql-15 and linux-perf. Everything it starts ends with it, and what it wrote is
+# removed; the last lines are the table.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")/.." && pwd)
+SECONDS_EACH=${SECONDS_EACH:-60}
+SECONDS_SHORT=${SECONDS_SHORT:-10}
+RUNS=${RUNS:-3}
+PAIRS=${PAIRS:-6}
+ROWS=${ROWS:-400000}
+FREQUENCY=${FREQUENCY:-99}
+PEERS=${PEERS:-0}
+PROFILE_BEE=0.3.13
+PG_BIN=${PG_BIN:-$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -n 1)}
+
+say() { echo "bench: $*" >&2; }
+die() {
+    say "$*"
+    exit 1
+}
+[ "$(id -u)" = 0 ] || die "needs root: sudo $0"
+[ -x "$PG_BIN/initdb" ] || die "no PostgreSQL: apt-get install --no-install-recommends postgresql-15"
+command -v perf >/dev/null || die "no perf: apt-get install --no-install-recommends linux-perf"
+if [ -z "${AGENT-}" ]; then
+    say "building the agent"
+    (cd "$here" && cargo build --quiet --release -p agent)
+    AGENT=$here/target/release/flamestorm
+fi
+user=postgres
+id "$user" >/dev/null 2>&1 || user=nobody
+
+# --- everything in one directory, gone at the end ---------------------------------------------------
+work=$(mktemp -d "${TMPDIR:-/tmp}/flamestorm-bench.XXXXXX")
+chmod 755 "$work"
+jobs_running=()
+as_user() { setpriv --reuid "$user" --regid "$(id -g "$user")" --clear-groups -- "$@"; }
+cleanup() {
+    trap - EXIT INT TERM
+    for pid in "${jobs_running[@]}"; do kill "$pid" 2>/dev/null && wait "$pid" 2>/dev/null; done
+    [ ! -f "$work/data/postmaster.pid" ] || as_user "$PG_BIN/pg_ctl" -D "$work/data" -m immediate -w stop >/dev/null 2>&1
+    if [ -n "${KEEP-}" ]; then mkdir -p "$KEEP" && cp -r "$work/out/." "$KEEP/"; fi
+    rm -rf "$work"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+# --- the database -----------------------------------------------------------------------------------
+say "PostgreSQL: $("$PG_BIN/postgres" --version), $ROWS rows"
+mkdir "$work/data" "$work/out"
+chown "$user" "$work/data" "$work"
+as_user "$PG_BIN/initdb" -D "$work/data" -U bench -A trust --no-sync --encoding=UTF8 --locale=C >"$work/initdb.log" 2>&1 ||
+    die "initdb failed: $(tail -n 3 "$work/initdb.log")"
+cat >>"$work/data/postgresql.conf" <<CONF
+listen_addresses = ''
+unix_socket_directories = '$work'
+shared_buffers = 512MB
+max_worker_processes = 8
+max_parallel_workers = 8
+max_parallel_workers_per_gather = 2
+autovacuum = off
+fsync = off
+jit = off
+CONF
+as_user "$PG_BIN/pg_ctl" -D "$work/data" -l "$work/data/log" -w start >/dev/null
+export PGHOST=$work PGUSER=bench PGDATABASE=postgres
+psql() { "$PG_BIN/psql" -qAtX -v ON_ERROR_STOP=1 "$@"; }
+psql <<SQL
+SELECT setseed(0.5) \gset
+CREATE TABLE products AS
+SELECT id, 'product ' || id AS name,
+       (SELECT string_agg(word, ' ')
+          FROM (SELECT (ARRAY['steel','walnut','compact','wireless','garden','ceramic','portable','Übergröße',
+                              'classic','leather','silent','outdoor','kitchen','café','bamboo','digital'])
+                       [1 + (hashint8(id * 31 + n) & 15)] AS word FROM generate_series(1, 24) n) words)
+       || ' number ' || id AS description
+  FROM generate_series(1, $ROWS) id;
+VACUUM ANALYZE products;
+SQL
+cat >"$work/search.sql" <<'SQL'
+\set n random(1, 100000)
+SELECT id, name FROM products WHERE description ILIKE '%number ' || :n::text || '%' ORDER BY id LIMIT 20;
+SQL
+workers=$(psql -c "EXPLAIN SELECT id, name FROM products WHERE description ILIKE '%number 12345%' ORDER BY id LIMIT 20" | sed -n 's/.*Workers Planned: //p')
+say "parallel workers a query: ${workers:-none}"
+"$PG_BIN/pgbench" -i -q -s 10 >/dev/null 2>&1
+
+# Starts the load for at most so long; stop_load ends it.
+start_load() {
+    "$PG_BIN/pgbench" -n -M prepared -c 2 -j 1 -T 3600 -f "$work/search.sql" >"$work/load.log" 2>&1 &
+    load=$!
+    jobs_running+=("$load")
+    sleep 2
+    kill -0 "$load" 2>/dev/null || die "the load ended: $(tail -n 3 "$work/load.log")"
+}
+stop_load() {
+    kill "$load" 2>/dev/null || true
+    wait "$load" 2>/dev/null || true
+}
+
+# --- reading results ----------------------------------------------------------------------------------
+# Median of the numbers on standard input.
+median() {
+    sort -g | awk '{ v[NR] = $1 } END { if (NR == 0) print "-"; else if (NR % 2) print v[(NR + 1) / 2]; else print (v[NR / 2] + v[NR / 2 + 1]) / 2 }'
+}
+# json FILE KEY: the first number of this name (the summary is one line of JSON).
+json() { grep -o "\"$2\":[0-9.eE+-]*" "$1" | head -n 1 | cut -d: -f2; }
+# Sum of the numbers in an object of the summary.
+json_sum() { grep -o "\"$2\":{[^}]*}" "$1" | head -n 1 | grep -o ':[0-9]\+' | tr -d : | awk '{ s += $1 } END { print s + 0 }'; }
+percent() { awk -v a="$1" -v b="$2" 'BEGIN { if (b > 0) printf "%.2f", 100 * a / b; else print "-" }'; }
+# Share of postgres' samples with main or _start in them, and of its user and kernel frames without a
+# name, from folded stacks: "rooted unnamed module_only samples".
+folded_figures() {
+    awk '{
+        count = $NF; sub(/ [0-9]+$/, ""); n = split($0, f, ";")
+        if (f[1] !~ /^postgres/) next
+        samples += count; root = 0
+        for (i = 2; i <= n; i++) {
+            if (f[i] ~ /^(main|_start)$/) root = 1
+            frames += count
+            if (f[i] == "" || f[i] ~ /unknown/ || f[i] ~ /^0x/) unnamed += count
+            else if (f[i] ~ /\+0x[0-9a-f]+(_\[k\])?$/) module += count
+        }
+        if (root) rooted += count
+    } END { if (samples) printf "%.2f %.2f %.2f %d\n", 100 * rooted / samples, 100 * unnamed / frames, 100 * module / frames, samples; else print "- - - 0" }' "$1"
+}
+# The same from `perf script -F comm,ip,sym`: a line with the name, a line a frame, an empty line.
+perf_figures() {
+    awk '
+        function sample_ends() { if (in_sample) { samples++; rooted += root }; in_sample = 0 }
+        /^[^ \t]/ { sample_ends(); in_sample = /^postgres/; root = 0; next }
+        /^$/ { sample_ends(); next }
+        in_sample { frames++; if (/\[unknown\]/) unnamed++; else if ($2 == "main" || $2 == "_start") root = 1 }
+        END { sample_ends(); if (samples) printf "%.2f %.2f 0 %d\n", 100 * rooted / samples, 100 * unnamed / frames, samples; else print "- - - 0" }'
+}
+field() { cut -d' ' -f"$1"; }
+
+# --- stacks and cost, medians of runs -------------------------------------------------------------------
+record() { "$AGENT" record --frequency "$FREQUENCY" --duration "$1s" --summary json --output "$work/out/$2.folded" >"$work/out/$2.json" 2>"$work/out/$2.log" || die "the agent failed: $(tail -n 5 "$work/out/$2.log")"; }
+perf_run() {
+    local name=$1
+    shift
+    perf record -q -a -e cpu-clock -F "$FREQUENCY" "$@" -o "$work/out/$name.data" -- sleep "$SECONDS_SHORT" >/dev/null 2>&1
+    perf script -i "$work/out/$name.data" --comms postgres --no-inline -F comm,ip,sym 2>/dev/null | perf_figures >>"$work/out/$name.figures"
+    rm -f "$work/out/$name.data"
+}
+start_load
+for run in $(seq "$RUNS"); do
+    say "stacks, run $run of $RUNS: flamestorm, perf -g, perf dwarf ($SECONDS_SHORT s each)"
+    record "$SECONDS_SHORT" "short-$run"
+    folded_figures "$work/out/short-$run.folded" >>"$work/out/ours.figures"
+    perf_run perf-g -g
+    perf_run perf-dwarf --call-graph dwarf,16384
+done
+if [ "$PEERS" = 1 ]; then
+    bee=$here/target/peers/bin/probee
+    if [ ! -x "$bee" ]; then
+        say "installing profile-bee $PROFILE_BEE"
+        (cd "$here" && cargo install --quiet --locked profile-bee --version "$PROFILE_BEE" --root target/peers)
+    fi
+    for mode in "" --dwarf; do
+        name=bee$mode
+        for run in $(seq "$RUNS"); do
+            say "stacks, run $run of $RUNS: profile-bee $mode"
+            "$bee" $mode --skip-idle --frequency "$FREQUENCY" --time $((SECONDS_SHORT * 1000)) --output "$work/out/$name.folded" >"$work/out/$name.log" 2>&1 ||
+                say "profile-bee failed: $(tail -n 1 "$work/out/$name.log")"
+            if [ -f "$work/out/$name.folded" ]; then folded_figures "$work/out/$name.folded" >>"$work/out/$name.figures"; fi
+        done
+    done
+fi
+say "CPU and memory over $SECONDS_EACH s"
+record "$SECONDS_EACH" long
+stop_load
+
+# --- throughput, in pairs, the order alternating -----------------------------------------------------------
+# Transactions a second of short indexed look-ups: what a profiler would disturb first.
+throughput() { "$PG_BIN/pgbench" -n -M prepared -S -c 2 -j 1 -T "$SECONDS_SHORT" 2>/dev/null | sed -n 's/^tps = \([0-9.]*\).*/\1/p'; }
+with_agent() {
+    "$AGENT" record --frequency "$FREQUENCY" --output "$work/out/pair.folded" >/dev/null 2>&1 &
+    local agent=$!
+    jobs_running+=("$agent")
+    sleep 2
+    throughput
+    kill -INT "$agent"
+    wait "$agent" 2>/dev/null || true
+}
+throughput >/dev/null
+for pair in $(seq "$PAIRS"); do
+    if [ $((pair % 2)) = 1 ]; then
+        without=$(throughput)
+        with=$(with_agent)
+    else
+        with=$(with_agent)
+        without=$(throughput)
+    fi
+    ratio=$(awk -v a="$with" -v b="$without" 'BEGIN { printf "%.4f", a / b }')
+    say "throughput, pair $pair of $PAIRS: $without without, $with with: $ratio"
+    echo "$ratio" >>"$work/out/ratios"
+done
+
+# --- the table -----------------------------------------------------------------------------------------------
+figure() { field "$2" <"$work/out/$1.figures" | median; }
+all_short() { for run in $(seq "$RUNS"); do json "$work/out/short-$run.json" "$1"; done | median; }
+long=$work/out/long.json
+rounded() { awk -v format="$1" '$1 == "-" || $1 == "" { print "-"; next } { printf format "\n", $1 }'; }
+row() { printf '| %-44s | %-16s | %-10s | %-10s | %s |\n' "$@"; }
+lost=0
+for file in "$work"/out/short-*.json "$long"; do lost=$((lost + $(json_sum "$file" lost))); done
+samples=$(json "$long" samples)
+expected=$(json "$long" expected_samples)
+idle=$(json "$long" idle_ticks)
+absent=$(awk -v e="$expected" -v s="$samples" -v i="$idle" 'BEGIN { print e - s - i }')
+seconds=$(json "$long" duration_seconds)
+# "recording" is also the name of a figure of memory: the first is of CPU time.
+cpu=$(json "$long" recording)
+rss=$(grep -o '"max_rss_bytes":{[^}]*}' "$long" | grep -o '"recording":[0-9]*' | cut -d: -f2)
+peak=$(json "$long" peak)
+echo
+echo "Linux $(uname -r), $(nproc) CPUs, $("$PG_BIN/postgres" --version), $ROWS rows, ${workers:-0} workers, $FREQUENCY Hz; medians of $RUNS runs of $SECONDS_SHORT s"
+echo
+row what flamestorm "perf -g" "perf dwarf" "to reach"
+row ---- ---- ---- ---- ----
+row "postgres samples rooted in main/_start, %" "$(figure ours 1)" "$(figure perf-g 1)" "$(figure perf-dwarf 1)" "≥ 99.9"
+row "postgres frames without a name, %" "$(figure ours 2)" "$(figure perf-g 2)" "$(figure perf-dwarf 2)" 0
+row "postgres frames named by module only, %" "$(figure ours 3)" - - "printed apart"
+row "postgres samples a run" "$(figure ours 4)" "$(figure perf-g 4)" "$(figure perf-dwarf 4)" -
+row "kernel time a sample, ns" "$(all_short run_ns_per_sample | rounded %.0f)" - - "≤ 10000"
+row "agent CPU over $SECONDS_EACH s, % of one core" "$(percent "$cpu" "$seconds")" - - "≤ 0.5"
+row "agent CPU: start-up, symbolising, s" "$(json "$long" startup | rounded %.2f), $(json "$long" symbolising | rounded %.2f)" - - "printed apart"
+row "agent memory recording, MB" "$(awk -v b="$rss" 'BEGIN { printf "%.1f", b / 1e6 }')" - - "≤ 45"
+row "agent memory peak; maps, MB" "$(awk -v b="$peak" -v m="$(json "$long" map_bytes)" 'BEGIN { printf "%.1f; %.1f", b / 1e6, m / 1e6 }')" - - "printed apart"
+row "samples lost in the pipeline" "$lost" - - 0
+row "expected − received (idle ticks apart), %" "$(percent "$absent" "$expected")" - - "≤ 1"
+row "  missed ticks; stolen CPU, s" "$(json "$long" missed_ticks); $(json "$long" steal_seconds | rounded %.2f)" - - "printed apart"
+row "start to first unwindable sample, ms" "$(all_short startup_ms | rounded %.0f)" - - "≤ 1000"
+row "pgbench throughput with/without, $PAIRS pairs" "$(median <"$work/out/ratios")" - - "≥ 0.99"
+if [ "$PEERS" = 1 ]; then
+    echo
+    row "profile-bee $PROFILE_BEE" "frame pointers" "--dwarf" "" ""
+    row ---- ---- ---- ---- ----
+    for line in "1 rooted, %" "2 frames without a name, %" "4 postgres samples a run"; do
+        for name in bee bee--dwarf; do [ -f "$work/out/$name.figures" ] || echo "- - - -" >"$work/out/$name.figures"; done
+        row "${line#* }" "$(figure bee "${line%% *}")" "$(figure bee--dwarf "${line%% *}")" "" ""
+    done
+fi

@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Installs what a Debian 12 machine lacks to build, test or measure flamestorm, and says what it
+# does. Run again, it does nothing.
+#
+#   scripts/setup.sh [build|test|bench]...      (default: build)
+#
+# Packages are installed by root or through sudo; Rust's own things as the user who calls.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+readonly LINKER_VERSION=0.10.2
+# A directory of the project's own, so that nothing of the user's is replaced.
+readonly TOOLS="$PWD/target/tools"
+
+# What each group needs, and why.
+readonly -A PACKAGES=(
+    # A stable compiler with a precompiled `core` for BPF, beside rustup's; a linker and a C
+    # compiler for the crates that have C in them.
+    [build]="rustc-web libstd-rust-web-dev-bpf gcc libc6-dev"
+    # A stripped PostgreSQL, a browser for the pages, other kernels in an emulator.
+    [test]="postgresql-15 chromium qemu-system-x86 busybox-static binutils"
+    # A reference profiler and a load generator.
+    [bench]="linux-perf postgresql-15 procps"
+)
+
+say() { printf 'setup: %s\n' "$*"; }
+die() {
+    printf 'setup: %s\n' "$*" >&2
+    exit 1
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        die "installing packages needs root, and there is no sudo: run as root: $*"
+    fi
+}
+
+missing_packages() {
+    local package
+    for package in "$@"; do
+        # shellcheck disable=SC2016  # dpkg-query's own syntax
+        [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] ||
+            printf '%s ' "$package"
+    done
+}
+
+# Debian's PostgreSQL starts a server when it is installed. The tests start their own.
+no_system_cluster() {
+    local configuration=/etc/postgresql-common/createcluster.conf
+    if [ -e "$configuration" ] && grep -Eq '^ *create_main_cluster *= *false' "$configuration"; then
+        return
+    fi
+    say "no system cluster: create_main_cluster = false in $configuration"
+    as_root sh -c "mkdir -p /etc/postgresql-common &&
+        echo 'create_main_cluster = false' >>$configuration"
+}
+
+install_packages() {
+    local packages
+    packages=$(missing_packages "$@")
+    [ -n "$packages" ] || return 0
+    command -v apt-get >/dev/null ||
+        die "this script knows Debian only; install the equivalents of: $packages"
+    case " $packages" in *" postgresql-15 "*) no_system_cluster ;; esac
+    say "installing packages: $packages"
+    as_root apt-get update -qq
+    # shellcheck disable=SC2086  # a list of words
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+        -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-confold $packages </dev/null ||
+        die "apt-get could not install: $packages"
+}
+
+need_cargo() {
+    command -v cargo >/dev/null ||
+        die "there is no cargo on PATH; install Rust with rustup (https://rustup.rs) and try again"
+}
+
+# The linker for BPF opens the compiler's LLVM, so that it needs none of its own.
+install_linker() {
+    if command -v bpf-linker >/dev/null; then
+        return
+    fi
+    need_cargo
+    say "installing bpf-linker $LINKER_VERSION into $TOOLS (about 80 s on two cores)"
+    cargo install bpf-linker --version "$LINKER_VERSION" --locked --quiet --root "$TOOLS"
+}
+
+main() {
+    local group packages=()
+    [ $# -gt 0 ] || set -- build
+    for group in "$@"; do
+        [ -n "${PACKAGES[$group]:-}" ] || die "there is no group $group; there are: ${!PACKAGES[*]}"
+        read -ra words <<<"${PACKAGES[$group]}"
+        packages+=("${words[@]}")
+    done
+    install_packages "${packages[@]}"
+    # The Makefile puts this directory on PATH.
+    PATH="$TOOLS/bin:$PATH"
+    case " $* " in *" build "*) need_cargo && install_linker ;; esac
+}
+
+main "$@"

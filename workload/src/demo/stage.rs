@@ -1,0 +1,183 @@
+//! The children of a demo, and their end.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
+
+use super::recording::Recording;
+use super::{DemoError, Options};
+use crate::child::Process;
+use crate::postgres;
+use crate::user::Account;
+
+/// A first start fetches and initialises; on a slow line that takes a while.
+const POSTGRES_PATIENCE: Duration = Duration::from_secs(300);
+
+/// The catalogue is there already.
+const PRODUCT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The supervisor waits 20 s for PostgreSQL before it kills it.
+const POSTGRES_GRACE: Duration = Duration::from_secs(25);
+
+/// The service gives its requests 8 s.
+const PRODUCT_GRACE: Duration = Duration::from_secs(10);
+
+/// An interrupted agent writes its files.
+const AGENT_GRACE: Duration = Duration::from_secs(20);
+
+/// What precedes the address on the line by which a service says that it is ready.
+const LISTENING: &str = "listening on ";
+
+/// Everything that runs besides us.
+#[derive(Debug, Default)]
+pub struct Stage {
+    postgres: Option<Process>,
+    product: Option<Process>,
+    agent: Option<Process>,
+}
+
+impl Stage {
+    /// Starts the private PostgreSQL's supervisor; gives its URL when it is ready.
+    pub async fn start_postgres(
+        &mut self,
+        options: &Options,
+        fresh: bool,
+    ) -> Result<String, DemoError> {
+        let mut command = Command::new(&options.program);
+        command.args(["postgres", "--with-parent", "--source"]);
+        command.arg(options.source.to_string());
+        if let Some(directory) = &options.directory {
+            command.arg("--directory").arg(directory);
+        }
+        if let Some(user) = &options.user {
+            command.args(["--user", user]);
+        }
+        if fresh {
+            command.arg("--fresh");
+        }
+        let process = self.postgres.insert(spawn(&mut command, "PostgreSQL")?);
+        ready(process, "PostgreSQL", postgres::READY, POSTGRES_PATIENCE).await
+    }
+
+    /// Ends the private PostgreSQL alone.
+    pub async fn stop_postgres(&mut self) {
+        if let Some(mut postgres) = self.postgres.take() {
+            end(&mut postgres, "PostgreSQL", Signal::SIGTERM, POSTGRES_GRACE).await;
+        }
+    }
+
+    /// Starts the product service on a free port; gives its address when it is ready.
+    pub async fn start_product(
+        &mut self,
+        options: &Options,
+        database_url: &str,
+    ) -> Result<String, DemoError> {
+        let mut command = Command::new(&options.program);
+        command
+            .args(["product", "--with-parent", "--port", "0"])
+            .args(["--products", &options.catalogue.products.to_string()])
+            .arg(format!("--seed={}", options.catalogue.seed))
+            .env("DATABASE_URL", database_url)
+            .env("RUST_LOG", "warn");
+        // A web service has no need of root.
+        if nix::unistd::Uid::effective().is_root() {
+            let account = Account::unprivileged(options.user.as_deref())?;
+            command.args(["--user", account.name()]);
+        }
+        let process = self
+            .product
+            .insert(spawn(&mut command, "the product service")?);
+        ready(process, "the product service", LISTENING, PRODUCT_PATIENCE).await
+    }
+
+    /// Starts the agent.
+    pub fn start_agent(
+        &mut self,
+        options: &Options,
+        recording: &Recording,
+    ) -> Result<(), DemoError> {
+        let mut command = Command::new(&options.agent);
+        command
+            .args(recording.arguments(options.seconds))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        // Killed, not interrupted: nobody is left to read what it would write.
+        let agent = Process::spawn_tied(&mut command, Signal::SIGKILL).map_err(|source| {
+            DemoError::Agent {
+                path: options.agent.clone(),
+                source,
+            }
+        })?;
+        self.agent = Some(agent);
+        Ok(())
+    }
+
+    /// The agent that was started.
+    pub fn agent(&mut self) -> Result<&mut Process, DemoError> {
+        self.agent.as_mut().ok_or_else(|| DemoError::Child {
+            name: "the agent",
+            reason: "it was not started".to_owned(),
+        })
+    }
+
+    /// Ends everything, in the order in which it depends on each other.
+    pub async fn clear(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            end(&mut agent, "the agent", Signal::SIGINT, AGENT_GRACE).await;
+        }
+        if let Some(mut product) = self.product.take() {
+            let name = "the product service";
+            end(&mut product, name, Signal::SIGTERM, PRODUCT_GRACE).await;
+        }
+        self.stop_postgres().await;
+    }
+}
+
+fn spawn(command: &mut Command, name: &'static str) -> Result<Process, DemoError> {
+    command.stdout(Stdio::piped());
+    Process::spawn_watching(command).map_err(|error| DemoError::Child {
+        name,
+        reason: error.to_string(),
+    })
+}
+
+async fn end(process: &mut Process, name: &str, signal: Signal, grace: Duration) {
+    if let Err(error) = process.stop(signal, grace).await {
+        tracing::warn!(%error, name, "could not be stopped");
+    }
+}
+
+/// Waits for the line that starts with `prefix` and gives the rest of it.
+async fn ready(
+    process: &mut Process,
+    name: &'static str,
+    prefix: &str,
+    patience: Duration,
+) -> Result<String, DemoError> {
+    let failed = |reason: String| DemoError::Child { name, reason };
+    let Some(stdout) = process.child().stdout.take() else {
+        return Err(failed("its output is not ours".to_owned()));
+    };
+    let mut lines = BufReader::new(stdout).lines();
+    let find = async {
+        while let Ok(Some(line)) = lines.next_line().await {
+            if let Some(rest) = line.strip_prefix(prefix) {
+                return Some(rest.to_owned());
+            }
+        }
+        None
+    };
+    match tokio::time::timeout(patience, find).await {
+        Ok(Some(rest)) => Ok(rest),
+        Ok(None) => {
+            let status = process.wait().await;
+            Err(failed(
+                status.map_or_else(|e| e.to_string(), |s| s.to_string()),
+            ))
+        }
+        Err(_) => Err(failed(format!("not ready after {} s", patience.as_secs()))),
+    }
+}

