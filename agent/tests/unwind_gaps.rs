@@ -125,6 +125,27 @@ fn frame_pointer_when_the_stack_pointer_is_lost() {
     });
 }
 
+/// Registers that are pushed only to be seen (V8's conservative stack scan), and dropped.
+#[test]
+fn pushed_and_not_popped() {
+    let code = [
+        0x53, // push %rbx
+        0x41, 0x54, // push %r12
+        0xff, 0xd0, // call *%rax
+        0x48, 0x83, 0xc4, 0x10, // add $16, %rsp
+        0xc3, // ret
+    ];
+    assert_eq!(cfas(&code, &[0, 1, 3, 9]), [8, 16, 24, 8].map(rsp));
+    with_code(&code, TEXT, |_, table| {
+        let saved = table.rule_at(3).saved;
+        assert_eq!(
+            (saved[0], saved[2]),
+            (Slot::below_cfa(2), Slot::below_cfa(3))
+        );
+        assert_eq!(table.rule_at(9).saved, [Slot::SAME; 6]);
+    });
+}
+
 /// A jump forward over a return, and one backward into the middle of a frame.
 #[test]
 fn jumps_carry_their_frame() {

@@ -56,7 +56,7 @@ struct Paths<'code> {
     is_target: Vec<bool>,
     /// Whether a call leads to an instruction: a function begins there.
     called: Vec<bool>,
-    /// States that this run replaced, to go back to.
+    /// States from before this run that it replaced, one for each instruction.
     replaced: Vec<(u32, Option<State>, u32)>,
     /// Instructions to go on from.
     pending: Vec<u32>,
@@ -195,8 +195,10 @@ impl<'code> Paths<'code> {
             self.count_jump(index, false);
         }
         let old = self.states[index].replace(new);
-        self.replaced.push((index as u32, old, self.runs[index]));
-        self.runs[index] = self.run;
+        if self.runs[index] != self.run {
+            self.replaced.push((index as u32, old, self.runs[index]));
+            self.runs[index] = self.run;
+        }
         self.pending.push(index as u32);
     }
 

@@ -50,7 +50,7 @@ const SIGNAL: Rule = Rule {
 /// [`Rule::INVALID`].
 ///
 /// Each byte is decoded once, and each instruction followed at most
-/// [`flow::MAX_STEPS_PER_INSTRUCTION`] times: the cost is linear, and some 200 bytes of memory for
+/// [`flow::MAX_STEPS_PER_INSTRUCTION`] times: the cost is linear, and some 300 bytes of memory for
 /// an instruction.
 pub(super) fn sweep(code: &[u8], svma: u64, mut row: impl FnMut(u64, u64, Rule)) {
     let mut emit = |start: usize, end: usize, rule| {

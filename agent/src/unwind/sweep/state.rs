@@ -44,6 +44,8 @@ pub(super) struct State {
     registers: [Distance; 16],
     /// Where each of [`SAVED`] was saved, or [`IN_PLACE`].
     saved: [Distance; SAVED.len()],
+    /// Which of [`SAVED`] still hold the caller's value, a bit each, wherever else it was saved.
+    intact: u8,
 }
 
 /// The code takes something off the stack that is not its own, or finds its frame by a register
@@ -59,6 +61,7 @@ impl State {
         State {
             registers,
             saved: [IN_PLACE; SAVED.len()],
+            intact: 0x3f,
         }
     };
 
@@ -66,6 +69,7 @@ impl State {
     pub(super) const LOST: State = State {
         registers: [UNKNOWN; 16],
         saved: [UNKNOWN; SAVED.len()],
+        intact: 0,
     };
 
     /// CFA − rsp, when it is known.
@@ -87,6 +91,7 @@ impl State {
                 *mine = UNKNOWN;
             }
         }
+        self.intact &= other.intact;
     }
 
     /// The rule, when the CFA can be found. During a call only the registers that a function
@@ -147,16 +152,31 @@ impl State {
         if self.depth().is_some_and(above) {
             return Err(Underflow);
         }
+        self.drop_freed();
         Ok(())
+    }
+
+    /// What was saved below the stack pointer, and not loaded back, may be gone at any time; most
+    /// often nothing had changed the register.
+    fn drop_freed(&mut self) {
+        let Some(depth) = self.depth() else {
+            return;
+        };
+        for (index, place) in self.saved.iter_mut().enumerate() {
+            if *place > depth && self.intact & 1 << index != 0 {
+                *place = IN_PLACE;
+            }
+        }
     }
 
     /// A register gets a value of its own.
     fn write(&mut self, register: u8) {
         self.registers[usize::from(register)] = UNKNOWN;
-        if let Some(index) = saved_index(register)
-            && self.saved[index] == IN_PLACE
-        {
-            self.saved[index] = UNKNOWN;
+        if let Some(index) = saved_index(register) {
+            self.intact &= !(1 << index);
+            if self.saved[index] == IN_PLACE {
+                self.saved[index] = UNKNOWN;
+            }
         }
     }
 
@@ -230,6 +250,7 @@ impl State {
         self.write(to);
         if let Some(index) = restored {
             self.saved[index] = IN_PLACE;
+            self.intact |= 1 << index;
         }
     }
 }
