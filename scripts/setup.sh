@@ -74,19 +74,15 @@ install_packages() {
         die "apt-get could not install: $packages"
 }
 
-need_cargo() {
-    command -v cargo >/dev/null ||
-        die "there is no cargo on PATH; install Rust with rustup (https://rustup.rs) and try again"
-}
-
 # The linker for BPF opens the compiler's LLVM, so that it needs none of its own.
 install_linker() {
+    # Finds cargo also where sudo hides it, and says so where there is none.
+    scripts/cargo.sh --version >/dev/null || exit 1
     if command -v bpf-linker >/dev/null; then
         return
     fi
-    need_cargo
     say "installing bpf-linker $LINKER_VERSION into $TOOLS (about 80 s on two cores)"
-    cargo install bpf-linker --version "$LINKER_VERSION" --locked --quiet --root "$TOOLS"
+    scripts/cargo.sh install bpf-linker --version "$LINKER_VERSION" --locked --quiet --root "$TOOLS"
 }
 
 main() {
@@ -98,9 +94,9 @@ main() {
         packages+=("${words[@]}")
     done
     install_packages "${packages[@]}"
-    # The Makefile puts this directory on PATH.
+    # scripts/cargo.sh puts this directory on PATH, and so does this script to look for it.
     PATH="$TOOLS/bin:$PATH"
-    case " $* " in *" build "*) need_cargo && install_linker ;; esac
+    case " $* " in *" build "*) install_linker ;; esac
 }
 
 main "$@"

@@ -11,6 +11,7 @@ mod stage;
 mod visitors;
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -249,6 +250,8 @@ impl Progress {
     }
 
     fn say(&self, text: &str) {
-        eprintln!("[{:5.1} s] {text}", self.start.elapsed().as_secs_f64());
+        let elapsed = self.start.elapsed().as_secs_f64();
+        // Nobody may be reading any more: no reason to fail.
+        let _ = writeln!(std::io::stderr(), "[{elapsed:5.1} s] {text}");
     }
 }

@@ -14,6 +14,9 @@ const NOBODY: &str = "nobody";
 /// Where root keeps the cache of an account that has no home.
 const SYSTEM_CACHE: &str = "/var/cache/flamestorm";
 
+/// The environment variable that chooses another cache directory.
+pub const CACHE_VARIABLE: &str = "FLAMESTORM_CACHE";
+
 /// A change of user that could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum UserError {
@@ -35,7 +38,7 @@ pub enum UserError {
         source: nix::Error,
     },
     /// A directory cannot be made, or is somebody else's.
-    #[error("cannot use {path} as {name}'s cache: {reason}; choose another with --directory")]
+    #[error("cannot use {path} as {name}'s cache: {reason}; choose another with {CACHE_VARIABLE}")]
     Cache {
         /// The directory.
         path: PathBuf,
@@ -132,6 +135,9 @@ impl Account {
     /// Root has to call this before [`Self::become_it`]: an account without a home gets a
     /// directory that only root can make.
     pub fn cache(&self) -> Result<PathBuf, UserError> {
+        if let Some(cache) = std::env::var_os(CACHE_VARIABLE).filter(|cache| !cache.is_empty()) {
+            return Ok(cache.into());
+        }
         let own = Uid::effective() == self.user.uid;
         if own && let Some(cache) = std::env::var_os("XDG_CACHE_HOME").filter(|c| !c.is_empty()) {
             return Ok(Path::new(&cache).join("flamestorm"));

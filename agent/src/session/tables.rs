@@ -375,8 +375,12 @@ impl Tables {
                 for (pid, mm) in users {
                     kernel.set_space(pid, Space { mm, root, depth })?;
                 }
+                self.pool.retire(time, old.blocks);
+            } else {
+                // No room: the processes keep what they have.
+                let waiting = HashSet::new();
+                self.placed.insert(key, Placed { waiting, ..old });
             }
-            self.pool.retire(time, old.blocks);
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ const RARE_VISITORS: usize = 4;
 
 /// Visitors who look for something common: their searches end at once, so that the product
 /// service has work of its own to be seen by.
-const COMMON_VISITORS: usize = 2;
+const COMMON_VISITORS: usize = 4;
 
 /// No answer takes longer: the service gives up before.
 const TIMEOUT: Duration = Duration::from_secs(15);

@@ -11,8 +11,9 @@ use super::PostgresError;
 use super::lock::Lock;
 
 /// The version that is fetched. Its programs keep their symbols, so that a profile names the
-/// functions of the sequential scan.
-pub const VERSION: &str = "17.6.0";
+/// functions of the sequential scan; and in 18 the scan is a frame of its own
+/// (`ExecSeqScanWithQual`), where `ExecSeqScan` of the versions before ends in a jump.
+pub const VERSION: &str = "18.0.0";
 
 /// Where Debian and Ubuntu put PostgreSQL's programs, by major version.
 const SYSTEM_ROOT: &str = "/usr/lib/postgresql";
