@@ -28,6 +28,7 @@ struct Copied {
 }
 
 /// The window being filled and what is needed to fill it.
+#[derive(Default)]
 pub struct Ingest {
     /// The counted samples.
     pub window: Window,
@@ -49,21 +50,6 @@ enum ModuleKey {
     Object(ObjectId),
     /// Code private to a process's incarnation.
     Jit(u64),
-}
-
-impl Default for Ingest {
-    fn default() -> Ingest {
-        Ingest {
-            window: Window::new(),
-            modules: HashMap::new(),
-            processes: HashMap::new(),
-            copy: None,
-            kernel_frames: Vec::new(),
-            user_frames: Vec::new(),
-            first_unwound: None,
-            continued: 0,
-        }
-    }
 }
 
 /// What the kernel should be told after a sample.
