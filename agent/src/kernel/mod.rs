@@ -258,12 +258,18 @@ impl Kernel {
         unsafe { libc::poll(&raw mut ring, 1, milliseconds) };
     }
 
-    /// Gives every record in the ring buffer to `handle`, oldest first, and the kernel programs' own
-    /// log lines to the logger.
-    pub fn read(&mut self, mut handle: impl FnMut(Record<'_>)) {
+    /// Gives the records in the ring buffer to `handle`, oldest first, up to the first sample taken
+    /// after `until` (nanoseconds): however fast new ones come, this ends. The kernel programs' own log
+    /// lines go to the logger.
+    pub fn read(&mut self, until: u64, mut handle: impl FnMut(Record<'_>)) {
         while let Some(item) = self.ring.next() {
-            if let Some(record) = Record::parse(&item) {
-                handle(record);
+            let Some(record) = Record::parse(&item) else {
+                continue;
+            };
+            let newer = matches!(&record, Record::Sample(sample) if sample.header.time > until);
+            handle(record);
+            if newer {
+                break;
             }
         }
         if let Some(logger) = &mut self.logger {

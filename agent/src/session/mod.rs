@@ -134,8 +134,9 @@ pub fn record(
         let name = &config.command[0];
         Some(Held::start(&config.command).with_context(|| format!("cannot start {name}"))?)
     };
-    // Not before the command was forked: its limits are its own.
+    // Not before the command was forked: its limits and its priority are its own.
     raise_file_limit();
+    cost::go_first();
     session.select(config, held.as_ref())?;
     let steal = cost::steal_seconds();
     let start = Instant::now();
@@ -154,6 +155,7 @@ pub fn record(
     let (status, startup_cpu) = session.run(config, signal, start, child, progress)?;
     let duration = start.elapsed();
     session.finish()?;
+    cost::go_as_usual();
     let stolen = steal.and_then(|before| Some(cost::steal_seconds()? - before));
     Ok(session.into_recording(config, duration, start_unix, stolen, startup_cpu, status))
 }
@@ -292,7 +294,7 @@ impl Session {
             wanted,
             ..
         } = self;
-        kernel.read(|record| match record {
+        kernel.read(now(), |record| match record {
             Record::StackCopy(copy) => ingest.stack_copy(&copy),
             Record::Sample(sample) => {
                 control.advance(sample.header.time);
@@ -428,6 +430,14 @@ impl Session {
         // By the program's own clock, so that ticks which were no samples do not count.
         let nanos = count(Counter::SampleNanos);
         runtime.kernel.run_ns_per_sample = (sampled > 0).then(|| nanos as f64 / sampled as f64);
+        let unsent = count(Counter::StackCopyBudget) + count(Counter::StackCopyRingFull);
+        if unsent > 0 {
+            runtime.note(format!(
+                "{unsent} stacks of processes that were not known yet could not be completed: more than {} a second \
+                 and CPU, or no room",
+                agent_ebpf::limits::STACK_COPIES_PER_SECOND
+            ));
+        }
         if let (refused, Some(reason)) = &self.refused {
             runtime.note(format!(
                 "the kernel refused {refused} updates of tables; the first: {reason}"
