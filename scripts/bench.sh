@@ -126,13 +126,16 @@ json() { grep -o "\"$2\":[0-9.eE+-]*" "$1" | head -n 1 | cut -d: -f2; }
 # Sum of the numbers in an object of the summary.
 json_sum() { grep -o "\"$2\":{[^}]*}" "$1" | head -n 1 | grep -o ':[0-9]\+' | tr -d : | awk '{ s += $1 } END { print s + 0 }'; }
 percent() { awk -v a="$1" -v b="$2" 'BEGIN { if (b > 0) printf "%.2f", 100 * a / b; else print "-" }'; }
-# Share of postgres' samples with main or _start in them, and of its user and kernel frames without a
-# name, from folded stacks: "rooted unnamed module_only samples".
+# Of postgres' samples that have a user stack (one that is ending has none left), the share with main or
+# _start in it; of all their frames, the share without a name; from folded stacks: "rooted unnamed
+# module_only samples".
 folded_figures() {
     awk '{
         count = $NF; sub(/ [0-9]+$/, ""); n = split($0, f, ";")
         if (f[1] !~ /^postgres/) next
-        samples += count; root = 0
+        root = 0
+        if (f[2] ~ /_\[k\]$/) next
+        samples += count
         for (i = 2; i <= n; i++) {
             if (f[i] ~ /^(main|_start)$/) root = 1
             frames += count
@@ -145,10 +148,17 @@ folded_figures() {
 # The same from `perf script -F comm,ip,sym`: a line with the name, a line a frame, an empty line.
 perf_figures() {
     awk '
-        function sample_ends() { if (in_sample) { samples++; rooted += root }; in_sample = 0 }
-        /^[^ \t]/ { sample_ends(); in_sample = /^postgres/; root = 0; next }
+        function sample_ends() {
+            if (in_sample && user) { samples++; rooted += root; frames += seen; unnamed += unknown }
+            in_sample = 0
+        }
+        /^[^ \t]/ { sample_ends(); in_sample = /^postgres/; root = user = seen = unknown = 0; next }
         /^$/ { sample_ends(); next }
-        in_sample { frames++; if (/\[unknown\]/) unnamed++; else if ($2 == "main" || $2 == "_start") root = 1 }
+        in_sample {
+            seen++
+            if ($1 !~ /^ffff/) user = 1
+            if (/\[unknown\]/) unknown++; else if ($2 == "main" || $2 == "_start") root = 1
+        }
         END { sample_ends(); if (samples) printf "%.2f %.2f 0 %d\n", 100 * rooted / samples, 100 * unnamed / frames, samples; else print "- - - 0" }'
 }
 field() { cut -d' ' -f"$1"; }

@@ -17,6 +17,11 @@ pub const KIND_SAMPLE: u32 = 1;
 /// Record kind of a stack copy.
 pub const KIND_STACK_COPY: u32 = 2;
 
+/// Flag of a stack copy: `registers.ip` is an interrupted instruction, not a return address.
+pub const EXACT_IP: u32 = 1;
+/// Flag of a stack copy: the kernel followed a frame pointer on the way to this frame.
+pub const GUESSED: u32 = 2;
+
 /// Set in a user frame whose address is an interrupted instruction and not a return address: look
 /// it up as it is. (User addresses on x86_64 and aarch64 never use bit 63.)
 pub const SIGNAL_FRAME_BIT: u64 = 1 << 63;
@@ -158,8 +163,8 @@ pub struct StackCopyHeader {
     pub stack_bytes: u32,
     /// Logical CPU.
     pub cpu: u32,
-    /// 1 when `registers.ip` is exact, 0 when it is a return address.
-    pub exact_ip: u32,
+    /// [`EXACT_IP`], [`GUESSED`].
+    pub flags: u32,
     /// `CLOCK_MONOTONIC`, nanoseconds: the same as in the sample's header.
     pub time: u64,
     /// The frame at which the kernel stopped. It is not among the sample's user frames.

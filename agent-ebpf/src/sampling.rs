@@ -144,7 +144,7 @@ fn send_stack_copy(walk: &mut Walk, now: u64) -> bool {
     let copy = unsafe { &mut *copy };
     copy.header.kind = KIND_STACK_COPY;
     copy.header.cpu = walk.header.cpu;
-    copy.header.exact_ip = walk.cursor.exact_ip as u32;
+    copy.header.flags = walk::flags(walk);
     copy.header.time = now;
     copy.header.registers = walk.cursor.regs;
     copy.header.stack_bytes = 0;

@@ -62,7 +62,8 @@ pub enum CfaKind {
     Unsupported = 2,
     /// CFA = reg + offset.
     Register = 3,
-    /// CFA = *(reg + offset) + aux. (Realigned stacks; assembly that keeps the old stack pointer.)
+    /// CFA = *(reg + offset + 8 × index) + aux, where the index may be absent. (Realigned stacks;
+    /// assembly that keeps the old stack pointer, on top of an array of computed length too.)
     Deref = 4,
     /// CFA = rsp + 8 + ((rip & 15) >= aux ? 8 : 0): the entries of a procedure linkage table.
     Plt = 5,
@@ -135,8 +136,8 @@ pub struct Rule {
     pub ra: Slot,
     /// The callee-saved registers, in the order of [`SAVED`].
     pub saved: [Slot; 6],
-    /// Explicit padding, zero.
-    pub padding: u8,
+    /// For [`CfaKind::Deref`]: 1 + the DWARF number of the index register; 0 is none.
+    pub index: u8,
 }
 
 const _: () = assert!(size_of::<Rule>() == 16);
@@ -153,7 +154,7 @@ impl Rule {
             reg,
             ra: Slot::SAME,
             saved: [Slot::SAME; 6],
-            padding: 0,
+            index: 0,
         }
     }
 
@@ -184,7 +185,7 @@ impl Rule {
             Slot::UNDEFINED,
             Slot::UNDEFINED,
         ],
-        padding: 0,
+        index: 0,
     };
 }
 
@@ -303,7 +304,13 @@ pub fn step(
     if kind == CfaKind::Plt as u8 {
         cfa = cfa.wrapping_add(((cursor.regs.ip & 15) >= rule.aux as u64) as u64 * 8);
     } else if kind == CfaKind::Deref as u8 {
-        if !read(address, &mut cursor.words[..1]) {
+        let index = cursor.regs.gp[(rule.index.wrapping_sub(1) & 15) as usize];
+        // All ones where there is an index, without a branch.
+        let present = ((rule.index == 0) as u64).wrapping_sub(1);
+        if !read(
+            address.wrapping_add((index << 3) & present),
+            &mut cursor.words[..1],
+        ) {
             return Step::Unreadable;
         }
         cfa = cursor.words[0].wrapping_add(rule.aux as i64 as u64);
@@ -510,6 +517,29 @@ mod tests {
         assert_eq!(cursor.regs.ip, 0x4242);
         assert_eq!(cursor.regs.fp(), 0xbeef);
         assert_eq!(cursor.regs.sp(), 0x8000 + 50 * 8);
+    }
+
+    /// An array of r9 words lies between the stack pointer and the word that leads to the CFA
+    /// (OpenSSL's `bn_mul_mont`).
+    #[test]
+    fn deref_with_an_index() {
+        let mut stack = [0u64; 32];
+        stack[1 + 5] = 0x8000 + 20 * 8; // *(rsp + 8 + 8 × r9)
+        stack[20] = 0x4242; // return address
+        let mut cursor = at(0x1000, 0x8000, 7);
+        cursor.regs.gp[reg::R9 as usize] = 5;
+        let rule = Rule {
+            kind: CfaKind::Deref as u8,
+            aux: 8,
+            index: reg::R9 + 1,
+            ..sp_rule(8)
+        };
+        assert_eq!(
+            step(&mut cursor, &rule, memory(0x8000, &stack)),
+            Step::Caller
+        );
+        assert_eq!(cursor.regs.ip, 0x4242);
+        assert_eq!(cursor.regs.sp(), 0x8000 + 21 * 8);
     }
 
     /// The two halves of a PLT entry.

@@ -4,7 +4,7 @@ use core::ffi::c_void;
 
 use agent_ebpf::{
     limits::{CACHED_RULES, MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SEGMENT_BLOCKS},
-    sample::{Outcome, SIGNAL_FRAME_BIT, SampleHeader},
+    sample::{EXACT_IP, GUESSED, Outcome, SIGNAL_FRAME_BIT, SampleHeader},
     table::{
         Block, BlockId, IndexEntry, Mapping, MappingKind, RULES_PER_BLOCK, Space, SpaceIndex,
         SpaceLeaf, row_rule, search_index, search_rows, search_space_index, search_space_leaf,
@@ -74,6 +74,12 @@ pub fn bounded(value: usize, limit: usize) -> Option<usize> {
 #[inline(always)]
 pub fn outcome(walk: &Walk) -> Outcome {
     Outcome::from_u8(walk.header.outcome).unwrap_or(Outcome::KernelOnly)
+}
+
+/// How the frame was reached at which the walk stopped, for a stack copy.
+#[inline(always)]
+pub fn flags(walk: &Walk) -> u32 {
+    (walk.cursor.exact_ip as u32 & EXACT_IP) | walk.frame_pointers * GUESSED
 }
 
 /// Walks from `walk.cursor.regs` to the end of the stack.

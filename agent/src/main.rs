@@ -5,7 +5,10 @@ mod cli;
 use std::{
     io::{IsTerminal as _, Write as _},
     process::ExitCode,
-    sync::{Arc, atomic::AtomicUsize},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -79,8 +82,13 @@ fn record(arguments: &cli::Record, started: u64) -> Result<u8> {
     let outputs = Outputs::parse(&arguments.outputs())?;
     check_streams(&outputs, arguments.summary)?;
     outputs.preflight()?;
+    session::survive_truncation().context("cannot handle SIGBUS")?;
     let signal = Arc::new(AtomicUsize::new(0));
+    // Once the recording is over, a signal ends the agent as usual.
+    let recorded = Arc::new(AtomicBool::new(false));
     for number in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        signal_hook::flag::register_conditional_default(number, Arc::clone(&recorded))
+            .context("cannot handle signals")?;
         signal_hook::flag::register_usize(number, Arc::clone(&signal), number as usize)
             .context("cannot handle signals")?;
     }
@@ -100,6 +108,7 @@ fn record(arguments: &cli::Record, started: u64) -> Result<u8> {
         status.update(&format!("{elapsed} s, {} samples", progress.samples));
     })?;
     status.clear();
+    recorded.store(true, Ordering::Relaxed);
     let command_status = recording.command_status.unwrap_or(0);
     let profile = symbolize(recording, &mut status);
     let written = outputs.write(&profile);

@@ -352,7 +352,8 @@ impl Drop for SmallDisk {
     }
 }
 
-/// A full disk is an error that names the file, and leaves no half of one.
+/// A full disk is an error that names the file and leaves no half of one; the recording itself is
+/// saved elsewhere.
 #[test]
 fn full_disk() {
     if !can_record() {
@@ -361,21 +362,23 @@ fn full_disk() {
     let _lock = MachineLock::shared();
     let workshop = Workshop::new();
     let program = burner(&workshop, "filling");
-    let program = program.to_str().expect("a path of ours");
     let disk = SmallDisk::new("16k");
+    let elsewhere = TempDir::new().expect("temporary directory");
     // The picture alone is larger.
     let picture = disk.0.path().join("out.svg");
-    let finished = start(agent([
-        "record",
-        "--output",
-        picture.to_str().expect("a path of ours"),
-        "--",
-        program,
-        "300",
-    ]))
-    .finish();
-    finished.failed_saying(&["out.svg", "No space left"]);
+    let mut command = agent(["record", "--output"]);
+    command.arg(&picture).arg("--").arg(&program).arg("300");
+    command.env("TMPDIR", elsewhere.path());
+    let finished = start(command).finish();
+    finished.failed_saying(&["out.svg", "No space left", "was saved as"]);
     assert!(!picture.exists(), "half a picture");
+    let rescued = fs::read_dir(elsewhere.path()).expect("a directory of ours");
+    let rescued: Vec<_> = rescued.flatten().map(|entry| entry.path()).collect();
+    assert_eq!(rescued.len(), 1, "{rescued:?}");
+    let mut command = agent(["report", "--output", "-"]);
+    command.arg(&rescued[0]);
+    let report = start(command).finish().succeeded();
+    assert!(Profile::parse(&report.stdout).of("filling").total() > 0);
 }
 
 /// Without privileges the error says what is missing and what to do.

@@ -42,7 +42,7 @@ fn small() -> Vec<u8> {
     data
 }
 
-/// Ranges of the file where changes are worthwhile: headers, notes, unwind sections.
+/// Ranges of the file where changes are worthwhile: headers, notes, unwind sections, code.
 fn targets(data: &[u8]) -> Vec<std::ops::Range<usize>> {
     let object = Object::parse(data).expect("a sound file");
     let inside = |section: &[u8]| {
@@ -50,6 +50,7 @@ fn targets(data: &[u8]) -> Vec<std::ops::Range<usize>> {
         start..start + section.len()
     };
     let mut targets = vec![0..64, 64..64 + 56 * 12];
+    targets.extend(object.code.iter().map(|section| inside(section.data)));
     targets.extend(object.eh_frame.map(|section| inside(section.data)));
     targets.extend(object.eh_frame_hdr.map(|section| inside(section.data)));
     targets.extend(object.eh_frame_hdr.map(|section| {
@@ -229,6 +230,7 @@ fn entries_within_entries() {
             svma: TEXT,
             size: 0x10_0000,
         }],
+        code: Vec::new(),
         eh_frame: section(EH_FRAME, &eh_frame),
         eh_frame_hdr: section(HDR, &hdr),
         entry: 0,

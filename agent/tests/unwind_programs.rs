@@ -29,6 +29,7 @@ enum Instruction {
     DefCfaRegister(u8),
     DefCfaOffset(u16),
     CfaExpression(u8, i16, Option<u16>),
+    CfaIndexed(u8, i16, u8, u16),
     Plt(u8),
     Offset(u8, u8),
     OffsetSigned(u8, i8),
@@ -59,6 +60,8 @@ fn instruction() -> impl Strategy<Value = Instruction> {
         4 => (0..512u16).prop_map(|o| DefCfaOffset(o * 8)),
         2 => (register(), -300..300i16, prop::option::of(0..20_000u16))
             .prop_map(|(r, o, p)| CfaExpression(r, o, p)),
+        1 => (register(), -300..300i16, 0..16u8, 0..20_000u16)
+            .prop_map(|(r, o, i, p)| CfaIndexed(r, o, i, p)),
         1 => (0..32u8).prop_map(Plt),
         6 => (saved(), 1..150u8).prop_map(|(r, n)| Offset(r, n)),
         2 => (saved(), any::<i8>()).prop_map(|(r, n)| OffsetSigned(r, n)),
@@ -126,6 +129,16 @@ fn encode_one(instruction: &Instruction, plain: &mut bool, out: &mut Vec<u8>) {
                     uleb(&mut expression, u64::from(*plus));
                 }
             }
+            out.push(0x0f);
+            uleb(out, expression.len() as u64);
+            out.extend(expression);
+        }
+        CfaIndexed(register, offset, index, plus) => {
+            *plain = false;
+            let mut expression = vec![0x70 + register];
+            sleb(&mut expression, i64::from(*offset) * 8);
+            expression.extend([0x70 + index, 0, 0x38, 0x1e, 0x22, 0x06, 0x23]);
+            uleb(&mut expression, u64::from(*plus));
             out.push(0x0f);
             uleb(out, expression.len() as u64);
             out.extend(expression);
@@ -223,6 +236,7 @@ impl Sections {
                 svma: TEXT,
                 size: TEXT_BYTES,
             }],
+            code: Vec::new(),
             eh_frame: Some(Section {
                 svma: EH_FRAME,
                 data: &self.eh_frame,

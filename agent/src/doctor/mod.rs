@@ -1,6 +1,6 @@
 //! `flamestorm doctor`: what this machine offers for recording, and how to mend what is missing.
 //!
-//! [`facts`] asks the machine, [`judge()`] says what the answers mean (a pure function), [`print`]
+//! `facts` asks the machine, `judge` says what the answers mean (a pure function), `print`
 //! tells it.
 
 mod bpf;

@@ -2,7 +2,9 @@
 
 use agent_ebpf::{
     limits::STACK_CHUNK,
-    sample::{KIND_SAMPLE, KIND_STACK_COPY, Outcome, SampleHeader, StackCopyHeader},
+    sample::{
+        EXACT_IP, GUESSED, KIND_SAMPLE, KIND_STACK_COPY, Outcome, SampleHeader, StackCopyHeader,
+    },
     unwind::Registers,
 };
 
@@ -35,6 +37,8 @@ pub struct StackCopy<'a> {
     pub time: u64,
     /// Whether the instruction pointer is exact (else a return address).
     pub exact_ip: bool,
+    /// Whether the kernel followed a frame pointer on the way to it.
+    pub guessed: bool,
     /// The frame from which to go on.
     pub registers: Registers,
     /// Address of the first byte.
@@ -61,7 +65,8 @@ impl<'a> Record<'a> {
                 Some(Record::StackCopy(StackCopy {
                     cpu: header.cpu,
                     time: header.time,
-                    exact_ip: header.exact_ip != 0,
+                    exact_ip: header.flags & EXACT_IP != 0,
+                    guessed: header.flags & GUESSED != 0,
                     registers: header.registers,
                     start: header.registers.sp() & !(STACK_CHUNK as u64 - 1),
                     bytes: stack.get(..header.stack_bytes as usize)?,

@@ -6,11 +6,7 @@ mod events;
 mod lifecycle;
 mod pool;
 
-use std::{
-    io,
-    os::fd::{AsRawFd as _, OwnedFd},
-    time::Duration,
-};
+use std::{io, os::fd::AsRawFd as _, time::Duration};
 
 use agent_ebpf::{
     counters::{COUNTERS, Counter},
@@ -26,7 +22,6 @@ use aya::{
             PerfEventConfig, PerfEventLinkId, PerfEventScope, SamplePolicy, SoftwareEvent,
         },
     },
-    sys::{Stats, enable_stats},
     util::online_cpus,
 };
 use aya_log::EbpfLogger;
@@ -127,8 +122,6 @@ pub struct Kernel {
     generation: Array<MapData, u32>,
     outer: ArrayOfMaps<MapData, Segment>,
     segments: Vec<Segment>,
-    /// Keeps the kernel's accounting of run time on.
-    run_time_stats: Option<OwnedFd>,
     cpus: Vec<u32>,
     clocks: Vec<PerfEventLinkId>,
 }
@@ -181,7 +174,6 @@ impl Kernel {
             generation: take(&mut ebpf, "GENERATION")?,
             outer: take(&mut ebpf, "SEGMENTS")?,
             segments: Vec::new(),
-            run_time_stats: None,
             cpus,
             clocks: Vec::new(),
             ebpf,
@@ -216,8 +208,6 @@ impl Kernel {
     /// # Errors
     /// `perf_event_open` was refused.
     pub fn start(&mut self, period_ns: u64) -> Result<(), Error> {
-        // Without the right to it (or before 5.8) the figure is simply not there.
-        self.run_time_stats = enable_stats(Stats::RunTime).ok();
         let sampler: &mut PerfEvent = program_mut(&mut self.ebpf, SAMPLE)
             .try_into()
             .map_err(|source| refused(SAMPLE, source))?;
@@ -268,12 +258,18 @@ impl Kernel {
         unsafe { libc::poll(&raw mut ring, 1, milliseconds) };
     }
 
-    /// Gives every record in the ring buffer to `handle`, oldest first, and the kernel programs' own
-    /// log lines to the logger.
-    pub fn read(&mut self, mut handle: impl FnMut(Record<'_>)) {
+    /// Gives the records in the ring buffer to `handle`, oldest first, up to the first sample taken
+    /// after `until` (nanoseconds): however fast new ones come, this ends. The kernel programs' own log
+    /// lines go to the logger.
+    pub fn read(&mut self, until: u64, mut handle: impl FnMut(Record<'_>)) {
         while let Some(item) = self.ring.next() {
-            if let Some(record) = Record::parse(&item) {
-                handle(record);
+            let Some(record) = Record::parse(&item) else {
+                continue;
+            };
+            let newer = matches!(&record, Record::Sample(sample) if sample.header.time > until);
+            handle(record);
+            if newer {
+                break;
             }
         }
         if let Some(logger) = &mut self.logger {
@@ -358,14 +354,6 @@ impl Kernel {
         self.counts
             .get(&(counter as u32), 0)
             .map_or(0, |slots| slots.iter().sum())
-    }
-
-    /// Nanoseconds that the kernel measured the sampling program to run, over all ticks. `None`
-    /// where it does not measure.
-    pub fn sampler_run_time(&self) -> Option<u64> {
-        self.run_time_stats.as_ref()?;
-        let program: &PerfEvent = self.ebpf.program(SAMPLE)?.try_into().ok()?;
-        Some(u64::try_from(program.info().ok()?.run_time().as_nanos()).unwrap_or(u64::MAX))
     }
 
     /// Instructions that the verifier followed in the sampling program. `None` before Linux 5.16.

@@ -13,6 +13,9 @@ pub const MAX_BUILD_ID: usize = 64;
 /// Executable segments at most. Linkers write one, seldom two.
 pub const MAX_EXECUTABLE_SEGMENTS: usize = 64;
 
+/// Executable sections at most; linkers write half a dozen. In a file with more, no code is known.
+pub const MAX_CODE_SECTIONS: usize = 64;
+
 /// Why a file's facts could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -59,6 +62,10 @@ pub struct Section<'data> {
 pub struct Object<'data> {
     /// Executable segments, sorted by svma; at least one.
     pub segments: Vec<Segment>,
+    /// Where the segments hold instructions, sorted by svma, without overlap: the executable
+    /// sections. In a file without section headers, the executable segments, except one that also
+    /// holds the file's own headers: there the code cannot be told from the rest.
+    pub code: Vec<Section<'data>>,
     /// `.eh_frame`: by its section header, or else through `.eh_frame_hdr` up to the end of the
     /// segment that holds it.
     pub eh_frame: Option<Section<'data>>,

@@ -1,6 +1,8 @@
 //! The reader behind [`Object::parse`], over the `object` crate's ELF structures.
 
-use super::{Error, MAX_BUILD_ID, MAX_EXECUTABLE_SEGMENTS, Object, Section, Segment};
+use super::{
+    Error, MAX_BUILD_ID, MAX_CODE_SECTIONS, MAX_EXECUTABLE_SEGMENTS, Object, Section, Segment,
+};
 use ::object::LittleEndian;
 use ::object::elf;
 use ::object::read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable};
@@ -28,6 +30,7 @@ pub(super) fn parse(data: &[u8]) -> Result<Object<'_>, Error> {
     let eh_frame =
         named(&sections, data, b".eh_frame").or_else(|| behind(eh_frame_hdr?, headers, data));
     Ok(Object {
+        code: code(&segments, &sections, data),
         segments,
         eh_frame,
         eh_frame_hdr,
@@ -67,6 +70,47 @@ fn executable_segments(headers: Headers<'_>, data: &[u8]) -> Result<Vec<Segment>
         return Err(Error::TextSpan(span));
     }
     Ok(segments)
+}
+
+/// See [`Object::code`].
+fn code<'data>(
+    segments: &[Segment],
+    sections: &SectionTable<'data, Header>,
+    data: &'data [u8],
+) -> Vec<Section<'data>> {
+    let mut code: Vec<Section<'_>> = if sections.is_empty() {
+        segments.iter().filter_map(|s| bytes_of(s, data)).collect()
+    } else {
+        let executable = sections
+            .iter()
+            .filter(|s| s.sh_flags(LE).contains(elf::SHF_ALLOC | elf::SHF_EXECINSTR));
+        let bytes = executable.filter_map(|s| {
+            let svma = s.sh_addr(LE);
+            let data = s.data(LE, data).ok().filter(|data| !data.is_empty())?;
+            let fits = svma.checked_add(data.len() as u64).is_some();
+            fits.then_some(Section { svma, data })
+        });
+        bytes.take(MAX_CODE_SECTIONS + 1).collect()
+    };
+    code.sort_by_key(|section| section.svma);
+    let apart = code
+        .windows(2)
+        .all(|pair| pair[0].svma + pair[0].data.len() as u64 <= pair[1].svma);
+    if code.len() > MAX_CODE_SECTIONS || !apart {
+        return Vec::new();
+    }
+    code
+}
+
+/// The bytes of a segment, unless the file's headers are among them.
+fn bytes_of<'data>(segment: &Segment, data: &'data [u8]) -> Option<Section<'data>> {
+    let start = usize::try_from(segment.file_offset).ok()?;
+    let size = usize::try_from(segment.size).ok()?;
+    let data = data.get(start..start.checked_add(size)?)?;
+    (start > 0).then_some(Section {
+        svma: segment.svma,
+        data,
+    })
 }
 
 fn section_of<'data>(

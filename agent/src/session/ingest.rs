@@ -8,13 +8,12 @@ use agent_ebpf::{
     unwind::Cursor,
 };
 
-use super::objects::{Backing, Image, ObjectId, Objects};
+use super::objects::{Backing, Image, ObjectId, Objects, open_regular};
 use crate::{
     kernel::{Sample, StackCopy},
-    object::Object,
     process::{AddressSpace, Process, Registry},
     profile::{self, Frame, Module, ModuleId, ProcessIndex, RawSample, Source, Window},
-    unwind::{self, Cfi, Resolved},
+    unwind::{self, Resolved},
 };
 
 /// A stack copy that waits for its sample.
@@ -22,12 +21,14 @@ struct Copied {
     cpu: u32,
     time: u64,
     exact_ip: bool,
+    guessed: bool,
     registers: agent_ebpf::unwind::Registers,
     start: u64,
     bytes: Vec<u8>,
 }
 
 /// The window being filled and what is needed to fill it.
+#[derive(Default)]
 pub struct Ingest {
     /// The counted samples.
     pub window: Window,
@@ -51,21 +52,6 @@ enum ModuleKey {
     Jit(u64),
 }
 
-impl Default for Ingest {
-    fn default() -> Ingest {
-        Ingest {
-            window: Window::new(),
-            modules: HashMap::new(),
-            processes: HashMap::new(),
-            copy: None,
-            kernel_frames: Vec::new(),
-            user_frames: Vec::new(),
-            first_unwound: None,
-            continued: 0,
-        }
-    }
-}
-
 /// What the kernel should be told after a sample.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
@@ -85,6 +71,7 @@ impl Ingest {
             cpu: copy.cpu,
             time: copy.time,
             exact_ip: copy.exact_ip,
+            guessed: copy.guessed,
             registers: copy.registers,
             start: copy.start,
             bytes,
@@ -179,7 +166,12 @@ impl Ingest {
             bytes: &copy.bytes,
         };
         let outcome = unwind::walk(&mut cursor, find, &stack, addresses);
+        // What the kernel guessed is not proven by what came after.
+        let guessed = copy.guessed && outcome == Outcome::Complete;
         self.copy = Some(copy);
+        if guessed {
+            return Outcome::CompleteByFramePointer;
+        }
         outcome
     }
 
@@ -286,7 +278,7 @@ fn jit(pid: u32) -> Source {
         .and_then(|pid| pid.parse().ok())
         .unwrap_or(pid);
     let perf_map = PathBuf::from(format!("/proc/{pid}/root/tmp/perf-{own}.map"));
-    let file = std::fs::File::open(&perf_map).ok().map(Arc::new);
+    let file = open_regular(&perf_map).ok().map(Arc::new);
     Source::Jit {
         pid,
         perf_map,
@@ -305,13 +297,12 @@ fn find_rule(avma: u64, space: &AddressSpace, objects: &mut Objects, pid: u32) -
         Backing::Lost => return Resolved::TablesPending,
     };
     let mapped = objects.get(id);
-    let (Some(bias), Ok(object)) = (mapped.bias(mapping), Object::parse(mapped.image.bytes()))
-    else {
+    let Some(bias) = mapped.bias(mapping) else {
         return Resolved::UnknownMapping;
     };
-    match Cfi::new(&object) {
-        Ok(cfi) => Resolved::Rule(cfi.row_at(avma.wrapping_sub(bias))),
-        Err(_) => Resolved::FramePointer,
+    match mapped.rule_at(avma.wrapping_sub(bias)) {
+        Some(rule) => Resolved::Rule(rule),
+        None => Resolved::FramePointer,
     }
 }
 

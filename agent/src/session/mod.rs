@@ -7,8 +7,10 @@ mod ingest;
 mod objects;
 mod starts;
 mod tables;
+mod truncation;
 
 use std::{
+    collections::VecDeque,
     process::Child,
     sync::{
         Arc,
@@ -28,7 +30,7 @@ use self::{
     tables::Tables,
 };
 use crate::{
-    kernel::{Event, EventKind, Kernel, LifecycleEvents, Options, Record},
+    kernel::{self, Event, EventKind, Kernel, LifecycleEvents, Options, Record},
     process::{Registry, process_name},
     profile::{RecordingMeta, Runtime, Window},
 };
@@ -36,6 +38,7 @@ use crate::{
 pub use command::exit_code;
 pub use cost::{cpu_seconds, max_rss_bytes, now};
 pub use starts::UnwindEntries;
+pub use truncation::survive as survive_truncation;
 
 /// How often the buffers are read. Long enough to cost nothing, short enough that a buffer of a
 /// thousand mappings and one of four megabytes do not fill.
@@ -131,6 +134,9 @@ pub fn record(
         let name = &config.command[0];
         Some(Held::start(&config.command).with_context(|| format!("cannot start {name}"))?)
     };
+    // Not before the command was forked: its limits and its priority are its own.
+    raise_file_limit();
+    cost::go_first();
     session.select(config, held.as_ref())?;
     let steal = cost::steal_seconds();
     let start = Instant::now();
@@ -149,25 +155,20 @@ pub fn record(
     let (status, startup_cpu) = session.run(config, signal, start, child, progress)?;
     let duration = start.elapsed();
     session.finish()?;
+    cost::go_as_usual();
     let stolen = steal.and_then(|before| Some(cost::steal_seconds()? - before));
     Ok(session.into_recording(config, duration, start_unix, stolen, startup_cpu, status))
 }
 
 struct Session {
     kernel: Kernel,
-    lifecycle: LifecycleEvents,
-    registry: Registry,
+    control: Control,
     objects: Objects,
     tables: Tables,
     ingest: Ingest,
-    /// Events read and not yet taken up, by time.
-    events: std::collections::VecDeque<Event>,
-    /// Everything that happened before this has been read into `events`.
-    read_until: u64,
     wanted: Vec<Wanted>,
-    changed: Vec<u32>,
-    names: Vec<String>,
-    selected_late: Vec<u32>,
+    /// Updates that the kernel refused, and the first reason.
+    refused: (u64, Option<String>),
 }
 
 impl Session {
@@ -178,21 +179,16 @@ impl Session {
         })?;
         // First the events, then the processes that exist: nothing falls between.
         let lifecycle = LifecycleEvents::open(kernel.cpus())?;
-        let mut registry = Registry::default();
-        registry.scan();
+        let mut control = Control::new(lifecycle, config.names.clone());
+        control.registry.scan();
         Ok(Session {
             kernel,
-            lifecycle,
-            registry,
+            control,
             objects: Objects::default(),
             tables: Tables::new(),
             ingest: Ingest::default(),
-            events: std::collections::VecDeque::new(),
-            read_until: 0,
             wanted: Vec::new(),
-            changed: Vec::new(),
-            names: config.names.clone(),
-            selected_late: Vec::new(),
+            refused: (0, None),
         })
     }
 
@@ -201,6 +197,7 @@ impl Session {
             self.kernel.select_name(name)?;
         }
         let named = self
+            .control
             .registry
             .iter()
             .filter(|p| config.names.contains(&p.name));
@@ -230,7 +227,7 @@ impl Session {
                 .map(|duration| duration.saturating_sub(start.elapsed()));
             self.wait(left.unwrap_or(READ_EVERY).min(READ_EVERY));
             let before_first = self.ingest.first_unwound.is_none();
-            self.cycle()?;
+            self.cycle();
             if before_first {
                 startup_cpu = cpu_seconds();
             }
@@ -271,7 +268,7 @@ impl Session {
                 return Ok(exit_code(status));
             }
             self.wait(READ_EVERY);
-            self.cycle()?;
+            self.cycle();
         }
         log::warn!("the command did not end within {COMMAND_GRACE:?} of the signal: killed");
         child.kill()?;
@@ -288,124 +285,88 @@ impl Session {
     }
 
     /// Reads everything there is, and tells the kernel what it lacked.
-    fn cycle(&mut self) -> Result<()> {
-        self.read_samples();
-        self.read_events();
-        self.apply_events(u64::MAX);
-        self.update_kernel()?;
-        self.tables
-            .settle(&mut self.kernel, &mut self.objects, self.read_until)?;
-        Ok(())
-    }
-
-    fn read_events(&mut self) {
-        // The time first: what is not read now happened later.
-        self.read_until = now();
-        let mut events = Vec::new();
-        self.lifecycle.read(&mut events);
-        self.events.extend(events);
-    }
-
-    fn read_samples(&mut self) {
-        // Split, because the records borrow the kernel's side while the rest is used.
+    fn cycle(&mut self) {
         let Session {
             kernel,
-            lifecycle,
-            registry,
+            control,
             objects,
             ingest,
-            events,
-            read_until,
             wanted,
-            changed,
-            names,
-            selected_late,
             ..
         } = self;
-        let mut control = Control {
-            registry,
-            events,
-            changed,
-            names,
-            selected_late,
-        };
-        kernel.read(|record| match record {
+        kernel.read(now(), |record| match record {
             Record::StackCopy(copy) => ingest.stack_copy(&copy),
             Record::Sample(sample) => {
-                if sample.header.time >= *read_until {
-                    *read_until = now();
-                    let mut fresh = Vec::new();
-                    lifecycle.read(&mut fresh);
-                    control.events.extend(fresh);
-                }
-                control.apply(sample.header.time);
-                wanted.extend(ingest.sample(&sample, control.registry, objects));
+                control.advance(sample.header.time);
+                wanted.extend(ingest.sample(&sample, &mut control.registry, objects));
             }
         });
+        control.advance(u64::MAX);
+        self.update_kernel();
+        let time = self.control.read_until;
+        let settled = self
+            .tables
+            .settle(&mut self.kernel, &mut self.objects, time);
+        self.note_refusal(settled);
     }
 
-    fn apply_events(&mut self, until: u64) {
-        let Session {
-            registry,
-            events,
-            changed,
-            names,
-            selected_late,
-            ..
-        } = self;
-        Control {
-            registry,
-            events,
-            changed,
-            names,
-            selected_late,
+    /// Selects, gives and forgets what the events and samples of this cycle ask for.
+    fn update_kernel(&mut self) {
+        for pid in std::mem::take(&mut self.control.selected_late) {
+            let selected = self.kernel.select_process(pid);
+            self.note_refusal(selected);
         }
-        .apply(until);
-    }
-
-    fn update_kernel(&mut self) -> Result<()> {
-        for pid in self.selected_late.drain(..) {
-            self.kernel.select_process(pid)?;
-        }
-        let mut changed = std::mem::take(&mut self.changed);
+        let mut changed = std::mem::take(&mut self.control.changed);
         changed.sort_unstable();
         changed.dedup();
-        for pid in changed.drain(..) {
-            let Some(process) = self.registry.known(pid) else {
+        for pid in changed {
+            let Some(process) = self.control.registry.known(pid) else {
                 self.tables.forget(pid);
                 continue;
             };
-            self.tables
-                .changed(&mut self.kernel, &mut self.objects, pid, &process.space)?;
+            let (kernel, objects) = (&mut self.kernel, &mut self.objects);
+            let told = self.tables.changed(kernel, objects, pid, &process.space);
+            self.note_refusal(told);
         }
-        self.changed = changed;
-        for Wanted { pid, mm } in std::mem::take(&mut self.wanted) {
-            let Some(process) = self.registry.known(pid) else {
-                continue;
-            };
-            self.tables
-                .give(&mut self.kernel, &mut self.objects, pid, mm, &process.space)?;
-            // Its next children should not have to be sampled first: a server that forks workers is
-            // itself hardly ever on a CPU.
-            if let Some(parent) = process
-                .parent
-                .and_then(|parent| self.registry.known(parent))
-            {
-                self.tables.give_unseen(
-                    &mut self.kernel,
-                    &mut self.objects,
-                    parent.pid,
-                    &parent.space,
-                )?;
-            }
+        for wanted in std::mem::take(&mut self.wanted) {
+            let given = self.give(wanted);
+            self.note_refusal(given);
         }
-        Ok(())
+        for pid in std::mem::take(&mut self.control.ended) {
+            self.tables.forget(pid);
+        }
+    }
+
+    fn give(&mut self, Wanted { pid, mm }: Wanted) -> Result<(), kernel::Error> {
+        let (kernel, objects) = (&mut self.kernel, &mut self.objects);
+        let registry = &self.control.registry;
+        let Some(process) = registry.known(pid) else {
+            return Ok(());
+        };
+        self.tables.give(kernel, objects, pid, mm, &process.space)?;
+        // Its next children should not have to be sampled first: a server that forks workers is itself
+        // hardly ever on a CPU.
+        match process.parent.and_then(|parent| registry.known(parent)) {
+            Some(parent) => self
+                .tables
+                .give_unseen(kernel, objects, parent.pid, &parent.space),
+            None => Ok(()),
+        }
+    }
+
+    /// A table that the kernel does not take costs the samples in it their speed, not the recording.
+    fn note_refusal(&mut self, result: Result<(), kernel::Error>) {
+        if let Err(error) = result {
+            self.refused.0 += 1;
+            self.refused.1.get_or_insert_with(|| error.to_string());
+        }
     }
 
     /// Stops the clock and takes what is still in the buffers.
     fn finish(&mut self) -> Result<()> {
         self.kernel.stop()?;
-        self.cycle()
+        self.cycle();
+        Ok(())
     }
 
     fn into_recording(
@@ -454,7 +415,7 @@ impl Session {
         runtime.ticks.missed = count(Counter::MissedTicks);
         runtime.lost = [
             ("ring_buffer_full", count(Counter::RingFull)),
-            ("process_events_lost", self.lifecycle.lost()),
+            ("process_events_lost", self.control.lifecycle.lost()),
             (
                 "stack_table_full",
                 self.ingest.window.counters().stack_table_full,
@@ -466,11 +427,22 @@ impl Session {
         runtime.agent.cpu_seconds.recording = cpu_seconds() - startup_cpu;
         runtime.agent.max_rss_bytes.recording = max_rss_bytes();
         runtime.kernel.map_bytes = self.kernel.map_bytes();
-        runtime.kernel.run_ns_per_sample = self
-            .kernel
-            .sampler_run_time()
-            .filter(|_| sampled > 0)
-            .map(|nanos| nanos as f64 / sampled as f64);
+        // By the program's own clock, so that ticks which were no samples do not count.
+        let nanos = count(Counter::SampleNanos);
+        runtime.kernel.run_ns_per_sample = (sampled > 0).then(|| nanos as f64 / sampled as f64);
+        let unsent = count(Counter::StackCopyBudget) + count(Counter::StackCopyRingFull);
+        if unsent > 0 {
+            runtime.note(format!(
+                "{unsent} stacks of processes that were not known yet could not be completed: more than {} a second \
+                 and CPU, or no room",
+                agent_ebpf::limits::STACK_COPIES_PER_SECOND
+            ));
+        }
+        if let (refused, Some(reason)) = &self.refused {
+            runtime.note(format!(
+                "the kernel refused {refused} updates of tables; the first: {reason}"
+            ));
+        }
         let meta = RecordingMeta {
             host: read_line("/proc/sys/kernel/hostname"),
             kernel: read_line("/proc/sys/kernel/osrelease"),
@@ -492,31 +464,76 @@ impl Session {
     }
 }
 
-/// The part of the session that takes up events.
-struct Control<'a> {
-    registry: &'a mut Registry,
-    events: &'a mut std::collections::VecDeque<Event>,
-    changed: &'a mut Vec<u32>,
-    names: &'a [String],
-    selected_late: &'a mut Vec<u32>,
+/// What happens to processes: read, put in order, and taken up as far as the samples have come.
+struct Control {
+    lifecycle: LifecycleEvents,
+    registry: Registry,
+    /// Events read and not yet taken up, by time.
+    events: VecDeque<Event>,
+    /// Everything that happened before this (nanoseconds) has been read into `events`.
+    read_until: u64,
+    /// Processes whose address space is another than before.
+    changed: Vec<u32>,
+    /// Processes that have ended.
+    ended: Vec<u32>,
+    /// Names that are selected, and processes that came to have one.
+    names: Vec<String>,
+    selected_late: Vec<u32>,
 }
 
-impl Control<'_> {
-    /// Takes up the events before `until`.
-    fn apply(&mut self, until: u64) {
-        while self.events.front().is_some_and(|event| event.time <= until) {
-            let Some(event) = self.events.pop_front() else {
-                return;
-            };
-            let pid = event.pid;
-            if let EventKind::Exec { name } | EventKind::Rename { name, .. } = &event.kind
-                && self.names.contains(name)
+impl Control {
+    fn new(lifecycle: LifecycleEvents, names: Vec<String>) -> Control {
+        Control {
+            lifecycle,
+            registry: Registry::default(),
+            events: VecDeque::new(),
+            read_until: 0,
+            changed: Vec::new(),
+            ended: Vec::new(),
+            names,
+            selected_late: Vec::new(),
+        }
+    }
+
+    /// Takes up everything that happened up to `time`.
+    fn advance(&mut self, time: u64) {
+        if time >= self.read_until {
+            // The time first: what is not read now happened later.
+            self.read_until = now();
+            let mut fresh = Vec::new();
+            self.lifecycle.read(&mut fresh);
+            self.events.extend(fresh);
+        }
+        while let Some(event) = self.events.pop_front_if(|event| event.time <= time) {
+            self.apply(event);
+        }
+    }
+
+    fn apply(&mut self, event: Event) {
+        let pid = event.pid;
+        match &event.kind {
+            EventKind::Exec { name } | EventKind::Rename { name, .. }
+                if self.names.contains(name) =>
             {
                 self.selected_late.push(pid);
             }
-            if self.registry.apply(event) {
-                self.changed.push(pid);
-            }
+            EventKind::Exit => self.ended.push(pid),
+            _ => {}
+        }
+        if self.registry.apply(event) {
+            self.changed.push(pid);
+        }
+    }
+}
+
+/// Allows as many open files as may be: every mapped file is kept open until its symbols are read.
+fn raise_file_limit() {
+    // SAFETY: the struct is valid; the second call only raises the soft limit to the hard one.
+    unsafe {
+        let mut limit: libc::rlimit = std::mem::zeroed();
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
         }
     }
 }

@@ -1,25 +1,34 @@
 //! The files (and other code) that processes have mapped: opened once, kept open.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::File,
     io,
-    os::unix::fs::{FileExt as _, MetadataExt as _},
+    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use agent_ebpf::unwind::Rule;
 use memmap2::{Mmap, UncheckedAdvice};
 
 use crate::{
     kernel::{FileKey, MappedObject},
     object::{Object, Segment, bias},
     process::mapped_objects,
+    unwind::Cfi,
 };
 
-/// Files kept open at most: beyond it code is left to its frame pointers, and counted. A machine of a
-/// thousand containers has about two thousand different binaries and libraries.
+/// Files kept open at most: beyond it samples in a file are left to user space, which cannot unwind
+/// them either. A machine of a thousand containers has about two thousand different binaries and
+/// libraries.
 const MAX_OBJECTS: usize = 16_384;
+
+/// Files remembered by their identity at most, those that are no ELF included.
+const MAX_KEYS: usize = 4 * MAX_OBJECTS;
+
+/// Files remembered at most as not to be had from a process.
+const MAX_LOST: usize = 4096;
 
 /// A mapped file or the vDSO, by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,6 +65,9 @@ impl Image {
 /// Code with an ELF image.
 #[derive(Debug)]
 pub struct Mapped {
+    /// Its unwind entries, checked once; `None` when it has none. Declared before the image that it
+    /// borrows from, so that it is dropped first.
+    cfi: Option<Cfi<'static>>,
     /// Path as the first process that had it sees it, or `[vdso]`.
     pub name: PathBuf,
     /// Its bytes.
@@ -67,6 +79,11 @@ pub struct Mapped {
 }
 
 impl Mapped {
+    /// The rule of an svma, read from its unwind entry directly. `None`: the object has no entries.
+    pub fn rule_at(&self, svma: u64) -> Option<Rule> {
+        Some(self.cfi.as_ref()?.row_at(svma))
+    }
+
     /// avma minus svma of a mapping of this object. `None`: the mapping is of no executable segment.
     pub fn bias(&self, mapping: &MappedObject) -> Option<u64> {
         let length = mapping.end - mapping.start;
@@ -91,6 +108,7 @@ pub struct Objects {
     objects: Vec<Mapped>,
     by_key: HashMap<FileKey, Backing>,
     vdso: Option<Backing>,
+    lost: HashSet<(u32, FileKey)>,
     /// Files that could not be opened or read.
     pub unreadable: u64,
 }
@@ -120,16 +138,25 @@ impl Objects {
             self.vdso = Some(backing);
             return backing;
         };
+        if self.lost.contains(&(pid, key)) {
+            return Backing::Lost;
+        }
         match open(pid, mapping, key) {
             Ok(image) => {
                 let backing = self.add(mapping, image);
-                self.by_key.insert(key, backing);
+                if self.by_key.len() < MAX_KEYS {
+                    self.by_key.insert(key, backing);
+                }
                 backing
             }
             Err(error) => {
                 log::debug!("{}: {error}", mapping.name.display());
                 self.unreadable += 1;
-                // Not remembered: another process may still show the file.
+                // Remembered for this process only: another may still show the file.
+                if self.lost.len() >= MAX_LOST {
+                    self.lost.clear();
+                }
+                self.lost.insert((pid, key));
                 Backing::Lost
             }
         }
@@ -139,12 +166,18 @@ impl Objects {
         if self.objects.len() >= MAX_OBJECTS {
             return Backing::Lost;
         }
-        let Ok(object) = Object::parse(image.bytes()) else {
+        // SAFETY: the bytes lie in a file mapping or a boxed slice behind an `Arc`, so they do not move,
+        // and `Mapped` holds the image for longer than what borrows from it.
+        let bytes =
+            unsafe { std::slice::from_raw_parts(image.bytes().as_ptr(), image.bytes().len()) };
+        let Ok(object) = Object::parse(bytes) else {
             return Backing::Private;
         };
+        let cfi = Cfi::new(&object).ok();
         let (segments, build_id) = (object.segments.clone(), object.build_id.map(<[u8]>::to_vec));
         let id = ObjectId(self.objects.len() as u32);
         self.objects.push(Mapped {
+            cfi,
             name: mapping.name.clone(),
             segments,
             build_id,
@@ -164,24 +197,31 @@ fn is_vdso(mapping: &MappedObject) -> bool {
 fn open(pid: u32, mapping: &MappedObject, key: FileKey) -> io::Result<Image> {
     let (start, end) = (mapping.start, mapping.end);
     let by_mapping = format!("/proc/{pid}/map_files/{start:x}-{end:x}");
-    let file = File::open(by_mapping)
+    let file = open_regular(Path::new(&by_mapping))
         .or_else(|_| open_inode(&in_root_of(pid, &mapping.name), key))
         .or_else(|_| open_inode(&mapping.name, key))?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "not a regular file",
-        ));
-    }
-    // SAFETY: the mapping is read-only and private. A file that is truncated while it is mapped can
-    // end this process by SIGBUS; executables in use are protected by the kernel (ETXTBSY), and
-    // libraries are replaced by renaming.
+    // SAFETY: the mapping is read-only and private. Its contents may change, and no reader relies on
+    // them not to; a file that is truncated reads as zeros (see `truncation`).
     let map = unsafe { Mmap::map(&file)? };
     Ok(Image::File(Arc::new(file), Arc::new(map)))
 }
 
+/// Opens a regular file whose name somebody else chose: never waits (a FIFO would), never makes a
+/// terminal this process's own.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    if file.metadata()?.is_file() {
+        return Ok(file);
+    }
+    Err(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        "not a regular file",
+    ))
+}
+
 fn open_inode(path: &Path, key: FileKey) -> io::Result<File> {
-    let file = File::open(path)?;
+    let file = open_regular(path)?;
     if file.metadata()?.ino() == key.inode {
         return Ok(file);
     }

@@ -21,7 +21,7 @@ impl FunctionStarts for UnwindEntries {
             Some(addresses.iter().map(start).collect())
         };
         let found = match &module.source {
-            // SAFETY: see `objects::open`.
+            // SAFETY: as in `objects::open`.
             Source::File(file) => unsafe { Mmap::map(&**file) }
                 .ok()
                 .and_then(|map| starts(&map)),

@@ -10,7 +10,10 @@ use std::{
 
 use agent_ebpf::table::{BlockId, MappingKind, Space, pack_tree};
 
-use super::objects::{Backing, Image, ObjectId, Objects};
+use super::{
+    cost::go_first,
+    objects::{Backing, Image, ObjectId, Objects},
+};
 use crate::{
     kernel::{BlockPool, Error, Kernel},
     object::Object,
@@ -82,6 +85,7 @@ impl Tables {
         let (jobs, todo) = mpsc::channel::<(ObjectId, Image)>();
         let (done, built) = mpsc::channel();
         thread::spawn(move || {
+            go_first();
             for (id, image) in todo {
                 if done.send((id, compile(&image))).is_err() {
                     break;
@@ -375,8 +379,12 @@ impl Tables {
                 for (pid, mm) in users {
                     kernel.set_space(pid, Space { mm, root, depth })?;
                 }
+                self.pool.retire(time, old.blocks);
+            } else {
+                // No room: the processes keep what they have.
+                let waiting = HashSet::new();
+                self.placed.insert(key, Placed { waiting, ..old });
             }
-            self.pool.retire(time, old.blocks);
         }
         Ok(())
     }

@@ -2,9 +2,10 @@
 
 use super::Error;
 use super::fdes::{Cies, Fdes, Reader};
+use super::sweep::sweep;
 use super::table::{Builder, Table};
 use super::x86_64;
-use crate::object::Object;
+use crate::object::{Object, Section};
 use agent_ebpf::unwind::{Rule, Unsupported};
 use gimli::{
     BaseAddresses, EhFrame, FrameDescriptionEntry, LittleEndian, Register, RegisterRule,
@@ -26,7 +27,9 @@ pub const MAX_ENTRY_BYTES: u64 = 256;
 
 /// From this many bytes on, a stretch of code without any FDE was generated, or compiled without
 /// unwind tables, on purpose: V8's builtins in node (1.6 MiB), nearly all of Chromium. Such code
-/// keeps frame pointers. Assembly that somebody forgot to annotate is much shorter.
+/// keeps frame pointers. Assembly that somebody forgot to annotate is much shorter; its rules are
+/// derived from its instructions (the module `sweep`), so this is also the most that is decoded at
+/// once.
 pub const MIN_FRAME_POINTER_GAP: u64 = 64 * 1024;
 
 /// The call frame information of one file.
@@ -37,6 +40,7 @@ pub struct Cfi<'data> {
     section_bytes: u64,
     bases: BaseAddresses,
     text: Range<u64>,
+    code: Vec<Section<'data>>,
     /// Code at the entry point that no FDE covers: the end of the stack.
     entry: Range<u64>,
 }
@@ -89,6 +93,7 @@ impl<'data> Cfi<'data> {
             section_bytes: eh_frame.data.len() as u64,
             bases,
             text,
+            code: object.code.clone(),
             entry: 0..0,
         };
         cfi.entry = cfi.uncovered_entry(object.entry);
@@ -137,7 +142,7 @@ impl<'data> Cfi<'data> {
         };
         let gap_end = self.fdes.start(index.map_or(0, |index| index + 1));
         let mut found = Rule::INVALID;
-        self.gap(gap_start..gap_end, |start, end, rule| {
+        self.gap(gap_start..gap_end, Some(svma), |start, end, rule, _| {
             if (start..end).contains(&svma) {
                 found = rule;
             }
@@ -176,8 +181,9 @@ impl<'data> Cfi<'data> {
         let mut budget = self.section_bytes * 2;
         let mut position = self.text.start;
         let gap_to = |end: u64, position: &mut u64, table: &mut Builder| {
-            self.gap(*position..end, |start, end, rule| {
-                table.push(start, end, &rule)
+            self.gap(*position..end, None, |start, end, rule, derived| {
+                table.push(start, end, &rule);
+                table.derived(end - start, derived && rule != Rule::INVALID);
             });
             *position = end.clamp(*position, self.text.end);
         };
@@ -201,27 +207,59 @@ impl<'data> Cfi<'data> {
         Ok(table.finish())
     }
 
-    /// Calls `row` with the rows of a range that no FDE covers, between an entry and the next.
-    fn gap(&self, range: Range<u64>, mut row: impl FnMut(u64, u64, Rule)) {
+    /// Calls `row` with the rows of a range that no FDE covers, between an entry and the next: start,
+    /// end, rule, and whether it was derived from instructions. With `only`, code that is not around
+    /// that address is left out.
+    fn gap(&self, range: Range<u64>, only: Option<u64>, mut row: impl FnMut(u64, u64, Rule, bool)) {
         let range = range.start.max(self.text.start)..range.end.min(self.text.end);
         if range.is_empty() {
             return;
         }
-        let uncovered = if range.end - range.start >= MIN_FRAME_POINTER_GAP {
-            Rule::FRAME_POINTER
-        } else {
-            Rule::INVALID
-        };
         let start = self.entry.start.clamp(range.start, range.end);
         let end = self.entry.end.clamp(start, range.end);
-        for (start, end, rule) in [
-            (range.start, start, uncovered),
-            (start, end, Rule::END),
-            (end, range.end, uncovered),
-        ] {
-            if start < end {
-                row(start, end, rule);
+        // Where the bytes are not known to be code, the whole gap tells what it may be.
+        let elsewhere = guess(range.end - range.start);
+        self.uncovered(range.start..start, elsewhere, only, &mut row);
+        if start < end {
+            row(start, end, Rule::END, false);
+        }
+        self.uncovered(end..range.end, elsewhere, only, &mut row);
+    }
+
+    /// [`Self::gap`], before or behind the entry point's code.
+    fn uncovered(
+        &self,
+        range: Range<u64>,
+        elsewhere: Rule,
+        only: Option<u64>,
+        row: &mut impl FnMut(u64, u64, Rule, bool),
+    ) {
+        let mut position = range.start;
+        let first = self
+            .code
+            .partition_point(|code| code.svma + code.data.len() as u64 <= range.start);
+        for code in &self.code[first..] {
+            let start = code.svma.max(position);
+            let end = (code.svma + code.data.len() as u64).min(range.end);
+            if code.svma >= range.end {
+                break;
             }
+            if position < start {
+                row(position, start, elsewhere, false);
+            }
+            position = end;
+            let asked = only.is_none_or(|svma| (start..end).contains(&svma));
+            let guess = guess(end - start);
+            if guess != Rule::INVALID || !asked {
+                row(start, end, guess, false);
+                continue;
+            }
+            let offset = (start - code.svma) as usize;
+            let bytes = &code.data[offset..offset + (end - start) as usize];
+            sweep(bytes, start, |start, end, rule| row(start, end, rule, true));
+        }
+        if position < range.end {
+            row(position, range.end, elsewhere, false);
         }
     }
 
@@ -277,5 +315,14 @@ impl<'data> Cfi<'data> {
             // The last row of the range: nothing is left to break off.
             let _ = row(position, range.end, malformed);
         }
+    }
+}
+
+/// What may be in so many bytes that no FDE covers, before a look at them.
+fn guess(bytes: u64) -> Rule {
+    if bytes >= MIN_FRAME_POINTER_GAP {
+        Rule::FRAME_POINTER
+    } else {
+        Rule::INVALID
     }
 }

@@ -7,12 +7,14 @@
 //!
 //! Both readings of a file go through the same steps in the same order, so that they cannot differ:
 //! `fdes` tells which entry an address belongs to, `cfi` evaluates that entry, `x86_64` turns
-//! an evaluated row into a rule.
+//! an evaluated row into a rule. For code that no entry covers, `sweep` derives rules from the
+//! instructions; [`Table::analysed`] counts them.
 
 mod cfi;
 mod fdes;
 mod rules;
 pub mod space;
+mod sweep;
 mod table;
 pub mod tree;
 pub mod walk;

@@ -68,7 +68,7 @@ impl Key {
         let [s0, s1, s2, s3, s4, s5] = rule.saved.map(|slot| slot.0);
         Key([
             u64::from_le_bytes([a, b, c, d, e, f, rule.kind, rule.reg]),
-            u64::from_le_bytes([rule.ra.0, s0, s1, s2, s3, s4, s5, 0]),
+            u64::from_le_bytes([rule.ra.0, s0, s1, s2, s3, s4, s5, rule.index]),
         ])
     }
 }

@@ -27,6 +27,9 @@ pub struct Table {
     /// Bytes of text where a frame pointer is assumed ([`Rule::FRAME_POINTER`]); not among the
     /// covered.
     pub guessed: u64,
+    /// Bytes of text without an entry whose rule was derived from the instructions themselves;
+    /// among the covered.
+    pub analysed: u64,
     /// Bytes of text from the first row to the end of the last.
     pub text: u64,
     // Two arrays: 6 bytes a row instead of 8, which counts in files with millions of them.
@@ -99,6 +102,7 @@ impl Builder {
                 covered: 0,
                 unsupported: [0; REASONS],
                 guessed: 0,
+                analysed: 0,
                 text: 0,
                 addresses: Vec::with_capacity(expected_rows),
                 row_rules: Vec::with_capacity(expected_rows),
@@ -136,6 +140,11 @@ impl Builder {
             self.table.addresses.push(address);
             self.table.row_rules.push(index);
         }
+    }
+
+    /// The last `bytes` that were pushed are or are not counted in [`Table::analysed`].
+    pub(super) fn derived(&mut self, bytes: u64, derived: bool) {
+        self.table.analysed += u64::from(derived) * bytes;
     }
 
     pub(super) fn finish(mut self) -> Table {

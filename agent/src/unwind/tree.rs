@@ -166,7 +166,7 @@ fn rule_block(rules: &[Rule]) -> Block {
         words[0] = rule.offset as u32;
         words[1] = u32::from_ne_bytes([a0, a1, rule.kind, rule.reg]);
         words[2] = u32::from_ne_bytes([rule.ra.0, s0, s1, s2]);
-        words[3] = u32::from_ne_bytes([s3, s4, s5, rule.padding]);
+        words[3] = u32::from_ne_bytes([s3, s4, s5, rule.index]);
     }
     block
 }
@@ -175,7 +175,7 @@ fn rule_in(block: &Block, slot: usize) -> Rule {
     let words = &block.0[slot * RULE_WORDS..][..RULE_WORDS];
     let [a0, a1, kind, reg] = words[1].to_ne_bytes();
     let [ra, s0, s1, s2] = words[2].to_ne_bytes();
-    let [s3, s4, s5, padding] = words[3].to_ne_bytes();
+    let [s3, s4, s5, index] = words[3].to_ne_bytes();
     Rule {
         offset: words[0] as i32,
         aux: i16::from_ne_bytes([a0, a1]),
@@ -183,7 +183,7 @@ fn rule_in(block: &Block, slot: usize) -> Rule {
         reg,
         ra: Slot(ra),
         saved: [s0, s1, s2, s3, s4, s5].map(Slot),
-        padding,
+        index,
     }
 }
 
@@ -334,7 +334,7 @@ mod tests {
             reg: 4,
             ra: Slot(5),
             saved: [6, 7, 8, 9, 10, 11].map(Slot),
-            padding: 0,
+            index: 12,
         };
         let block = rule_block(&[Rule::END, rule]);
         assert_eq!(rule_in(&block, 0), Rule::END);
@@ -346,5 +346,6 @@ mod tests {
         assert_eq!(bytes[std::mem::offset_of!(Rule, ra)], 5);
         let saved = std::mem::offset_of!(Rule, saved);
         assert_eq!(bytes[saved..saved + 6], [6, 7, 8, 9, 10, 11]);
+        assert_eq!(bytes[std::mem::offset_of!(Rule, index)], 12);
     }
 }

@@ -231,6 +231,9 @@ const DW_OP_LIT0: u8 = 0x30;
 const DW_OP_LIT31: u8 = 0x4f;
 const DW_OP_BREG0: u8 = 0x70;
 const DW_OP_DEREF: u8 = 0x06;
+const DW_OP_LIT8: u8 = DW_OP_LIT0 + 8;
+const DW_OP_MUL: u8 = 0x1e;
+const DW_OP_PLUS: u8 = 0x22;
 const DW_OP_PLUS_UCONST: u8 = 0x23;
 
 fn cfa_expression(bytes: &[u8]) -> Result<Rule, Unsupported> {
@@ -253,6 +256,7 @@ fn cfa_expression(bytes: &[u8]) -> Result<Rule, Unsupported> {
     if ops.0.is_empty() {
         return Ok(base);
     }
+    let index = ops.index();
     if ops.byte() != Some(DW_OP_DEREF) {
         return Err(unknown);
     }
@@ -267,6 +271,7 @@ fn cfa_expression(bytes: &[u8]) -> Result<Rule, Unsupported> {
     Ok(Rule {
         kind: CfaKind::Deref as u8,
         aux: i16::try_from(plus).map_err(|_| Unsupported::OffsetRange)?,
+        index: index.map_or(0, |register| register + 1),
         ..base
     })
 }
@@ -297,6 +302,20 @@ impl Ops<'_> {
             }
         }
         None
+    }
+
+    /// `DW_OP_breg<N> 0; DW_OP_lit8; DW_OP_mul; DW_OP_plus`: an index register, as OpenSSL's
+    /// Montgomery multiplication has it. Nothing is taken when it is something else.
+    fn index(&mut self) -> Option<u8> {
+        let [register, 0, DW_OP_LIT8, DW_OP_MUL, DW_OP_PLUS, rest @ ..] = self.0 else {
+            return None;
+        };
+        let register = register.checked_sub(DW_OP_BREG0)?;
+        if register >= reg::RIP {
+            return None;
+        }
+        self.0 = rest;
+        Some(register)
     }
 
     fn uleb(&mut self) -> Option<u64> {

@@ -45,6 +45,14 @@ pub fn start(mut command: Command) -> Running {
         .stdout(file("stdout"))
         .stderr(file("stderr"))
         .process_group(0);
+    // Also when the test itself is killed.
+    // SAFETY: between fork and exec the closure makes one system call, which takes no pointers.
+    unsafe {
+        command.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            Ok(())
+        });
+    }
     let child = command
         .spawn()
         .unwrap_or_else(|error| panic!("{command:?}: {error}"));
