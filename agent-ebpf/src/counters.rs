@@ -31,7 +31,21 @@ pub enum Counter {
     /// Nanoseconds spent in the program by ticks that became samples (`bpf_ktime_get_ns` at its
     /// start and end).
     SampleNanos,
+    /// Samples of processes of a PostgreSQL server.
+    Backends,
+    /// Nanoseconds that reading a backend's state took.
+    BackendNanos,
+    /// Sends to PostgreSQL servers.
+    Sends,
+    /// Nanoseconds spent at sends whose stack was not taken.
+    SendNanos,
+    /// Stacks taken at sends.
+    CallerStacks,
+    /// Nanoseconds spent at sends whose stack was taken.
+    CallerNanos,
+    /// Connections for which there was no room.
+    ConnectionMapFull,
 }
 
 /// How many counters there are.
-pub const COUNTERS: u32 = Counter::SampleNanos as u32 + 1;
+pub const COUNTERS: u32 = Counter::ConnectionMapFull as u32 + 1;

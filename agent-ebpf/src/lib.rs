@@ -11,6 +11,7 @@
 
 pub mod counters;
 pub mod limits;
+pub mod postgres;
 pub mod sample;
 pub mod table;
 pub mod unwind;

@@ -85,3 +85,24 @@ pub const STACK_COPIES_PER_SECOND: u32 = 256;
 /// driven the tables out of the processor's caches: a remembered rule costs one cache line, a search
 /// some fifteen.
 pub const CACHED_RULES: u32 = 2048;
+
+/// PostgreSQL servers known at the same time. The processes of one more are sampled like any others.
+pub const MAX_SERVERS: u32 = 256;
+
+/// Connections to servers whose last sends are remembered; the least recently used goes first.
+pub const MAX_CONNECTIONS: u32 = 1024;
+
+/// Sends that each connection remembers. A client that asks for more before the first is answered
+/// (pipelining) loses the first's caller.
+pub const SENDS: usize = 8;
+
+/// Frames of a caller's stack: the root end of a deeper one is missing. Stacks of async Rust services have
+/// about forty.
+pub const MAX_CALLER_FRAMES: usize = 128;
+
+/// Processes of servers whose connection is remembered for their parallel workers.
+pub const MAX_BACKENDS: u32 = 8192;
+
+/// Stacks at sends that each CPU may take in one second, when nothing else is asked for: at two sends a
+/// query it suffices for 2,000 queries a second on one CPU.
+pub const CALLER_STACKS_PER_SECOND: u32 = 4096;

@@ -7,12 +7,16 @@
     reason = "the entry points' macros make undocumented functions"
 )]
 
+mod backend;
+mod caller;
 mod counting;
 mod filter;
 mod lifecycle;
 mod maps;
 mod registers;
 mod sampling;
+mod socket;
+mod trace;
 mod walk;
 
 use aya_ebpf::{
@@ -38,6 +42,13 @@ pub fn flamestorm_fork(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub fn flamestorm_exit(ctx: RawTracePointContext) -> i32 {
     lifecycle::exit(ctx.arg(0));
+    0
+}
+
+/// A system call begins. `TP_PROTO(pt_regs *regs, long id)`.
+#[raw_tracepoint(tracepoint = "sys_enter")]
+pub fn flamestorm_send(ctx: RawTracePointContext) -> i32 {
+    let _ = caller::system_call(&ctx);
     0
 }
 

@@ -4,21 +4,24 @@ use aya_ebpf::{
     Global,
     btf_maps::{self, ArrayOfMaps},
     macros::{btf_map, map},
-    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 
 use agent_ebpf::{
     counters::COUNTERS,
     limits::{
-        BLOCK_WORDS, CACHED_RULES, MAX_PROCESSES, MAX_SEGMENTS, MAX_TARGET_NAMES, MAX_TARGETS,
-        MIN_RING_BYTES, SEGMENT_BLOCKS,
+        BLOCK_WORDS, CACHED_RULES, MAX_BACKENDS, MAX_CONNECTIONS, MAX_PROCESSES, MAX_SEGMENTS,
+        MAX_SERVERS, MAX_TARGET_NAMES, MAX_TARGETS, MIN_RING_BYTES, SEGMENT_BLOCKS,
     },
+    postgres::{BackendKey, Connection, Server},
     table::Space,
 };
 
 use crate::{
+    backend::Backend,
+    caller::{Budget, Ring},
     sampling::{Clock, StackCopy},
-    walk::{CachedRule, Walk},
+    walk::{CachedRule, SLOTS, Walk},
 };
 
 /// Samples and stack copies on their way to the agent, which sets its size.
@@ -29,20 +32,20 @@ pub static RING: RingBuf = RingBuf::with_byte_size(MIN_RING_BYTES, 0);
 #[map]
 pub static COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS, 0);
 
-/// The state of the walk and the sample being built.
+/// The state of each walk and the sample being built.
 #[map]
-pub static WALK: PerCpuArray<Walk> = PerCpuArray::with_max_entries(1, 0);
+pub static WALK: PerCpuArray<Walk> = PerCpuArray::with_max_entries(SLOTS, 0);
 
-/// The stack copy that each CPU is building (too large for a per-CPU map). The agent sets the number
-/// of CPUs.
+/// The stack copies that each CPU is building (too large for a per-CPU map), one a walk. The agent sets
+/// the number.
 #[map]
 pub static STACK_COPY: Array<StackCopy> = Array::with_max_entries(1, 0);
 
-/// When this CPU ticked last.
+/// When this CPU ticked last, and how many stack copies each walk sent.
 #[map]
-pub static CLOCK: PerCpuArray<Clock> = PerCpuArray::with_max_entries(1, 0);
+pub static CLOCK: PerCpuArray<Clock> = PerCpuArray::with_max_entries(SLOTS, 0);
 
-/// [`CACHED_RULES`] for each CPU, one after the other. The agent sets the number of CPUs.
+/// [`CACHED_RULES`] for each walk of each CPU, one after the other. The agent sets the number.
 #[map]
 pub static CACHE: Array<CachedRule> = Array::with_max_entries(CACHED_RULES, 0);
 
@@ -74,6 +77,44 @@ pub static SEGMENTS: ArrayOfMaps<
     { MAX_SEGMENTS as usize },
 > = ArrayOfMaps::new();
 
+/// PostgreSQL servers.
+#[map]
+pub static SERVERS: Array<Server> = Array::with_max_entries(MAX_SERVERS, 0);
+
+/// TCP ports on which they listen: a bit each.
+#[map]
+pub static SERVER_PORTS: Array<u64> = Array::with_max_entries(65_536 / 64, 0);
+
+/// What a backend says, being built.
+#[map]
+pub static BACKEND: PerCpuArray<Backend> = PerCpuArray::with_max_entries(1, 0);
+
+/// The connection of each backend, for its parallel workers.
+#[map]
+pub static BACKENDS: LruHashMap<BackendKey, Connection> =
+    LruHashMap::with_max_entries(MAX_BACKENDS, 0);
+
+/// The last sends on each connection.
+#[map]
+pub static CONNECTIONS: LruHashMap<Connection, Ring> =
+    LruHashMap::with_max_entries(MAX_CONNECTIONS, 0);
+
+/// A connection without sends (too large for the programs' stack).
+#[map]
+pub static NEW_RING: Array<Ring> = Array::with_max_entries(1, 0);
+
+/// What is left of each CPU's budget of stacks at sends.
+#[map]
+pub static CALLER_BUDGET: PerCpuArray<Budget> = PerCpuArray::with_max_entries(1, 0);
+
+/// `CLOCK_REALTIME` − `CLOCK_MONOTONIC`, nanoseconds, kept true by the agent.
+#[map]
+pub static WALL_OFFSET: Array<i64> = Array::with_max_entries(1, 0);
+
+/// Stacks at sends that a CPU may take in a [`crate::caller::WINDOW`].
+#[unsafe(no_mangle)]
+pub static CALLERS_PER_WINDOW: Global<u32> = Global::new(0);
+
 /// Nanoseconds between two ticks of a CPU.
 #[unsafe(no_mangle)]
 pub static PERIOD_NS: Global<u64> = Global::new(0);
@@ -97,3 +138,81 @@ pub static TASK_SIGNAL: Global<u32> = Global::new(0);
 /// Offset of `live` in `struct signal_struct`.
 #[unsafe(no_mangle)]
 pub static SIGNAL_LIVE: Global<u32> = Global::new(0);
+/// Offset of `files` in `struct task_struct`.
+#[unsafe(no_mangle)]
+pub static TASK_FILES: Global<u32> = Global::new(0);
+/// Offset of `thread.fsbase` in `struct task_struct`.
+#[unsafe(no_mangle)]
+pub static TASK_FSBASE: Global<u32> = Global::new(0);
+/// Offset of `fdt` in `struct files_struct`.
+#[unsafe(no_mangle)]
+pub static FILES_FDT: Global<u32> = Global::new(0);
+/// Offset of `max_fds` in `struct fdtable`.
+#[unsafe(no_mangle)]
+pub static FDTABLE_MAX_FDS: Global<u32> = Global::new(0);
+/// Offset of `fd` in `struct fdtable`.
+#[unsafe(no_mangle)]
+pub static FDTABLE_FD: Global<u32> = Global::new(0);
+/// Offset of `f_inode` in `struct file`.
+#[unsafe(no_mangle)]
+pub static FILE_INODE: Global<u32> = Global::new(0);
+/// Offset of `private_data` in `struct file`.
+#[unsafe(no_mangle)]
+pub static FILE_PRIVATE_DATA: Global<u32> = Global::new(0);
+/// Offset of `i_mode` in `struct inode`.
+#[unsafe(no_mangle)]
+pub static INODE_MODE: Global<u32> = Global::new(0);
+/// Offset of `sk` in `struct socket`.
+#[unsafe(no_mangle)]
+pub static SOCKET_SK: Global<u32> = Global::new(0);
+/// Offset of `skc_family` in `struct sock_common`.
+#[unsafe(no_mangle)]
+pub static SOCK_FAMILY: Global<u32> = Global::new(0);
+/// Offset of `skc_num` in `struct sock_common`.
+#[unsafe(no_mangle)]
+pub static SOCK_NUM: Global<u32> = Global::new(0);
+/// Offset of `skc_dport` in `struct sock_common`.
+#[unsafe(no_mangle)]
+pub static SOCK_DPORT: Global<u32> = Global::new(0);
+/// Offset of `skc_rcv_saddr` in `struct sock_common`.
+#[unsafe(no_mangle)]
+pub static SOCK_RCV_SADDR: Global<u32> = Global::new(0);
+/// Offset of `skc_daddr` in `struct sock_common`.
+#[unsafe(no_mangle)]
+pub static SOCK_DADDR: Global<u32> = Global::new(0);
+/// Offset of `skc_v6_rcv_saddr` in `struct sock_common`.
+#[unsafe(no_mangle)]
+pub static SOCK_V6_RCV_SADDR: Global<u32> = Global::new(0);
+/// Offset of `skc_v6_daddr` in `struct sock_common`.
+#[unsafe(no_mangle)]
+pub static SOCK_V6_DADDR: Global<u32> = Global::new(0);
+/// Offset of `skc_net` in `struct sock_common`.
+#[unsafe(no_mangle)]
+pub static SOCK_NET: Global<u32> = Global::new(0);
+/// Offset of `ns.inum` in `struct net`.
+#[unsafe(no_mangle)]
+pub static NET_NS_INUM: Global<u32> = Global::new(0);
+/// Offset of `peer` in `struct unix_sock`.
+#[unsafe(no_mangle)]
+pub static UNIX_SOCK_PEER: Global<u32> = Global::new(0);
+/// Offset of `addr` in `struct unix_sock`.
+#[unsafe(no_mangle)]
+pub static UNIX_SOCK_ADDR: Global<u32> = Global::new(0);
+/// Offset of `len` in `struct unix_address`.
+#[unsafe(no_mangle)]
+pub static UNIX_ADDRESS_LENGTH: Global<u32> = Global::new(0);
+/// Offset of `name` in `struct unix_address`.
+#[unsafe(no_mangle)]
+pub static UNIX_ADDRESS_NAME: Global<u32> = Global::new(0);
+/// Offset of `pids` in `struct signal_struct`.
+#[unsafe(no_mangle)]
+pub static SIGNAL_PIDS: Global<u32> = Global::new(0);
+/// Offset of `level` in `struct pid`.
+#[unsafe(no_mangle)]
+pub static PID_LEVEL: Global<u32> = Global::new(0);
+/// Offset of `numbers` in `struct pid`.
+#[unsafe(no_mangle)]
+pub static PID_NUMBERS: Global<u32> = Global::new(0);
+/// Offset of `arg_start` in `struct mm_struct`.
+#[unsafe(no_mangle)]
+pub static MM_ARG_START: Global<u32> = Global::new(0);

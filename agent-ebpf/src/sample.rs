@@ -16,6 +16,10 @@ use crate::unwind::Registers;
 pub const KIND_SAMPLE: u32 = 1;
 /// Record kind of a stack copy.
 pub const KIND_STACK_COPY: u32 = 2;
+/// Record kind of what a PostgreSQL backend told, see [`crate::postgres::BackendHeader`].
+pub const KIND_BACKEND: u32 = 3;
+/// Record kind of the stack of a send to a server: like a sample, but at the time of the send.
+pub const KIND_CALLER: u32 = 4;
 
 /// Flag of a stack copy: `registers.ip` is an interrupted instruction, not a return address.
 pub const EXACT_IP: u32 = 1;
@@ -119,11 +123,21 @@ impl Outcome {
     }
 }
 
+/// Ids of a trace and of a span in it (W3C trace context); zero for none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct TraceContext {
+    /// Trace id.
+    pub trace: [u8; 16],
+    /// Span id.
+    pub span: [u8; 8],
+}
+
 /// Start of a sample record.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct SampleHeader {
-    /// [`KIND_SAMPLE`].
+    /// [`KIND_SAMPLE`] or [`KIND_CALLER`].
     pub kind: u32,
     /// Process id (the kernel's tgid) in the initial pid namespace.
     pub pid: u32,
@@ -148,9 +162,11 @@ pub struct SampleHeader {
     pub has_stack_copy: u8,
     /// Explicit padding, zero.
     pub padding: [u8; 6],
+    /// What the thread was working for, if it publishes that.
+    pub trace: TraceContext,
 }
 
-const _: () = assert!(size_of::<SampleHeader>() == 64);
+const _: () = assert!(size_of::<SampleHeader>() == 88);
 
 /// Start of a stack copy record.
 #[derive(Clone, Copy, Debug)]

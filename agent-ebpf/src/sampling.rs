@@ -16,10 +16,10 @@ use aya_ebpf::{
 };
 
 use crate::{
-    counting, filter,
+    backend, counting, filter,
     maps::{CLOCK, PERIOD_NS, RING, STACK_COPY, WALK},
-    registers,
-    walk::{self, KERNEL_STACK_BYTES, Walk, bounded},
+    registers, trace,
+    walk::{self, KERNEL_STACK_BYTES, SLOTS, Walk, bounded},
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -57,7 +57,7 @@ pub fn tick(ctx: &PerfEventContext) {
     if filter::active() && !filter::selects_current(pid) {
         return counting::one(Counter::Filtered);
     }
-    let Some(walk) = WALK.get_ptr_mut(0) else {
+    let Some(walk) = WALK.get_ptr_mut(walk::SAMPLER) else {
         return;
     };
     // SAFETY: this CPU's only user of its slot is this program, which cannot interrupt itself.
@@ -72,7 +72,12 @@ pub fn tick(ctx: &PerfEventContext) {
     walk.header.comm = bpf_get_current_comm().unwrap_or_default();
     take_stacks(ctx, walk);
     if Outcome::is_continuable(walk::outcome(walk)) {
-        walk.header.has_stack_copy = send_stack_copy(walk, now) as u8;
+        walk.header.has_stack_copy =
+            send_stack_copy::<{ walk::SAMPLER }>(walk, now) as u8;
+    }
+    walk.header.trace = trace::of_current_thread(walk.space.trace_offset);
+    if walk.space.server != 0 {
+        backend::tell(walk.space.server, walk.header.cpu, now);
     }
     send_sample(walk);
     // SAFETY: the helper has no preconditions.
@@ -102,6 +107,8 @@ fn take_stacks(ctx: &PerfEventContext, walk: &mut Walk) {
     walk.header.kernel_frames = 0;
     walk.header.user_frames = 0;
     walk.header.has_stack_copy = 0;
+    walk.space.server = 0;
+    walk.space.trace_offset = 0;
     let has_user_stack = if registers::in_user_mode(ctx) {
         registers::from_context(ctx, &mut walk.cursor.regs);
         true
@@ -123,7 +130,7 @@ fn take_stacks(ctx: &PerfEventContext, walk: &mut Walk) {
     // A task without an address space (a kernel thread, or one that has just given its own up on its
     // way out) has no user stack.
     if has_user_stack && walk.header.mm != 0 {
-        walk::user_stack(walk);
+        walk::user_stack::<{ walk::SAMPLER }>(walk);
     } else {
         walk.header.outcome = Outcome::KernelOnly as u8;
     }
@@ -132,12 +139,12 @@ fn take_stacks(ctx: &PerfEventContext, walk: &mut Walk) {
 /// Sends the registers at which the walk stopped and the stack above them, for user space to go on.
 /// The frame at which it stopped is taken out of the sample: user space names it again.
 #[inline(always)]
-fn send_stack_copy(walk: &mut Walk, now: u64) -> bool {
-    if !within_budget(now) {
+pub fn send_stack_copy<const SLOT: u32>(walk: &mut Walk, now: u64) -> bool {
+    if !within_budget(SLOT, now) {
         counting::one(Counter::StackCopyBudget);
         return false;
     }
-    let Some(copy) = STACK_COPY.get_ptr_mut(walk.header.cpu) else {
+    let Some(copy) = STACK_COPY.get_ptr_mut(walk.header.cpu * SLOTS + SLOT) else {
         return false;
     };
     // SAFETY: see `tick`.
@@ -152,7 +159,7 @@ fn send_stack_copy(walk: &mut Walk, now: u64) -> bool {
     unsafe {
         bpf_loop(
             (MAX_STACK_COPY / STACK_CHUNK) as u32,
-            copy_chunk as *mut core::ffi::c_void,
+            copy_chunk::<SLOT> as *mut core::ffi::c_void,
             core::ptr::null_mut(),
             0,
         )
@@ -176,10 +183,10 @@ fn send_stack_copy(walk: &mut Walk, now: u64) -> bool {
 /// Copies one chunk of the user stack. A page in which nothing was ever stored cannot be read here, and
 /// comes out as zeros (bpf_probe_read_user clears what it cannot read): no caller is in it. The copy
 /// ends with the last page that could be read.
-extern "C" fn copy_chunk(index: u32, _: *mut core::ffi::c_void) -> i64 {
+extern "C" fn copy_chunk<const SLOT: u32>(index: u32, _: *mut core::ffi::c_void) -> i64 {
     // SAFETY: the helper has no preconditions.
     let cpu = unsafe { bpf_get_smp_processor_id() };
-    let Some(copy) = STACK_COPY.get_ptr_mut(cpu) else {
+    let Some(copy) = STACK_COPY.get_ptr_mut(cpu * SLOTS + SLOT) else {
         return 1;
     };
     // SAFETY: see `tick`.
@@ -203,8 +210,8 @@ extern "C" fn copy_chunk(index: u32, _: *mut core::ffi::c_void) -> i64 {
 
 /// Whether this CPU may send another stack copy in this second.
 #[inline(always)]
-fn within_budget(now: u64) -> bool {
-    let Some(clock) = CLOCK.get_ptr_mut(0) else {
+fn within_budget(slot: u32, now: u64) -> bool {
+    let Some(clock) = CLOCK.get_ptr_mut(slot) else {
         return false;
     };
     // SAFETY: see `tick`.
@@ -241,7 +248,7 @@ fn send_sample(walk: &mut Walk) {
 
 /// Appends the first `bytes` of `record` to the ring buffer.
 #[inline(always)]
-fn send<T>(record: &mut T, bytes: usize, wakeup: u32) -> bool {
+pub fn send<T>(record: &mut T, bytes: usize, wakeup: u32) -> bool {
     let Some(bytes) = bounded(bytes, size_of::<T>()) else {
         return false;
     };

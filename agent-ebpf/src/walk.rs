@@ -19,6 +19,14 @@ use crate::{
     maps::{CACHE, GENERATION, PROCESSES, SEGMENTS, TASK_FLAGS, TASK_MM, WALK},
 };
 
+/// Slot of the sampling program in what each CPU has for walks. It may interrupt the other, so they share
+/// nothing that is written.
+pub const SAMPLER: u32 = 0;
+/// Slot of the program at sends.
+pub const CALLER: u32 = 1;
+/// How many walks may be under way on a CPU.
+pub const SLOTS: u32 = 2;
+
 /// Frames of a sample, kernel's and user's.
 pub const FRAMES: usize = (MAX_KERNEL_FRAMES + MAX_USER_FRAMES) as usize;
 
@@ -40,7 +48,8 @@ pub struct Walk {
     pub frames: [u64; FRAMES],
     /// Registers of the current frame.
     pub cursor: Cursor,
-    space: Space,
+    /// What is known of its process.
+    pub space: Space,
     /// The mapping of the last frame: the next is nearly always in the same.
     mapping: Mapping,
     frame_pointers: u32,
@@ -84,7 +93,7 @@ pub fn flags(walk: &Walk) -> u32 {
 
 /// Walks from `walk.cursor.regs` to the end of the stack.
 #[inline(always)]
-pub fn user_stack(walk: &mut Walk) {
+pub fn user_stack<const SLOT: u32>(walk: &mut Walk) {
     walk.cursor.exact_ip = 1;
     walk.frame_pointers = 0;
     walk.mapping.start = 0;
@@ -93,7 +102,14 @@ pub fn user_stack(walk: &mut Walk) {
     let space = unsafe { PROCESSES.get(walk.header.pid) };
     match space {
         Some(space) if space.mm == walk.header.mm => walk.space = *space,
-        _ => {
+        unseen => {
+            // What was made for the children serves for more than their tables.
+            if let Some(space) = unseen
+                && space.mm == 0
+            {
+                walk.space.server = space.server;
+                walk.space.trace_offset = space.trace_offset;
+            }
             walk.header.outcome = Outcome::UnknownProcess as u8;
             return;
         }
@@ -104,7 +120,7 @@ pub fn user_stack(walk: &mut Walk) {
     unsafe {
         bpf_loop(
             MAX_USER_FRAMES,
-            frame as *mut c_void,
+            frame::<SLOT> as *mut c_void,
             core::ptr::null_mut(),
             0,
         )
@@ -112,8 +128,8 @@ pub fn user_stack(walk: &mut Walk) {
 }
 
 /// One frame: note its address, find its rule, step to its caller. 1 ends the loop.
-extern "C" fn frame(index: u32, _: *mut c_void) -> i64 {
-    let Some(walk) = WALK.get_ptr_mut(0) else {
+extern "C" fn frame<const SLOT: u32>(index: u32, _: *mut c_void) -> i64 {
+    let Some(walk) = WALK.get_ptr_mut(SLOT) else {
         return 1;
     };
     // SAFETY: this CPU's only user of its slot is this program.
@@ -125,7 +141,7 @@ extern "C" fn frame(index: u32, _: *mut c_void) -> i64 {
     let interrupted = (walk.cursor.exact_ip != 0 && index != 0) as u64;
     walk.frames[at] = walk.cursor.regs.ip | interrupted * SIGNAL_FRAME_BIT;
     walk.header.user_frames = index + 1;
-    match next(walk) {
+    match next::<SLOT>(walk) {
         None => 0,
         Some(outcome) => {
             walk.header.outcome = outcome as u8;
@@ -136,9 +152,9 @@ extern "C" fn frame(index: u32, _: *mut c_void) -> i64 {
 
 /// Steps to the caller; `Some` when the walk is over.
 #[inline(always)]
-fn next(walk: &mut Walk) -> Option<Outcome> {
+fn next<const SLOT: u32>(walk: &mut Walk) -> Option<Outcome> {
     let ip = walk.cursor.lookup_ip();
-    let Some(cached) = CACHE.get_ptr_mut(cache_slot(walk, ip)) else {
+    let Some(cached) = CACHE.get_ptr_mut(cache_slot::<SLOT>(walk, ip)) else {
         return Some(Outcome::TablesPending);
     };
     // SAFETY: the slot belongs to this CPU, and this program is its only user.
@@ -175,13 +191,13 @@ fn next(walk: &mut Walk) -> Option<Outcome> {
     }
 }
 
-/// Where this CPU remembers the rule of an address.
+/// Where this CPU's walk remembers the rule of an address.
 #[inline(always)]
-fn cache_slot(walk: &Walk, ip: u64) -> u32 {
+fn cache_slot<const SLOT: u32>(walk: &Walk, ip: u64) -> u32 {
     // Fibonacci hashing: the upper bits of the product depend on all bits of the key.
     let key = ip ^ u64::from(walk.space.root) << 32;
     let hash = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - CACHED_RULES.ilog2());
-    walk.header.cpu * CACHED_RULES + hash as u32
+    (walk.header.cpu * SLOTS + SLOT) * CACHED_RULES + hash as u32
 }
 
 /// Finds the rule for `ip`: first its mapping, then the row in the mapping's table.

@@ -83,6 +83,7 @@ fn load() -> (Result<Option<u32>, String>, Result<(), String>) {
     let kernel = Kernel::load(&Options {
         period_ns: PERIOD_NS,
         filter: false,
+        callers_per_second: 0,
     });
     match kernel {
         Ok(kernel) => {

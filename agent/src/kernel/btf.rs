@@ -3,7 +3,7 @@
 //! Format: Linux, Documentation/bpf/btf.rst. Only what is needed is kept: a walk over the types that
 //! finds structs by name and members by name (anonymous members are looked into).
 
-use std::fs;
+use std::{collections::HashMap, fs};
 
 use super::Error;
 
@@ -16,26 +16,71 @@ const KIND_UNION: u32 = 5;
 /// Anonymous structs nested deeper than this do not exist in the kernel; hostile input ends here.
 const MAX_NESTING: u32 = 8;
 
+/// A member of a kernel struct.
+type Member = (&'static str, &'static str);
+
+/// The global of the kernel programs that takes an offset, and the members whose offsets add up to it.
+type Field = (&'static str, &'static [Member]);
+
+/// Without these nothing can be recorded.
+const REQUIRED: &[Field] = &[
+    ("TASK_TGID", &[("task_struct", "tgid")]),
+    ("TASK_FLAGS", &[("task_struct", "flags")]),
+    ("TASK_MM", &[("task_struct", "mm")]),
+    ("TASK_SIGNAL", &[("task_struct", "signal")]),
+    ("SIGNAL_LIVE", &[("signal_struct", "live")]),
+];
+
+/// Without one of these something of the attribution of database work is not known.
+const OPTIONAL: &[Field] = &[
+    ("TASK_FILES", &[("task_struct", "files")]),
+    (
+        "TASK_FSBASE",
+        &[("task_struct", "thread"), ("thread_struct", "fsbase")],
+    ),
+    ("FILES_FDT", &[("files_struct", "fdt")]),
+    ("FDTABLE_MAX_FDS", &[("fdtable", "max_fds")]),
+    ("FDTABLE_FD", &[("fdtable", "fd")]),
+    ("FILE_INODE", &[("file", "f_inode")]),
+    ("FILE_PRIVATE_DATA", &[("file", "private_data")]),
+    ("INODE_MODE", &[("inode", "i_mode")]),
+    ("SOCKET_SK", &[("socket", "sk")]),
+    ("SOCK_FAMILY", &[("sock_common", "skc_family")]),
+    ("SOCK_NUM", &[("sock_common", "skc_num")]),
+    ("SOCK_DPORT", &[("sock_common", "skc_dport")]),
+    ("SOCK_RCV_SADDR", &[("sock_common", "skc_rcv_saddr")]),
+    ("SOCK_DADDR", &[("sock_common", "skc_daddr")]),
+    ("SOCK_V6_RCV_SADDR", &[("sock_common", "skc_v6_rcv_saddr")]),
+    ("SOCK_V6_DADDR", &[("sock_common", "skc_v6_daddr")]),
+    ("SOCK_NET", &[("sock_common", "skc_net")]),
+    ("NET_NS_INUM", &[("net", "ns"), ("ns_common", "inum")]),
+    ("UNIX_SOCK_PEER", &[("unix_sock", "peer")]),
+    ("UNIX_SOCK_ADDR", &[("unix_sock", "addr")]),
+    ("UNIX_ADDRESS_LENGTH", &[("unix_address", "len")]),
+    ("UNIX_ADDRESS_NAME", &[("unix_address", "name")]),
+    ("SIGNAL_PIDS", &[("signal_struct", "pids")]),
+    ("PID_LEVEL", &[("pid", "level")]),
+    ("PID_NUMBERS", &[("pid", "numbers")]),
+    ("MM_ARG_START", &[("mm_struct", "arg_start")]),
+];
+
+/// Stands for the offset of a member that this kernel lacks: a read there fails.
+const ABSENT: u32 = 1 << 30;
+
 /// Byte offsets of the fields that the kernel programs read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offsets {
-    /// `task_struct.tgid`
-    pub task_tgid: u32,
-    /// `task_struct.flags`
-    pub task_flags: u32,
-    /// `task_struct.mm`
-    pub task_mm: u32,
-    /// `task_struct.signal`
-    pub task_signal: u32,
-    /// `signal_struct.live`
-    pub signal_live: u32,
+    /// The global that takes the offset, and the offset.
+    pub globals: Vec<(&'static str, u32)>,
+    /// What this kernel lacks, as `struct.member`.
+    pub missing: Vec<String>,
 }
 
 impl Offsets {
     /// Offsets in the running kernel.
     ///
     /// # Errors
-    /// The file cannot be read, is not BTF, or lacks one of the fields.
+    /// The file cannot be read, is not BTF, or lacks a field without which nothing can be recorded.
     pub fn of_running_kernel() -> Result<Offsets, Error> {
         let bytes = fs::read(VMLINUX).map_err(|source| Error::ReadBtf { source })?;
         Offsets::parse(&bytes)
@@ -43,15 +88,28 @@ impl Offsets {
 
     fn parse(bytes: &[u8]) -> Result<Offsets, Error> {
         let types = Types::parse(bytes).ok_or(Error::MalformedBtf)?;
-        let task = types.find_struct("task_struct")?;
-        let signal = types.find_struct("signal_struct")?;
-        Ok(Offsets {
-            task_tgid: types.member(task, "task_struct", "tgid")?,
-            task_flags: types.member(task, "task_struct", "flags")?,
-            task_mm: types.member(task, "task_struct", "mm")?,
-            task_signal: types.member(task, "task_struct", "signal")?,
-            signal_live: types.member(signal, "signal_struct", "live")?,
-        })
+        let structs = types.structs(REQUIRED.iter().chain(OPTIONAL));
+        let offset = |members: &[Member]| -> Result<u32, Error> {
+            let mut sum = 0u32;
+            for &(of, field) in members {
+                let start = structs.get(of).ok_or(Error::MissingKernelField { of, field })?;
+                sum = sum.saturating_add(types.member(*start, of, field)?);
+            }
+            Ok(sum)
+        };
+        let mut globals = Vec::new();
+        for (global, members) in REQUIRED {
+            globals.push((*global, offset(members)?));
+        }
+        let mut missing = Vec::new();
+        for (global, members) in OPTIONAL {
+            let found = offset(members).unwrap_or_else(|_| {
+                missing.extend(members.iter().map(|(of, field)| format!("{of}.{field}")));
+                ABSENT
+            });
+            globals.push((*global, found));
+        }
+        Ok(Offsets { globals, missing })
     }
 }
 
@@ -92,17 +150,26 @@ impl<'a> Types<'a> {
         rest.split(|byte| *byte == 0).next().unwrap_or_default()
     }
 
-    fn find_struct(&self, name: &'static str) -> Result<usize, Error> {
-        let found = self.starts.iter().find(|&&start| {
+    /// Where the structs begin that the fields are of, found in one pass.
+    fn structs<'f>(
+        &self,
+        fields: impl Iterator<Item = &'f Field>,
+    ) -> HashMap<&'static str, usize> {
+        let wanted: HashMap<&[u8], &'static str> = fields
+            .flat_map(|(_, members)| members.iter())
+            .map(|(of, _)| (of.as_bytes(), *of))
+            .collect();
+        let mut found = HashMap::new();
+        for &start in &self.starts {
             let start = start as usize;
-            word(self.bytes, start + 4).map(kind) == Some(KIND_STRUCT)
-                && word(self.bytes, start).map(|offset| self.name(offset)) == Some(name.as_bytes())
-        });
-        let found = found.ok_or(Error::MissingKernelField {
-            of: name,
-            field: "",
-        })?;
-        Ok(*found as usize)
+            if word(self.bytes, start + 4).map(kind) == Some(KIND_STRUCT)
+                && let Some(name) = word(self.bytes, start).map(|offset| self.name(offset))
+                && let Some(name) = wanted.get(name)
+            {
+                found.entry(*name).or_insert(start);
+            }
+        }
+        found
     }
 
     /// Byte offset of a member.
@@ -176,14 +243,11 @@ mod tests {
             return;
         }
         let offsets = Offsets::of_running_kernel().unwrap();
-        let fields = [
-            offsets.task_tgid,
-            offsets.task_flags,
-            offsets.task_mm,
-            offsets.task_signal,
-        ];
-        assert!(fields.iter().all(|o| *o > 0 && *o < 16_384 && o % 4 == 0));
-        assert!(offsets.signal_live < 4096);
+        assert_eq!(offsets.globals.len(), REQUIRED.len() + OPTIONAL.len());
+        assert_eq!(offsets.missing, Vec::<String>::new());
+        assert!(offsets.globals.iter().all(|(_, offset)| *offset < 16_384));
+        let of = |name| offsets.globals.iter().find(|(global, _)| *global == name);
+        assert!(of("TASK_TGID").is_some_and(|(_, offset)| *offset > 0 && offset % 4 == 0));
     }
 
     /// Truncated and overwritten type information is an error, never a panic.

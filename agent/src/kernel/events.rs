@@ -2,8 +2,10 @@
 
 use agent_ebpf::{
     limits::STACK_CHUNK,
+    postgres::BackendHeader,
     sample::{
-        EXACT_IP, GUESSED, KIND_SAMPLE, KIND_STACK_COPY, Outcome, SampleHeader, StackCopyHeader,
+        EXACT_IP, GUESSED, KIND_BACKEND, KIND_CALLER, KIND_SAMPLE, KIND_STACK_COPY, Outcome,
+        SampleHeader, StackCopyHeader,
     },
     unwind::Registers,
 };
@@ -13,8 +15,21 @@ use agent_ebpf::{
 pub enum Record<'a> {
     /// A sample.
     Sample(Sample<'a>),
-    /// The stack that belongs to the sample which follows from the same CPU.
+    /// The stack that belongs to the sample or caller which follows from the same CPU.
     StackCopy(StackCopy<'a>),
+    /// What the PostgreSQL backend said whose sample follows from the same CPU.
+    Backend(Backend<'a>),
+    /// The stack of a send to a PostgreSQL server: the header's `cpu` and `time` are the send's.
+    Caller(Sample<'a>),
+}
+
+/// What a PostgreSQL backend said.
+#[derive(Clone, Debug)]
+pub struct Backend<'a> {
+    /// Its fixed part.
+    pub header: BackendHeader,
+    /// The query's text, cut at any byte.
+    pub text: &'a [u8],
 }
 
 /// A sample as the kernel sent it.
@@ -51,12 +66,12 @@ impl<'a> Record<'a> {
     /// Reads a record; `None` for one that is no such.
     pub fn parse(bytes: &'a [u8]) -> Option<Record<'a>> {
         match u32::from_le_bytes(bytes.get(..4)?.try_into().ok()?) {
-            KIND_SAMPLE => {
-                let (header, frames) = split::<SampleHeader>(bytes)?;
-                let count = header.kernel_frames as usize + header.user_frames as usize;
-                Some(Record::Sample(Sample {
-                    outcome: Outcome::from_u8(header.outcome)?,
-                    frames: frames.get(..count * 8)?,
+            KIND_SAMPLE => sample(bytes).map(Record::Sample),
+            KIND_CALLER => sample(bytes).map(Record::Caller),
+            KIND_BACKEND => {
+                let (header, text) = split::<BackendHeader>(bytes)?;
+                Some(Record::Backend(Backend {
+                    text: text.get(..header.text_bytes as usize)?,
                     header,
                 }))
             }
@@ -75,6 +90,16 @@ impl<'a> Record<'a> {
             _ => None,
         }
     }
+}
+
+fn sample(bytes: &[u8]) -> Option<Sample<'_>> {
+    let (header, frames) = split::<SampleHeader>(bytes)?;
+    let count = header.kernel_frames as usize + header.user_frames as usize;
+    Some(Sample {
+        outcome: Outcome::from_u8(header.outcome)?,
+        frames: frames.get(..count * 8)?,
+        header,
+    })
 }
 
 impl Sample<'_> {
@@ -99,6 +124,7 @@ fn words(bytes: &[u8]) -> impl Iterator<Item = u64> + '_ {
 trait Plain: Copy {}
 impl Plain for SampleHeader {}
 impl Plain for StackCopyHeader {}
+impl Plain for BackendHeader {}
 
 fn split<T: Plain>(bytes: &[u8]) -> Option<(T, &[u8])> {
     let (head, rest) = bytes.split_at_checked(size_of::<T>())?;

@@ -11,6 +11,7 @@ use std::{io, os::fd::AsRawFd as _, time::Duration};
 use agent_ebpf::{
     counters::{COUNTERS, Counter},
     limits::{CACHED_RULES, MAX_SEGMENTS, SEGMENT_BLOCKS, ring_bytes},
+    postgres::Server,
     table::{Block, BlockId, Space},
 };
 use aya::{
@@ -26,7 +27,7 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 
-pub use events::{Record, Sample, StackCopy};
+pub use events::{Backend, Record, Sample, StackCopy};
 pub use lifecycle::{Event, EventKind, FileKey, LifecycleEvents, MappedObject};
 pub use pool::BlockPool;
 
@@ -97,14 +98,23 @@ pub struct Options {
     pub period_ns: u64,
     /// Only selected processes (see [`Kernel::select_process`] and [`Kernel::select_name`]).
     pub filter: bool,
+    /// Stacks that each CPU may take in one second at sends to PostgreSQL servers.
+    pub callers_per_second: u32,
 }
+
+/// Windows of the budget of stacks at sends (100 ms each).
+const WINDOWS_PER_SECOND: u32 = 10;
+/// Walks that may be under way on a CPU: a sample's and a send's.
+const WALKS: u32 = 2;
 
 /// Wrappers that let plain data of the contract cross into maps.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 struct Plain<T: Copy>(T);
-// SAFETY: both are `repr(C)` integers without padding (`Block`: u32 words; `Space`: u64, u32, u32).
+// SAFETY: all are `repr(C)` integers without padding.
 unsafe impl aya::Pod for Plain<Block> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<Server> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<Space> {}
 
@@ -120,10 +130,14 @@ pub struct Kernel {
     target_names: HashMap<MapData, [u8; 16], u8>,
     counts: PerCpuArray<MapData, u64>,
     generation: Array<MapData, u32>,
+    servers: Array<MapData, Plain<Server>>,
+    server_ports: Array<MapData, u64>,
+    wall_offset: Array<MapData, i64>,
     outer: ArrayOfMaps<MapData, Segment>,
     segments: Vec<Segment>,
     cpus: Vec<u32>,
     clocks: Vec<PerfEventLinkId>,
+    follows_senders: bool,
 }
 
 const SAMPLE: &str = "flamestorm_sample";
@@ -131,6 +145,8 @@ const RAW_TRACEPOINTS: [(&str, &str); 2] = [
     ("flamestorm_fork", "sched_process_fork"),
     ("flamestorm_exit", "sched_process_exit"),
 ];
+
+const SENDS: (&str, &str) = ("flamestorm_send", "sys_enter");
 
 impl Kernel {
     /// Loads maps and programs and attaches those that follow processes. No sample is taken yet.
@@ -145,24 +161,25 @@ impl Kernel {
         let cpus = online_cpus().map_err(|(path, source)| Error::Cpus { path, source })?;
         // CPU numbers may have gaps.
         let cpu_numbers = cpus.iter().max().map_or(1, |last| last + 1);
-        let mut ebpf = EbpfLoader::new()
+        let callers = options.callers_per_second.div_ceil(WINDOWS_PER_SECOND);
+        let mut loader = EbpfLoader::new();
+        loader
             // The programs need no relocation against the kernel's types.
             .btf(None)
             .verifier_log_level(VerifierLogLevel::STATS)
             .map_max_entries("RING", ring_bytes(cpus.len() as u32, frequency))
-            .map_max_entries("STACK_COPY", cpu_numbers)
-            .map_max_entries("CACHE", CACHED_RULES * cpu_numbers)
+            .map_max_entries("STACK_COPY", WALKS * cpu_numbers)
+            .map_max_entries("CACHE", WALKS * CACHED_RULES * cpu_numbers)
             .override_global("PERIOD_NS", &options.period_ns, true)
-            .override_global("FILTER", &filter, true)
-            .override_global("TASK_TGID", &offsets.task_tgid, true)
-            .override_global("TASK_FLAGS", &offsets.task_flags, true)
-            .override_global("TASK_MM", &offsets.task_mm, true)
-            .override_global("TASK_SIGNAL", &offsets.task_signal, true)
-            .override_global("SIGNAL_LIVE", &offsets.signal_live, true)
-            .load(aya::include_bytes_aligned!(concat!(
-                env!("OUT_DIR"),
-                "/flamestorm-ebpf"
-            )))?;
+            .override_global("CALLERS_PER_WINDOW", &callers, true)
+            .override_global("FILTER", &filter, true);
+        for (global, offset) in &offsets.globals {
+            loader.override_global(global, offset, true);
+        }
+        let mut ebpf = loader.load(aya::include_bytes_aligned!(concat!(
+            env!("OUT_DIR"),
+            "/flamestorm-ebpf"
+        )))?;
         let logger = EbpfLogger::init(&mut ebpf).ok();
         let mut kernel = Kernel {
             logger,
@@ -172,6 +189,10 @@ impl Kernel {
             target_names: take(&mut ebpf, "TARGET_NAMES")?,
             counts: take(&mut ebpf, "COUNTS")?,
             generation: take(&mut ebpf, "GENERATION")?,
+            servers: take(&mut ebpf, "SERVERS")?,
+            server_ports: take(&mut ebpf, "SERVER_PORTS")?,
+            wall_offset: take(&mut ebpf, "WALL_OFFSET")?,
+            follows_senders: false,
             outer: take(&mut ebpf, "SEGMENTS")?,
             segments: Vec::new(),
             cpus,
@@ -185,15 +206,54 @@ impl Kernel {
 
     fn follow_processes(&mut self) -> Result<(), Error> {
         for (program, tracepoint) in RAW_TRACEPOINTS {
-            let attach = |ebpf: &mut Ebpf| -> Result<(), ProgramError> {
-                let loaded: &mut RawTracePoint = program_mut(ebpf, program).try_into()?;
-                loaded.load()?;
-                loaded.attach(tracepoint)?;
-                Ok(())
-            };
-            attach(&mut self.ebpf).map_err(|source| refused(program, source))?;
+            attach(&mut self.ebpf, program, tracepoint)?;
         }
         Ok(())
+    }
+
+    /// Begins to note who sends to PostgreSQL servers. From now on each system call of the machine costs a
+    /// little more, so this waits until there is a server.
+    ///
+    /// # Errors
+    /// The kernel refuses the program.
+    pub fn follow_senders(&mut self) -> Result<(), Error> {
+        if self.follows_senders {
+            return Ok(());
+        }
+        self.follows_senders = true;
+        attach(&mut self.ebpf, SENDS.0, SENDS.1)
+    }
+
+    /// Tells the kernel about a PostgreSQL server, by its index.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn set_server(&mut self, index: u32, server: Server) -> Result<(), Error> {
+        self.servers
+            .set(index, Plain(server), 0)
+            .map_err(in_map("SERVERS"))
+    }
+
+    /// Tells the kernel that PostgreSQL listens on a TCP port.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn add_server_port(&mut self, port: u16) -> Result<(), Error> {
+        let index = u32::from(port) / 64;
+        let word = self.server_ports.get(&index, 0).unwrap_or(0);
+        self.server_ports
+            .set(index, word | 1 << (port % 64), 0)
+            .map_err(in_map("SERVER_PORTS"))
+    }
+
+    /// Tells the kernel how far the wall clock is ahead of the clock of the samples, nanoseconds.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn set_wall_offset(&mut self, offset: i64) -> Result<(), Error> {
+        self.wall_offset
+            .set(0, offset, 0)
+            .map_err(in_map("WALL_OFFSET"))
     }
 
     fn load_sampler(&mut self) -> Result<(), Error> {
@@ -383,6 +443,16 @@ impl Kernel {
 fn value(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().parse().ok()
+}
+
+fn attach(ebpf: &mut Ebpf, program: &'static str, tracepoint: &str) -> Result<(), Error> {
+    let attach = |ebpf: &mut Ebpf| -> Result<(), ProgramError> {
+        let loaded: &mut RawTracePoint = program_mut(ebpf, program).try_into()?;
+        loaded.load()?;
+        loaded.attach(tracepoint)?;
+        Ok(())
+    };
+    attach(ebpf).map_err(|source| refused(program, source))
 }
 
 fn program_mut<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> &'a mut aya::programs::Program {

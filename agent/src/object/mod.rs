@@ -115,6 +115,13 @@ impl<'data> Object<'data> {
     }
 }
 
+/// The values of exported symbols (`.dynsym`), in the order of `names`: svmas; for a thread-local
+/// variable of an executable its offset from the thread pointer. `None` for a name that the file does not
+/// export.
+pub fn exported<const N: usize>(data: &[u8], names: [&str; N]) -> [Option<u64>; N] {
+    parse::exported(data, names)
+}
+
 /// [`Object::bias`], where only the segments were kept.
 pub fn bias(segments: &[Segment], start: u64, pgoff: u64, length: u64) -> Option<u64> {
     let end = pgoff.checked_add(length)?;

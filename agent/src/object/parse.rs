@@ -5,7 +5,7 @@ use super::{
 };
 use ::object::LittleEndian;
 use ::object::elf;
-use ::object::read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable};
+use ::object::read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable, Sym};
 
 type Header = elf::FileHeader64<LittleEndian>;
 type Headers<'data> = &'data [elf::ProgramHeader64<LittleEndian>];
@@ -40,6 +40,47 @@ pub(super) fn parse(data: &[u8]) -> Result<Object<'_>, Error> {
             .iter()
             .any(|name| sections.section_by_name(LE, name).is_some()),
     })
+}
+
+pub(super) fn exported<const N: usize>(data: &[u8], names: [&str; N]) -> [Option<u64>; N] {
+    let mut values = [None; N];
+    let _ = look_for(data, &names, &mut values);
+    values
+}
+
+fn look_for(data: &[u8], names: &[&str], values: &mut [Option<u64>]) -> Result<(), Error> {
+    let header = Header::parse(data)?;
+    let headers = header.program_headers(LE, data)?;
+    let symbols = header
+        .sections(LE, data)?
+        .symbols(LE, data, elf::SHT_DYNSYM)?;
+    for symbol in symbols.iter() {
+        let name = symbol.name(LE, symbols.strings())?;
+        let Some(index) = names.iter().position(|wanted| wanted.as_bytes() == name) else {
+            continue;
+        };
+        if symbol.st_shndx(LE) == elf::SHN_UNDEF {
+            continue;
+        }
+        let value = symbol.st_value(LE);
+        values[index] = if symbol.st_type() == elf::STT_TLS {
+            from_thread_pointer(headers, value)
+        } else {
+            Some(value)
+        };
+    }
+    Ok(())
+}
+
+/// Where an executable's thread-local variable lies, seen from the thread pointer: its block ends there
+/// (System V ABI, TLS variant II).
+fn from_thread_pointer(headers: Headers<'_>, value: u64) -> Option<u64> {
+    headers.iter().find(|h| h.p_type(LE) == elf::PT_INTERP)?;
+    let block = headers.iter().find(|h| h.p_type(LE) == elf::PT_TLS)?;
+    let size = block
+        .p_memsz(LE)
+        .checked_next_multiple_of(block.p_align(LE).max(1))?;
+    Some(value.wrapping_sub(size))
 }
 
 fn executable_segments(headers: Headers<'_>, data: &[u8]) -> Result<Vec<Segment>, Error> {

@@ -4,12 +4,16 @@ use std::fs;
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, the clock of every sample and event.
 pub fn now() -> u64 {
+    clock(libc::CLOCK_MONOTONIC)
+}
+
+fn clock(clock: libc::clockid_t) -> u64 {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: the struct is valid and is only written to; this clock always exists.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    // SAFETY: the struct is valid and is only written to; these clocks always exist.
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
@@ -91,4 +95,16 @@ mod tests {
         assert!(now() > time);
         assert!(steal_seconds().is_some());
     }
+}
+
+/// `CLOCK_REALTIME` − `CLOCK_MONOTONIC`, nanoseconds: the middle of the narrowest of three readings.
+pub fn wall_offset() -> i64 {
+    let read = || {
+        let before = now() as i64;
+        let wall = clock(libc::CLOCK_REALTIME) as i64;
+        let after = now() as i64;
+        (after - before, wall - (before + (after - before) / 2))
+    };
+    let readings = [read(), read(), read()];
+    readings.into_iter().min().map_or(0, |(_, offset)| offset)
 }

@@ -5,6 +5,7 @@ mod command;
 mod cost;
 mod ingest;
 mod objects;
+mod servers;
 mod starts;
 mod tables;
 mod truncation;
@@ -20,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_ebpf::counters::Counter;
+use agent_ebpf::{counters::Counter, limits::CALLER_STACKS_PER_SECOND};
 use anyhow::{Context as _, Result, bail};
 
 use self::{
@@ -176,12 +177,20 @@ impl Session {
         let kernel = Kernel::load(&Options {
             period_ns: config.period_ns(),
             filter: config.has_target(),
+            callers_per_second: CALLER_STACKS_PER_SECOND,
         })?;
         // First the events, then the processes that exist: nothing falls between.
         let lifecycle = LifecycleEvents::open(kernel.cpus())?;
         let mut control = Control::new(lifecycle, config.names.clone());
         control.registry.scan();
-        Ok(Session {
+        // Servers are known before they are sampled, so that their clients' first sends are seen.
+        control.changed = control
+            .registry
+            .iter()
+            .filter(|process| servers::is_likely_server(&process.exe))
+            .map(|process| process.pid)
+            .collect();
+        let mut session = Session {
             kernel,
             control,
             objects: Objects::default(),
@@ -189,7 +198,9 @@ impl Session {
             ingest: Ingest::default(),
             wanted: Vec::new(),
             refused: (0, None),
-        })
+        };
+        session.update_kernel();
+        Ok(session)
     }
 
     fn select(&mut self, config: &Config, held: Option<&Held>) -> Result<()> {
@@ -296,6 +307,12 @@ impl Session {
         } = self;
         kernel.read(now(), |record| match record {
             Record::StackCopy(copy) => ingest.stack_copy(&copy),
+            Record::Backend(backend) => {
+                log::debug!("backend {:?} search {} send {:?} {}", backend.header.flags, backend.header.search, backend.header.send, String::from_utf8_lossy(backend.text));
+            }
+            Record::Caller(caller) => {
+                log::debug!("caller {} frames {:?}", caller.user_frames().count(), caller.outcome);
+            }
             Record::Sample(sample) => {
                 control.advance(sample.header.time);
                 wanted.extend(ingest.sample(&sample, &mut control.registry, objects));
@@ -325,9 +342,17 @@ impl Session {
                 continue;
             };
             let (kernel, objects) = (&mut self.kernel, &mut self.objects);
-            let told = self.tables.changed(kernel, objects, pid, &process.space);
+            let told = match servers::is_likely_server(&process.exe) {
+                true => self.tables.give_unseen(kernel, objects, pid, &process.space),
+                false => Ok(()),
+            }
+            .and_then(|()| self.tables.changed(kernel, objects, pid, &process.space));
             self.note_refusal(told);
         }
+        let told = self.tables.servers.settle(&mut self.kernel);
+        self.note_refusal(told);
+        let told = self.kernel.set_wall_offset(cost::wall_offset());
+        self.note_refusal(told);
         for wanted in std::mem::take(&mut self.wanted) {
             let given = self.give(wanted);
             self.note_refusal(given);

@@ -13,6 +13,7 @@ use agent_ebpf::table::{BlockId, MappingKind, Space, pack_tree};
 use super::{
     cost::go_first,
     objects::{Backing, Image, ObjectId, Objects},
+    servers::{Facts, Servers},
 };
 use crate::{
     kernel::{BlockPool, Error, Kernel},
@@ -44,6 +45,8 @@ enum TableState {
 /// An address space in the kernel.
 #[derive(Debug)]
 struct Placed {
+    /// What else the kernel should know of its processes.
+    facts: Facts,
     /// Kept, so that its address cannot become another's while this is here.
     space: Rc<AddressSpace>,
     root: BlockId,
@@ -51,6 +54,18 @@ struct Placed {
     blocks: Vec<BlockId>,
     /// Objects whose tables were still being built.
     waiting: HashSet<ObjectId>,
+}
+
+impl Placed {
+    fn as_space(&self, mm: u64) -> Space {
+        Space {
+            mm,
+            root: self.root,
+            depth: self.depth,
+            server: self.facts.server,
+            trace_offset: self.facts.trace_offset,
+        }
+    }
 }
 
 /// Stands for the kernel's identity of an address space that was never sampled: no process has it, so
@@ -63,6 +78,8 @@ type SpaceKey = *const AddressSpace;
 /// The kernel's tables as the agent knows them.
 pub struct Tables {
     pool: BlockPool,
+    /// The PostgreSQL servers among the address spaces.
+    pub servers: Servers,
     /// Counts how often blocks became free for another use.
     generation: u32,
     states: HashMap<ObjectId, TableState>,
@@ -94,6 +111,7 @@ impl Tables {
         });
         Tables {
             pool: BlockPool::default(),
+            servers: Servers::default(),
             generation: 0,
             states: HashMap::new(),
             placed: HashMap::new(),
@@ -126,9 +144,7 @@ impl Tables {
         if !self.placed.contains_key(&key) && !self.place(kernel, objects, pid, space)? {
             return Ok(());
         }
-        let placed = &self.placed[&key];
-        let (root, depth) = (placed.root, placed.depth);
-        kernel.set_space(pid, Space { mm, root, depth })?;
+        kernel.set_space(pid, self.placed[&key].as_space(mm))?;
         self.given.insert(pid, (mm, key));
         Ok(())
     }
@@ -285,7 +301,9 @@ impl Tables {
         });
         result?;
         let (root, depth) = (written.root, written.depth);
+        let facts = self.servers.facts(kernel, objects, pid, address_space)?;
         let placed = Placed {
+            facts,
             space: Rc::clone(address_space),
             root,
             depth,
@@ -375,9 +393,8 @@ impl Tables {
                 .collect();
             let pid = users.first().map_or(0, |(pid, _)| *pid);
             if self.place(kernel, objects, pid, &old.space)? {
-                let (root, depth) = (self.placed[&key].root, self.placed[&key].depth);
                 for (pid, mm) in users {
-                    kernel.set_space(pid, Space { mm, root, depth })?;
+                    kernel.set_space(pid, self.placed[&key].as_space(mm))?;
                 }
                 self.pool.retire(time, old.blocks);
             } else {

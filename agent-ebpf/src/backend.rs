@@ -1,0 +1,324 @@
+//! What the current process says of itself when it belongs to a PostgreSQL server, see
+//! [`agent_ebpf::postgres`].
+
+use core::ffi::c_void;
+
+use agent_ebpf::{
+    counters::Counter,
+    limits::SENDS,
+    postgres::{
+        BackendHeader, BackendKey, CallerSearch, CallerStack, Connection, HAS_CONNECTION,
+        HAS_LEADER, HAS_STATUS, START_TOLERANCE, STATUS_BYTES, Send, Server, TEXT_BYTES,
+        TEXT_OF_DEBUG, TITLE_BYTES, statement_start, status,
+    },
+    sample::KIND_BACKEND,
+};
+use aya_ebpf::{
+    bindings::BPF_RB_NO_WAKEUP,
+    helpers::{
+        bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_user,
+        generated::bpf_probe_read_user_str,
+    },
+};
+
+use crate::{
+    caller::{self, Ring},
+    counting,
+    lifecycle::field,
+    maps::{
+        BACKEND, BACKENDS, CONNECTIONS, MM_ARG_START, PID_LEVEL, PID_NUMBERS, SERVERS,
+        SIGNAL_PIDS, TASK_MM, TASK_SIGNAL, WALL_OFFSET,
+    },
+    sampling::send,
+    socket,
+};
+
+/// A record being built.
+#[repr(C)]
+pub struct Backend {
+    header: BackendHeader,
+    text: [u8; TEXT_BYTES],
+}
+
+/// Sends what the backend says, before the sample of this `cpu` and `now`. `server` counts from 1.
+#[inline(always)]
+pub fn tell(server: u32, cpu: u32, now: u64) {
+    let Some(variables) = server.checked_sub(1).and_then(|index| SERVERS.get(index)) else {
+        return;
+    };
+    let Some(backend) = BACKEND.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: this CPU's only user of its slot is the sampling program.
+    let backend = unsafe { &mut *backend };
+    let header = &mut backend.header;
+    header.kind = KIND_BACKEND;
+    header.cpu = cpu;
+    header.time = now;
+    header.flags = 0;
+    header.server = server - 1;
+    header.leader = 0;
+    header.wait_event = 0;
+    header.search = CallerSearch::None as u32;
+    header.text_bytes = 0;
+    header.application[0] = 0;
+    header.title[0] = 0;
+    title(&mut header.title);
+    if let Some(event) = follow(variables.my_wait_event_info) {
+        header.wait_event = user(event).unwrap_or(0);
+    }
+    let text = status_of(variables, header);
+    header.text_bytes = read_text(text, &mut backend.text);
+    let header = &mut backend.header;
+    if let Some(connection) = connection_of(variables, header) {
+        header.connection = connection;
+        header.flags |= HAS_CONNECTION;
+        find_send(header);
+    }
+    let bytes = size_of::<BackendHeader>() + header.text_bytes as usize;
+    send(backend, bytes, BPF_RB_NO_WAKEUP);
+    counting::one(Counter::Backends);
+    // SAFETY: the helper has no preconditions.
+    let end = unsafe { bpf_ktime_get_ns() };
+    counting::add(Counter::BackendNanos, end.wrapping_sub(now));
+}
+
+/// Reads the status; the address of the text, 0 when there is none.
+#[inline(always)]
+fn status_of(variables: &Server, header: &mut BackendHeader) -> u64 {
+    header.status[status::STATE] = 0;
+    word_set(&mut header.status, status::STATEMENT_START, 0);
+    if let Some(entry) = follow(variables.my_be_entry)
+        && read(entry, &mut header.status)
+        && Some(half(&header.status, status::PROCESS)) == own_pid()
+    {
+        header.flags |= HAS_STATUS;
+        let application = word(&header.status, status::APPLICATION);
+        read_string(application, &mut header.application);
+        let text = word(&header.status, status::TEXT);
+        // Before the first statement, and with `track_activities = off`, there is no start.
+        if word(&header.status, status::STATEMENT_START) != 0 {
+            return text;
+        }
+    }
+    match follow(variables.debug_query_string) {
+        Some(text) => {
+            header.flags |= TEXT_OF_DEBUG;
+            text
+        }
+        None => 0,
+    }
+}
+
+/// The client connection: the process's own, or its leader's if it is a parallel worker.
+#[inline(always)]
+fn connection_of(variables: &Server, header: &mut BackendHeader) -> Option<Connection> {
+    if let Some(port) = follow(variables.my_proc_port) {
+        let connection = own_connection(port)?;
+        remember(header.server, &connection);
+        return Some(connection);
+    }
+    header.leader = leader(follow(variables.my_bgworker_entry)?)?;
+    header.flags |= HAS_LEADER;
+    let key = BackendKey {
+        server: header.server,
+        pid: header.leader,
+    };
+    // SAFETY: the value is copied at once.
+    unsafe { BACKENDS.get(key) }.copied()
+}
+
+/// The connection of a backend's `Port`.
+#[inline(always)]
+fn own_connection(port: u64) -> Option<Connection> {
+    socket::of_server(socket::of_descriptor(user(port)?)?)
+}
+
+/// Notes the connection of the current backend, for its parallel workers.
+#[inline(always)]
+fn remember(server: u32, connection: &Connection) {
+    let Some(pid) = own_pid() else {
+        return;
+    };
+    let key = BackendKey { server, pid };
+    // SAFETY: the value is compared at once.
+    if unsafe { BACKENDS.get(key) } != Some(connection) {
+        let _ = BACKENDS.insert(key, connection, 0);
+    }
+}
+
+/// At a send of the current process on `sock`, if it is a backend and the socket its client's.
+#[inline(always)]
+pub fn at_send(server: u32, sock: socket::Pointer) -> Option<()> {
+    let variables = SERVERS.get(server.checked_sub(1)?)?;
+    let port = follow(variables.my_proc_port)?;
+    if socket::of_descriptor(user(port)?)? == sock {
+        remember(server - 1, &socket::of_server(sock)?);
+    }
+    Some(())
+}
+
+/// The leader's pid from the entry of a parallel worker: it begins with the name, `parallel worker for PID
+/// 123` (src/backend/access/transam/parallel.c, `LaunchParallelWorkers`).
+#[inline(always)]
+fn leader(entry: u64) -> Option<u32> {
+    const PREFIX: [u64; 3] = [
+        u64::from_le_bytes(*b"parallel"),
+        u64::from_le_bytes(*b" worker "),
+        u64::from_le_bytes(*b"for PID "),
+    ];
+    let name: [u64; 5] = user(entry)?;
+    if name[0] != PREFIX[0] || name[1] != PREFIX[1] || name[2] != PREFIX[2] {
+        return None;
+    }
+    let mut pid = 0u32;
+    let mut at = 0;
+    while at < 10 {
+        let digit = (name[3 + at / 8] >> (at % 8 * 8)) as u8;
+        if !digit.is_ascii_digit() {
+            break;
+        }
+        pid = pid.wrapping_mul(10).wrapping_add(u32::from(digit - b'0'));
+        at += 1;
+    }
+    Some(pid)
+}
+
+/// Finds the newest send that is not later than the statement's start, and sends its stack on if that
+/// was not done yet. (Never simply the last send: a client may send more while the statement runs.)
+#[inline(always)]
+fn find_send(header: &mut BackendHeader) {
+    let start = word(&header.status, status::STATEMENT_START) as i64;
+    if header.flags & HAS_STATUS == 0 || start == 0 {
+        return;
+    }
+    let offset = WALL_OFFSET.get(0).copied().unwrap_or(0);
+    let start = statement_start(start, offset).wrapping_add(START_TOLERANCE);
+    let Some(ring) = CONNECTIONS.get_ptr_mut(header.connection) else {
+        header.search = CallerSearch::NoSend as u32;
+        return;
+    };
+    // SAFETY: the client may write to the ring meanwhile, on another CPU: a send that is being written has
+    // the time 0, and what is overwritten now is the oldest.
+    let ring = unsafe { &mut *ring };
+    let mut best = (0, 0);
+    let mut slot = 0;
+    while slot < SENDS {
+        let time = ring.sends[slot].time;
+        if time > best.0 && time <= start {
+            best = (time, slot);
+        }
+        slot += 1;
+    }
+    if best.0 == 0 {
+        header.search = CallerSearch::Forgotten as u32;
+        return;
+    }
+    header.search = CallerSearch::Found as u32;
+    hand_over(ring, best.1, &mut header.send);
+}
+
+#[inline(always)]
+fn hand_over(ring: &mut Ring, slot: usize, send: &mut Send) {
+    let slot = core::hint::black_box(slot) & (SENDS - 1);
+    if ring.sends[slot].stack == CallerStack::Held as u32 && caller::send_stack(&mut ring.stacks[slot]) {
+        ring.sends[slot].stack = CallerStack::Sent as u32;
+    }
+    *send = ring.sends[slot];
+}
+
+/// The current process's id as it sees it itself: what a server in a container calls its backends.
+#[inline(always)]
+pub fn own_pid() -> Option<u32> {
+    /// `PIDTYPE_TGID` (include/linux/pid_types.h).
+    const TGID: u32 = 1;
+    /// Size of `struct upid`; its first member is the number.
+    const UPID: u32 = 16;
+    // SAFETY: each base is a kernel object of the type that the offset is for, or the read fails.
+    unsafe {
+        let signal: *const c_void = field(bpf_get_current_task() as *const c_void, TASK_SIGNAL.load())?;
+        let pid: *const c_void = field(signal, SIGNAL_PIDS.load() + 8 * TGID)?;
+        let level: u32 = field(pid, PID_LEVEL.load())?;
+        field(pid, PID_NUMBERS.load().wrapping_add(level.wrapping_mul(UPID)))
+    }
+}
+
+/// Reads the process's title: PostgreSQL writes it over its arguments.
+#[inline(always)]
+fn title(to: &mut [u8; TITLE_BYTES]) {
+    // SAFETY: the current task, and offsets from the kernel's own BTF.
+    let start: Option<u64> = unsafe {
+        field::<*const c_void>(bpf_get_current_task() as *const c_void, TASK_MM.load())
+            .and_then(|mm| field(mm, MM_ARG_START.load()))
+    };
+    if let Some(start) = start {
+        read_string(start, to);
+    }
+}
+
+/// Reads a pointer variable; `None` for one that is null, not there or cannot be read.
+#[inline(always)]
+fn follow(variable: u64) -> Option<u64> {
+    if variable == 0 {
+        return None;
+    }
+    user::<u64>(variable).filter(|pointer| *pointer != 0)
+}
+
+/// Reads a value of user memory.
+#[inline(always)]
+fn user<T>(address: u64) -> Option<T> {
+    // SAFETY: the helper checks the address; `T` is made of integers here.
+    unsafe { bpf_probe_read_user(address as *const T) }.ok()
+}
+
+#[inline(always)]
+fn read(address: u64, to: &mut [u8; STATUS_BYTES]) -> bool {
+    // SAFETY: the buffer is as large as the size says; the helper checks the address.
+    unsafe {
+        aya_ebpf::helpers::generated::bpf_probe_read_user(
+            to.as_mut_ptr().cast(),
+            STATUS_BYTES as u32,
+            address as *const c_void,
+        ) == 0
+    }
+}
+
+/// Reads a string, its NUL included; on failure the first byte is 0.
+#[inline(always)]
+fn read_string<const N: usize>(address: u64, to: &mut [u8; N]) -> i64 {
+    // SAFETY: as above.
+    unsafe { bpf_probe_read_user_str(to.as_mut_ptr().cast(), N as u32, address as *const c_void) }
+}
+
+/// Reads the text; its length without the NUL.
+#[inline(always)]
+fn read_text(address: u64, to: &mut [u8; TEXT_BYTES]) -> u32 {
+    if address == 0 {
+        return 0;
+    }
+    let length = read_string(address, to);
+    if length <= 1 || length > TEXT_BYTES as i64 {
+        return 0;
+    }
+    length as u32 - 1
+}
+
+/// A word of the status.
+#[inline(always)]
+fn word(status: &[u8; STATUS_BYTES], at: usize) -> u64 {
+    // SAFETY: every offset of `status` is eight bytes or more before the end, and aligned.
+    unsafe { status.as_ptr().add(at).cast::<u64>().read() }
+}
+
+#[inline(always)]
+fn half(status: &[u8; STATUS_BYTES], at: usize) -> u32 {
+    // SAFETY: as above, four bytes.
+    unsafe { status.as_ptr().add(at).cast::<u32>().read() }
+}
+
+#[inline(always)]
+fn word_set(status: &mut [u8; STATUS_BYTES], at: usize, value: u64) {
+    // SAFETY: as above.
+    unsafe { status.as_mut_ptr().add(at).cast::<u64>().write(value) }
+}

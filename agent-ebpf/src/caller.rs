@@ -1,0 +1,273 @@
+//! Who asks: at a send to a PostgreSQL server, in the caller's thread and before a byte has left, its
+//! stack and trace context are noted under the connection.
+
+use core::ffi::c_void;
+
+use agent_ebpf::{
+    counters::Counter,
+    limits::{MAX_CALLER_FRAMES, SENDS},
+    postgres::{CallerStack, Connection, Send, may_start_statement},
+    sample::{KIND_CALLER, Outcome, SampleHeader},
+};
+use aya_ebpf::{
+    bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, pt_regs},
+    helpers::{
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_prandom_u32,
+        bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_probe_read_user,
+        generated::bpf_probe_read_kernel,
+    },
+    programs::RawTracePointContext,
+};
+
+use crate::{
+    backend, counting,
+    lifecycle::field,
+    maps::{CALLER_BUDGET, CALLERS_PER_WINDOW, CONNECTIONS, NEW_RING, PROCESSES, WALK},
+    registers, sampling, socket,
+    trace,
+    walk::{self, Walk, bounded},
+};
+
+/// A window of the budget of stacks, nanoseconds. Short, so that a burst is met soon.
+pub const WINDOW: u64 = 100_000_000;
+
+/// System calls that send on a socket, by number on x86_64.
+mod number {
+    pub const WRITE: u64 = 1;
+    pub const WRITEV: u64 = 20;
+    pub const SENDTO: u64 = 44;
+    pub const SENDMSG: u64 = 46;
+}
+
+/// The stack of a send.
+#[repr(C)]
+pub struct Stack {
+    header: SampleHeader,
+    frames: [u64; MAX_CALLER_FRAMES],
+}
+
+/// The last sends on a connection.
+#[repr(C)]
+pub struct Ring {
+    next: u32,
+    padding: u32,
+    /// The sends.
+    pub sends: [Send; SENDS],
+    /// Their stacks.
+    pub stacks: [Stack; SENDS],
+}
+
+/// How many stacks this CPU takes.
+#[repr(C)]
+pub struct Budget {
+    /// Start of the window.
+    window: u64,
+    /// Sends in it.
+    seen: u32,
+    /// Stacks taken in it.
+    taken: u32,
+    /// A send is chosen when a random number is not above this.
+    threshold: u32,
+    padding: u32,
+}
+
+/// Entry of a system call. `TP_PROTO(struct pt_regs *regs, long id)`.
+#[inline(always)]
+pub fn system_call(ctx: &RawTracePointContext) -> Option<()> {
+    let number: u64 = ctx.arg(1);
+    if !matches!(
+        number,
+        number::WRITE | number::WRITEV | number::SENDTO | number::SENDMSG
+    ) {
+        return None;
+    }
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let registers: *const c_void = ctx.arg(0);
+    // SAFETY: the first argument is the caller's registers.
+    let (descriptor, argument) = unsafe {
+        (
+            field::<u64>(registers, core::mem::offset_of!(pt_regs, rdi) as u32)?,
+            field::<u64>(registers, core::mem::offset_of!(pt_regs, rsi) as u32)?,
+        )
+    };
+    let sock = socket::of_descriptor(descriptor as u32)?;
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // SAFETY: the value is copied at once.
+    let space = unsafe { PROCESSES.get(pid) }.copied();
+    let Some(connection) = socket::to_server(sock) else {
+        return backend::at_send(space?.server, sock);
+    };
+    if !may_start_statement(user(data(number, argument)?)?) {
+        return None;
+    }
+    let ring = ring_of(&connection)?;
+    // SAFETY: two threads on one connection at the same time would break its protocol.
+    note(unsafe { &mut *ring }, now, space.map_or(0, |space| space.trace_offset));
+    Some(())
+}
+
+/// Address of the first byte that is sent.
+#[inline(always)]
+fn data(number: u64, argument: u64) -> Option<u64> {
+    /// Offset of `msg_iov` in `struct user_msghdr`.
+    const MSG_IOV: u64 = 16;
+    match number {
+        number::WRITEV => user(argument),
+        number::SENDMSG => user(user(argument + MSG_IOV)?),
+        _ => Some(argument),
+    }
+}
+
+#[inline(always)]
+fn user<T>(address: u64) -> Option<T> {
+    // SAFETY: the helper checks the address; `T` is an integer here.
+    unsafe { bpf_probe_read_user(address as *const T) }.ok()
+}
+
+#[inline(always)]
+fn ring_of(connection: &Connection) -> Option<*mut Ring> {
+    if let Some(ring) = CONNECTIONS.get_ptr_mut(connection) {
+        return Some(ring);
+    }
+    let empty = NEW_RING.get(0)?;
+    if CONNECTIONS.insert(connection, empty, 0).is_err() {
+        counting::one(Counter::ConnectionMapFull);
+        return None;
+    }
+    CONNECTIONS.get_ptr_mut(connection)
+}
+
+/// Notes a send of the current thread.
+#[inline(always)]
+fn note(ring: &mut Ring, now: u64, trace_offset: i32) {
+    let ids = bpf_get_current_pid_tgid();
+    let slot = core::hint::black_box(ring.next as usize) & (SENDS - 1);
+    ring.next = ring.next.wrapping_add(1);
+    ring.sends[slot].time = 0;
+    ring.sends[slot].pid = (ids >> 32) as u32;
+    ring.sends[slot].tid = ids as u32;
+    // SAFETY: the helper has no preconditions.
+    ring.sends[slot].cpu = unsafe { bpf_get_smp_processor_id() };
+    ring.sends[slot].comm = bpf_get_current_comm().unwrap_or_default();
+    ring.sends[slot].trace = trace::of_current_thread(trace_offset);
+    let chosen = within_budget(now);
+    ring.sends[slot].stack = if chosen {
+        take_stack(ring, slot, now) as u32
+    } else {
+        CallerStack::Refused as u32
+    };
+    ring.sends[slot].time = now;
+    counting::one(Counter::Sends);
+    // SAFETY: the helper has no preconditions.
+    let spent = unsafe { bpf_ktime_get_ns() }.wrapping_sub(now);
+    if chosen {
+        counting::one(Counter::CallerStacks);
+        counting::add(Counter::CallerNanos, spent);
+    } else {
+        counting::add(Counter::SendNanos, spent);
+    }
+}
+
+/// Whether the stack of this send is to be taken. When there are more sends than the budget has stacks,
+/// chance decides, by the number of sends in the window before: so the stacks that are taken are a fair
+/// sample of all.
+#[inline(always)]
+fn within_budget(now: u64) -> bool {
+    let Some(budget) = CALLER_BUDGET.get_ptr_mut(0) else {
+        return false;
+    };
+    let limit = CALLERS_PER_WINDOW.load();
+    // SAFETY: this CPU's only user of its slot is this program.
+    let budget = unsafe { &mut *budget };
+    if now.wrapping_sub(budget.window) >= WINDOW {
+        budget.threshold = if budget.seen <= limit {
+            u32::MAX
+        } else {
+            ((u64::from(limit) << 32) / u64::from(budget.seen)) as u32
+        };
+        budget.window = now;
+        budget.seen = 0;
+        budget.taken = 0;
+    }
+    budget.seen += 1;
+    // SAFETY: the helper has no preconditions.
+    if unsafe { bpf_get_prandom_u32() } > budget.threshold || budget.taken >= limit.wrapping_mul(2) {
+        return false;
+    }
+    budget.taken += 1;
+    true
+}
+
+/// Walks the stack of the current thread and holds it; or sends it at once, with a copy of the stack, when
+/// user space has to end the walk.
+#[inline(always)]
+fn take_stack(ring: &mut Ring, slot: usize, now: u64) -> CallerStack {
+    let Some(walk) = WALK.get_ptr_mut(walk::CALLER) else {
+        return CallerStack::Refused;
+    };
+    // SAFETY: this CPU's only user of this slot is this program, which nothing interrupts on its CPU but
+    // the sampling program, which uses the other.
+    let walk = unsafe { &mut *walk };
+    walk.header.kind = KIND_CALLER;
+    walk.header.pid = ring.sends[slot & (SENDS - 1)].pid;
+    walk.header.tid = ring.sends[slot & (SENDS - 1)].tid;
+    walk.header.cpu = ring.sends[slot & (SENDS - 1)].cpu;
+    walk.header.comm = ring.sends[slot & (SENDS - 1)].comm;
+    walk.header.time = now;
+    walk.header.trace = ring.sends[slot & (SENDS - 1)].trace;
+    walk.header.mm = walk::current_mm();
+    walk.header.kernel_frames = 0;
+    walk.header.user_frames = 0;
+    walk.header.has_stack_copy = 0;
+    if !registers::from_kernel_entry(&mut walk.cursor.regs) {
+        return CallerStack::Refused;
+    }
+    walk::user_stack::<{ walk::CALLER }>(walk);
+    if Outcome::is_continuable(walk::outcome(walk))
+        && sampling::send_stack_copy::<{ walk::CALLER }>(walk, now)
+    {
+        walk.header.has_stack_copy = 1;
+        return match send_walk(walk) {
+            true => CallerStack::Sent,
+            false => CallerStack::Refused,
+        };
+    }
+    hold(walk, &mut ring.stacks[slot & (SENDS - 1)]);
+    CallerStack::Held
+}
+
+#[inline(always)]
+fn send_walk(walk: &mut Walk) -> bool {
+    let bytes = walk::FRAMES_OFFSET + walk.header.user_frames as usize * 8;
+    sampling::send(walk, bytes, BPF_RB_FORCE_WAKEUP)
+}
+
+/// Keeps the leaf end of a stack.
+#[inline(always)]
+fn hold(walk: &mut Walk, stack: &mut Stack) {
+    let mut frames = walk.header.user_frames as usize;
+    if frames > MAX_CALLER_FRAMES {
+        frames = MAX_CALLER_FRAMES;
+        walk.header.outcome = Outcome::TooDeep as u8;
+    }
+    walk.header.user_frames = frames as u32;
+    stack.header = walk.header;
+    if let Some(bytes) = bounded(frames * 8, MAX_CALLER_FRAMES * 8) {
+        // SAFETY: both arrays hold as many bytes.
+        unsafe {
+            bpf_probe_read_kernel(
+                stack.frames.as_mut_ptr().cast(),
+                bytes as u32,
+                walk.frames.as_ptr().cast(),
+            )
+        };
+    }
+}
+
+/// Sends a held stack.
+#[inline(always)]
+pub fn send_stack(stack: &mut Stack) -> bool {
+    let bytes = size_of::<SampleHeader>() + stack.header.user_frames as usize * 8;
+    sampling::send(stack, bytes, BPF_RB_NO_WAKEUP)
+}

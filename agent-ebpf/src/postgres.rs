@@ -1,0 +1,222 @@
+//! What a PostgreSQL backend tells about itself, and what joins it to its client.
+//!
+//! A backend keeps its status (`PgBackendStatus`, src/include/utils/backend_status.h) in shared memory,
+//! where the exported variable `MyBEEntry` points to it. The sampling program runs in the backend's own
+//! context, so it reads the status directly: nothing is installed in the server and nothing is paid per
+//! query. The offsets are those of versions 14 to 18, where they did not change; each reading checks itself
+//! by the process id in it.
+
+use crate::sample::TraceContext;
+
+/// Bytes of the status that are read: up to and with `st_query_id`.
+pub const STATUS_BYTES: usize = 0x1b0;
+
+/// Offsets of the status's members, bytes.
+pub mod status {
+    /// `int st_changecount`: odd while the backend writes.
+    pub const CHANGE_COUNT: usize = 0x00;
+    /// `int st_procpid`: the backend's pid as it sees it itself.
+    pub const PROCESS: usize = 0x04;
+    /// `TimestampTz st_activity_start_timestamp`: microseconds since 2000-01-01 UTC.
+    pub const STATEMENT_START: usize = 0x20;
+    /// `BackendState st_state`.
+    pub const STATE: usize = 0xe8;
+    /// `char *st_appname`: `application_name`, at most 63 bytes.
+    pub const APPLICATION: usize = 0xf0;
+    /// `char *st_activity_raw`: the text, cut at `track_activity_query_size`.
+    pub const TEXT: usize = 0xf8;
+    /// `uint64 st_query_id`.
+    pub const QUERY_ID: usize = 0x1a8;
+}
+
+/// 2000-01-01 UTC, PostgreSQL's epoch, in microseconds of Unix time.
+pub const EPOCH_MICROSECONDS: i64 = 946_684_800_000_000;
+
+/// Bytes of a query's text that travel with a sample.
+pub const TEXT_BYTES: usize = 2048;
+/// Bytes of a process title that travel with a sample.
+pub const TITLE_BYTES: usize = 128;
+/// Bytes of an `application_name`, its NUL included (`NAMEDATALEN`).
+pub const APPLICATION_BYTES: usize = 64;
+
+/// Where the processes of one server keep their variables: avma, 0 for one that is not exported. One
+/// address serves all of them, because they are forked from one process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Server {
+    /// `PgBackendStatus *MyBEEntry`
+    pub my_be_entry: u64,
+    /// `Port *MyProcPort`; its first member is the socket's file descriptor.
+    pub my_proc_port: u64,
+    /// `uint32 *my_wait_event_info`
+    pub my_wait_event_info: u64,
+    /// `const char *debug_query_string`
+    pub debug_query_string: u64,
+    /// `BackgroundWorker *MyBgworkerEntry`; it begins with the worker's name.
+    pub my_bgworker_entry: u64,
+}
+
+/// A connection, named alike from both of its ends.
+///
+/// TCP: the two addresses and ports; and the network namespace where the addresses are loopback's, which
+/// every namespace has. A Unix socket has no such names: there it is the address of the server's `struct
+/// sock` in the kernel, an identity that is never followed from here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Connection {
+    /// Client's IPv6 address (IPv4 mapped into it) in memory order; or the server's socket.
+    pub client: [u64; 2],
+    /// Server's address.
+    pub server: [u64; 2],
+    /// Client's port.
+    pub client_port: u16,
+    /// Server's port.
+    pub server_port: u16,
+    /// Inode number of the network namespace of a loopback connection, else 0.
+    pub network_namespace: u32,
+}
+
+/// A process of a server: what a parallel worker knows its leader by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct BackendKey {
+    /// Index of the server.
+    pub server: u32,
+    /// Process id as the server's processes see it.
+    pub pid: u32,
+}
+
+/// What is known of the stack of a send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum CallerStack {
+    /// The budget of stacks was spent.
+    Refused = 0,
+    /// It is held in the kernel until a sample asks for it.
+    Held = 1,
+    /// It was sent to the agent, as a [`crate::sample::KIND_CALLER`] record.
+    Sent = 2,
+}
+
+/// A send on a connection to a server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Send {
+    /// `CLOCK_MONOTONIC` before the first byte left, nanoseconds; 0: none, or being written.
+    pub time: u64,
+    /// Process that sent, in the initial pid namespace.
+    pub pid: u32,
+    /// Its thread.
+    pub tid: u32,
+    /// Logical CPU. Together with `time` it names the send.
+    pub cpu: u32,
+    /// A [`CallerStack`].
+    pub stack: u32,
+    /// The thread's trace context; zero when it has none.
+    pub trace: TraceContext,
+    /// Name of the thread, ended by NUL.
+    pub comm: [u8; 16],
+}
+
+/// How the search for the send behind a backend's sample ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u32)]
+pub enum CallerSearch {
+    /// There is nothing to search by: no client connection, or no statement.
+    #[default]
+    None = 0,
+    /// The newest send that is not later than the statement's start.
+    Found = 1,
+    /// No send was seen on the connection since recording began, or the client is on another host.
+    NoSend = 2,
+    /// All sends that are remembered are later than the statement's start.
+    Forgotten = 3,
+}
+
+/// Flag of a backend record: the status was read and is this process's own.
+pub const HAS_STATUS: u32 = 1;
+/// Flag of a backend record: the text is `debug_query_string`'s, because the status has none.
+pub const TEXT_OF_DEBUG: u32 = 2;
+/// Flag of a backend record: it is a parallel worker, and `leader` is set.
+pub const HAS_LEADER: u32 = 4;
+/// Flag of a backend record: it has a client connection.
+pub const HAS_CONNECTION: u32 = 8;
+
+/// Start of a backend record, which comes before the sample of the same `cpu` and `time`. Followed by
+/// `text_bytes` bytes of query text.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct BackendHeader {
+    /// [`crate::sample::KIND_BACKEND`].
+    pub kind: u32,
+    /// Logical CPU.
+    pub cpu: u32,
+    /// `CLOCK_MONOTONIC`, nanoseconds: the same as in the sample's header.
+    pub time: u64,
+    /// [`HAS_STATUS`] and the other flags.
+    pub flags: u32,
+    /// Index of the server.
+    pub server: u32,
+    /// Leader of a parallel worker, as the server's processes number it.
+    pub leader: u32,
+    /// `wait_event_info`; 0: not waiting.
+    pub wait_event: u32,
+    /// A [`CallerSearch`].
+    pub search: u32,
+    /// Bytes of text that follow.
+    pub text_bytes: u32,
+    /// The send that was found.
+    pub send: Send,
+    /// The connection, for one with [`HAS_CONNECTION`].
+    pub connection: Connection,
+    /// The process's title (`argv[0]`), ended by NUL.
+    pub title: [u8; TITLE_BYTES],
+    /// `application_name`, ended by NUL.
+    pub application: [u8; APPLICATION_BYTES],
+    /// The first bytes of `PgBackendStatus`; see [`status`].
+    pub status: [u8; STATUS_BYTES],
+}
+
+const _: () = assert!(size_of::<Connection>() == 40);
+const _: () = assert!(size_of::<Send>() == 64);
+const _: () = assert!(
+    size_of::<BackendHeader>() == 40 + 64 + 40 + TITLE_BYTES + APPLICATION_BYTES + STATUS_BYTES
+);
+
+/// Whether a message that begins with this byte may start a statement (PostgreSQL's protocol 3): not data
+/// of `COPY`, `Sync`, `Flush`, `Terminate`, a password, nor the untyped first message. Encrypted records
+/// (23) may.
+pub const fn may_start_statement(first: u8) -> bool {
+    !matches!(first, b'd' | b'c' | b'f' | b'S' | b'H' | b'X' | b'p' | 0)
+}
+
+/// The time of a statement's start on the clock of the samples, nanoseconds. `wall_offset` is
+/// `CLOCK_REALTIME` − `CLOCK_MONOTONIC`. 0 when it has none.
+pub const fn statement_start(microseconds: i64, wall_offset: i64) -> u64 {
+    if microseconds <= 0 {
+        return 0;
+    }
+    let unix = (microseconds + EPOCH_MICROSECONDS) * 1000;
+    let start = unix - wall_offset;
+    if start < 0 { 0 } else { start as u64 }
+}
+
+/// How much later than the statement's start a send may seem to be, nanoseconds: the start is in whole
+/// microseconds, and the offset between the clocks is read with an error of less than one.
+pub const START_TOLERANCE: u64 = 2_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 2026-01-01 00:00:00 UTC is 26 years, 7 leap days among them, after PostgreSQL's epoch.
+    #[test]
+    fn starts() {
+        let days = 26 * 365 + 7;
+        let postgres = days * 86_400 * 1_000_000;
+        let unix = 1_767_225_600 * 1_000_000_000;
+        assert_eq!(statement_start(postgres, unix - 5), 5);
+        assert_eq!(statement_start(0, 0), 0);
+        assert_eq!(statement_start(1, i64::MAX / 2), 0);
+    }
+}

@@ -1,0 +1,177 @@
+//! From a file descriptor of the current process to the connection behind it.
+
+use core::ffi::c_void;
+
+use agent_ebpf::postgres::Connection;
+use aya_ebpf::helpers::bpf_get_current_task;
+
+use crate::{
+    lifecycle::field,
+    maps::{
+        FDTABLE_FD, FDTABLE_MAX_FDS, FILE_INODE, FILE_PRIVATE_DATA, FILES_FDT, INODE_MODE,
+        NET_NS_INUM, SERVER_PORTS, SOCK_DADDR, SOCK_DPORT, SOCK_FAMILY, SOCK_NET, SOCK_NUM,
+        SOCK_RCV_SADDR, SOCK_V6_DADDR, SOCK_V6_RCV_SADDR, SOCKET_SK, TASK_FILES,
+        UNIX_ADDRESS_LENGTH, UNIX_ADDRESS_NAME, UNIX_SOCK_ADDR, UNIX_SOCK_PEER,
+    },
+};
+
+const AF_UNIX: u16 = 1;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+/// File type bits of an inode's mode, and the type of a socket (include/uapi/linux/stat.h).
+const S_IFMT: u16 = 0o170_000;
+const S_IFSOCK: u16 = 0o140_000;
+
+/// An address in the kernel.
+pub type Pointer = *const c_void;
+
+/// The `struct sock` of a file descriptor of the current process.
+#[inline(always)]
+pub fn of_descriptor(descriptor: u32) -> Option<Pointer> {
+    // SAFETY: every base is a kernel object of the type that the offset is for, or the read fails.
+    unsafe {
+        let files: Pointer = field(bpf_get_current_task() as Pointer, TASK_FILES.load())?;
+        let table: Pointer = field(files, FILES_FDT.load())?;
+        let size: u32 = field(table, FDTABLE_MAX_FDS.load())?;
+        if descriptor >= size {
+            return None;
+        }
+        let files: *const Pointer = field(table, FDTABLE_FD.load())?;
+        let file: Pointer = field(files.wrapping_add(descriptor as usize).cast(), 0)?;
+        let inode: Pointer = field(file, FILE_INODE.load())?;
+        let mode: u16 = field(inode, INODE_MODE.load())?;
+        if mode & S_IFMT != S_IFSOCK {
+            return None;
+        }
+        let socket: Pointer = field(file, FILE_PRIVATE_DATA.load())?;
+        field(socket, SOCKET_SK.load())
+    }
+}
+
+/// The connection of a client's socket, if a PostgreSQL server is at its other end.
+#[inline(always)]
+pub fn to_server(sock: Pointer) -> Option<Connection> {
+    // SAFETY: `sock` is a `struct sock`.
+    unsafe {
+        match field(sock, SOCK_FAMILY.load())? {
+            AF_UNIX => {
+                let peer: Pointer = field(sock, UNIX_SOCK_PEER.load())?;
+                is_server_path(peer)?.then(|| unix(peer))
+            }
+            family => {
+                let port = u16::from_be(field(sock, SOCK_DPORT.load())?);
+                let word = *SERVER_PORTS.get(u32::from(port) / 64)?;
+                if word >> (port % 64) & 1 == 0 {
+                    return None;
+                }
+                let (local, remote) = addresses(sock, family)?;
+                Some(Connection {
+                    client: local,
+                    server: remote,
+                    client_port: field(sock, SOCK_NUM.load())?,
+                    server_port: port,
+                    network_namespace: namespace_of_loopback(sock, local)?,
+                })
+            }
+        }
+    }
+}
+
+/// The same connection seen from the server's socket.
+#[inline(always)]
+pub fn of_server(sock: Pointer) -> Option<Connection> {
+    // SAFETY: `sock` is a `struct sock`.
+    unsafe {
+        match field(sock, SOCK_FAMILY.load())? {
+            AF_UNIX => Some(unix(sock)),
+            family => {
+                let (local, remote) = addresses(sock, family)?;
+                Some(Connection {
+                    client: remote,
+                    server: local,
+                    client_port: u16::from_be(field(sock, SOCK_DPORT.load())?),
+                    server_port: field(sock, SOCK_NUM.load())?,
+                    network_namespace: namespace_of_loopback(sock, remote)?,
+                })
+            }
+        }
+    }
+}
+
+fn unix(server: Pointer) -> Connection {
+    Connection {
+        client: [server as u64, 0],
+        ..Connection::default()
+    }
+}
+
+/// Local and remote address.
+///
+/// # Safety
+/// `sock` must be meant to be a `struct sock`.
+#[inline(always)]
+unsafe fn addresses(sock: Pointer, family: u16) -> Option<([u64; 2], [u64; 2])> {
+    // SAFETY: as promised.
+    unsafe {
+        match family {
+            AF_INET => Some((
+                mapped(field(sock, SOCK_RCV_SADDR.load())?),
+                mapped(field(sock, SOCK_DADDR.load())?),
+            )),
+            AF_INET6 => Some((
+                field(sock, SOCK_V6_RCV_SADDR.load())?,
+                field(sock, SOCK_V6_DADDR.load())?,
+            )),
+            _ => None,
+        }
+    }
+}
+
+/// `::ffff:a.b.c.d` of an address as it lies in memory.
+const fn mapped(address: u32) -> [u64; 2] {
+    [0, 0xffff_0000 | (address as u64) << 32]
+}
+
+/// The namespace's inode number if the address is loopback's.
+///
+/// # Safety
+/// `sock` must be meant to be a `struct sock`.
+#[inline(always)]
+unsafe fn namespace_of_loopback(sock: Pointer, address: [u64; 2]) -> Option<u32> {
+    const V6: [u64; 2] = [0, 1 << 56];
+    let v4 = address[0] == 0 && address[1] & 0xff_ffff_ffff == 0x7f_ffff_0000;
+    if !v4 && address != V6 {
+        return Some(0);
+    }
+    // SAFETY: as promised.
+    unsafe {
+        let net: Pointer = field(sock, SOCK_NET.load())?;
+        field(net, NET_NS_INUM.load())
+    }
+}
+
+/// Whether a Unix socket was accepted at an address that ends in `.s.PGSQL.` and a port: where
+/// PostgreSQL listens (src/include/libpq/pqcomm.h, `UNIXSOCK_PATH`). An accepted socket has its listener's
+/// address.
+///
+/// # Safety
+/// `sock` must be meant to be a `struct unix_sock`.
+#[inline(always)]
+unsafe fn is_server_path(sock: Pointer) -> Option<bool> {
+    const NAME: u64 = u64::from_le_bytes(*b".s.PGSQL");
+    // SAFETY: as promised.
+    let tail: [u64; 2] = unsafe {
+        let address: Pointer = field(sock, UNIX_SOCK_ADDR.load())?;
+        let length: u32 = field(address, UNIX_ADDRESS_LENGTH.load())?;
+        // The last 16 bytes: the name, a dot, one to five digits and the NUL.
+        let end = UNIX_ADDRESS_NAME.load().wrapping_add(length);
+        field(address, end.wrapping_sub(16))?
+    };
+    let mut found = false;
+    let mut at = 1;
+    while at <= 5 {
+        found |= tail[0] >> (8 * at) | tail[1] << (64 - 8 * at) == NAME;
+        at += 1;
+    }
+    Some(found)
+}
