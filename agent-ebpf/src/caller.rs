@@ -220,7 +220,7 @@ fn take_stack(ring: &mut Ring, slot: usize, now: u64) -> CallerStack {
     walk.header.kernel_frames = 0;
     walk.header.user_frames = 0;
     walk.header.has_stack_copy = 0;
-    if !registers::from_kernel_entry(&mut walk.cursor.regs) {
+    if !registers::from_kernel_entry(&mut walk.cursor.regs, &mut walk.frames) {
         return CallerStack::Refused;
     }
     walk::user_stack::<{ walk::CALLER }>(walk);

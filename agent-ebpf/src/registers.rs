@@ -1,11 +1,15 @@
 //! The register file of the current task's user mode, wherever the tick fell.
 
+use core::ffi::c_void;
+
 use agent_ebpf::unwind::{Registers, reg};
 use aya_ebpf::{
     bindings::pt_regs,
-    helpers::{bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_task_pt_regs},
+    helpers::{bpf_get_current_task_btf, bpf_task_pt_regs, generated::bpf_probe_read_kernel},
     programs::PerfEventContext,
 };
+
+use crate::walk::FRAMES;
 
 /// The privilege level in the code segment selector: 3 in user mode.
 const USER_MODE: u64 = 3;
@@ -48,20 +52,26 @@ pub fn from_context(ctx: &PerfEventContext, to: &mut Registers) {
     unsafe { copy!(to, (*ctx.ctx).regs) };
 }
 
-/// Fills `to` with the registers that were saved on entry to the kernel. False for a task without a
-/// user mode: a kernel thread's saved registers are zero (Linux, arch/x86/kernel/process.c,
-/// copy_thread).
+/// Fills `to` with the registers that were saved on entry to the kernel; `scratch` takes them on the way,
+/// because the programs' stack is small. False for a task without a user mode: a kernel thread's saved
+/// registers are zero (Linux, arch/x86/kernel/process.c, copy_thread).
 #[inline(always)]
-pub fn from_kernel_entry(to: &mut Registers) -> bool {
-    // SAFETY: the helpers return pointers to the current task and its registers; the read is
-    // checked.
-    let saved = unsafe {
-        let entry = bpf_task_pt_regs(bpf_get_current_task_btf()) as *const pt_regs;
-        bpf_probe_read_kernel(entry)
+pub fn from_kernel_entry(to: &mut Registers, scratch: &mut [u64; FRAMES]) -> bool {
+    const { assert!(size_of::<pt_regs>() <= size_of::<[u64; FRAMES]>()) };
+    // SAFETY: the helpers return pointers to the current task and its registers; the read is checked, and
+    // the buffer is large enough.
+    let failed = unsafe {
+        bpf_probe_read_kernel(
+            scratch.as_mut_ptr().cast(),
+            size_of::<pt_regs>() as u32,
+            bpf_task_pt_regs(bpf_get_current_task_btf()) as *const c_void,
+        )
     };
-    let Ok(saved) = saved else {
+    if failed != 0 {
         return false;
-    };
+    }
+    // SAFETY: the registers were just written there; a map's value is aligned to eight.
+    let saved = unsafe { &*scratch.as_ptr().cast::<pt_regs>() };
     copy!(to, saved);
     saved.cs & USER_MODE == USER_MODE
 }

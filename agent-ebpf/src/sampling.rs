@@ -113,6 +113,8 @@ fn take_stacks(ctx: &PerfEventContext, walk: &mut Walk) {
         registers::from_context(ctx, &mut walk.cursor.regs);
         true
     } else {
+        let has_user_mode =
+            registers::from_kernel_entry(&mut walk.cursor.regs, &mut walk.frames);
         // SAFETY: the buffer is as large as the size says.
         let bytes = unsafe {
             bpf_get_stack(
@@ -125,7 +127,7 @@ fn take_stacks(ctx: &PerfEventContext, walk: &mut Walk) {
         if bytes > 0 {
             walk.header.kernel_frames = bytes as u32 / 8;
         }
-        registers::from_kernel_entry(&mut walk.cursor.regs)
+        has_user_mode
     };
     // A task without an address space (a kernel thread, or one that has just given its own up on its
     // way out) has no user stack.

@@ -59,6 +59,14 @@ pub struct Record {
     /// How to tell what was found
     #[arg(long, value_name = "FORM", default_value = "text")]
     pub summary: SummaryForm,
+    /// Texts of queries: without their literals, or as they are
+    #[arg(long, value_name = "TEXT", default_value = "normalized")]
+    pub query_text: QueryText,
+    /// Stacks that each CPU may take in one second where programs send to PostgreSQL; beyond it chance
+    /// chooses, and the other callers are not known
+    #[arg(long, value_name = "NUMBER", default_value_t = session::CALLER_STACKS_PER_SECOND,
+          value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub caller_stacks: u32,
     /// Command to start and record
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
@@ -74,6 +82,15 @@ pub enum SummaryForm {
     Text,
     /// One JSON object on standard output, everything else on standard error.
     Json,
+}
+
+/// What is kept of a query's text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum QueryText {
+    /// Without literals and comments: they may be private.
+    Normalized,
+    /// As the client sent it.
+    Full,
 }
 
 /// `flamestorm report`
@@ -137,6 +154,8 @@ impl Record {
             frequency: self.frequency,
             duration: self.duration,
             command: self.command.clone(),
+            callers_per_second: self.caller_stacks,
+            full_query_text: self.query_text == QueryText::Full,
             started,
         })
     }

@@ -39,8 +39,12 @@ pub(super) fn lines(profile: &ResolvedProfile) -> BTreeMap<String, u64> {
     lines
 }
 
-/// The name at the root: the process's, or its pid where the name could not be learnt.
+/// The name at the root: the process's, or its pid where the name could not be learnt. A stitched stack
+/// begins in the caller.
 pub(super) fn root_name(sample: &ResolvedSample) -> Cow<'_, str> {
+    if let Some(caller) = sample.label(key::CALLER_COMM) {
+        return Cow::Borrowed(caller);
+    }
     match (sample.label(key::COMM), sample.label(key::PID)) {
         (Some(comm), _) if !comm.is_empty() => Cow::Borrowed(comm),
         (_, Some(pid)) => Cow::Owned(format!("[pid {pid}]")),

@@ -227,13 +227,18 @@ fn to_proto(profile: &ResolvedProfile) -> proto::Profile {
     let mut strings = Strings::new();
     let samples_type = value_type(&mut strings, "samples", "count");
     let cpu_type = value_type(&mut strings, "cpu", "nanoseconds");
+    let executions_type = value_type(&mut strings, "executions", "count");
+    let has_executions = profile.samples.iter().any(|sample| sample.executions > 0);
     let comment = strings.text(&comment(profile));
     proto::Profile {
-        sample_type: vec![samples_type, cpu_type],
+        sample_type: [samples_type, cpu_type]
+            .into_iter()
+            .chain(has_executions.then_some(executions_type))
+            .collect(),
         sample: profile
             .samples
             .iter()
-            .map(|sample| sample_to_proto(sample, &mut strings))
+            .map(|sample| sample_to_proto(sample, has_executions, &mut strings))
             .collect(),
         mapping: mappings_to_proto(profile, &mut strings),
         location: locations_to_proto(profile),
@@ -276,10 +281,17 @@ fn comment(profile: &ResolvedProfile) -> String {
     serde_json::to_string(&comment).unwrap_or_default()
 }
 
-fn sample_to_proto(sample: &ResolvedSample, strings: &mut Strings) -> proto::Sample {
+fn sample_to_proto(
+    sample: &ResolvedSample,
+    has_executions: bool,
+    strings: &mut Strings,
+) -> proto::Sample {
     proto::Sample {
         location_id: sample.stack.iter().map(|id| u64::from(id.0) + 1).collect(),
-        value: vec![signed(sample.count), signed(sample.cpu_ns)],
+        value: [signed(sample.count), signed(sample.cpu_ns)]
+            .into_iter()
+            .chain(has_executions.then_some(signed(sample.executions)))
+            .collect(),
         label: sample
             .labels
             .iter()
@@ -500,6 +512,7 @@ fn foreign_meta(file: &proto::Profile) -> RecordingMeta {
 struct Values {
     count: Option<usize>,
     cpu: Option<usize>,
+    executions: Option<usize>,
     period: u64,
 }
 
@@ -508,12 +521,14 @@ impl Values {
         let mut values = Values {
             count: None,
             cpu: None,
+            executions: None,
             period: u64::try_from(file.period).unwrap_or(0),
         };
         for (index, kind) in file.sample_type.iter().enumerate() {
             match (&*reader.text(kind.r#type)?, &*reader.text(kind.unit)?) {
                 ("samples", "count") => values.count = Some(index),
                 ("cpu", "nanoseconds") => values.cpu = Some(index),
+                ("executions", "count") => values.executions = Some(index),
                 _ => {}
             }
         }
@@ -523,7 +538,7 @@ impl Values {
         Ok(values)
     }
 
-    fn read(&self, values: &[i64]) -> (u64, u64) {
+    fn read(&self, values: &[i64]) -> (u64, u64, u64) {
         let read = |index: Option<usize>| {
             let value = values.get(index?)?;
             u64::try_from(*value).ok()
@@ -536,6 +551,7 @@ impl Values {
         (
             count,
             cpu.unwrap_or_else(|| count.saturating_mul(self.period)),
+            read(self.executions).unwrap_or(0),
         )
     }
 }
@@ -664,11 +680,12 @@ fn read_sample(
         };
         labels.push((reader.text(label.key)?, value));
     }
-    let (count, cpu_ns) = values.read(&sample.value);
+    let (count, cpu_ns, executions) = values.read(&sample.value);
     Ok(ResolvedSample {
         labels: labels.into(),
         stack: stack?,
         count,
         cpu_ns,
+        executions,
     })
 }

@@ -206,9 +206,11 @@ impl Kernel {
 
     fn follow_processes(&mut self) -> Result<(), Error> {
         for (program, tracepoint) in RAW_TRACEPOINTS {
+            load(&mut self.ebpf, program)?;
             attach(&mut self.ebpf, program, tracepoint)?;
         }
-        Ok(())
+        // Attached when there is somebody to follow.
+        load(&mut self.ebpf, SENDS.0)
     }
 
     /// Begins to note who sends to PostgreSQL servers. From now on each system call of the machine costs a
@@ -222,6 +224,11 @@ impl Kernel {
         }
         self.follows_senders = true;
         attach(&mut self.ebpf, SENDS.0, SENDS.1)
+    }
+
+    /// Whether [`Self::follow_senders`] was called.
+    pub fn follows_senders(&self) -> bool {
+        self.follows_senders
     }
 
     /// Tells the kernel about a PostgreSQL server, by its index.
@@ -448,11 +455,18 @@ fn value(text: &str, name: &str) -> Option<u64> {
 fn attach(ebpf: &mut Ebpf, program: &'static str, tracepoint: &str) -> Result<(), Error> {
     let attach = |ebpf: &mut Ebpf| -> Result<(), ProgramError> {
         let loaded: &mut RawTracePoint = program_mut(ebpf, program).try_into()?;
-        loaded.load()?;
         loaded.attach(tracepoint)?;
         Ok(())
     };
     attach(ebpf).map_err(|source| refused(program, source))
+}
+
+fn load(ebpf: &mut Ebpf, program: &'static str) -> Result<(), Error> {
+    let load = |ebpf: &mut Ebpf| -> Result<(), ProgramError> {
+        let loaded: &mut RawTracePoint = program_mut(ebpf, program).try_into()?;
+        loaded.load()
+    };
+    load(ebpf).map_err(|source| refused(program, source))
 }
 
 fn program_mut<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> &'a mut aya::programs::Program {

@@ -3,6 +3,7 @@
 
 mod proc;
 mod registry;
+pub mod service;
 
 pub use proc::{mapped_objects, pids, process_exe, process_name};
 pub use registry::{AddressSpace, Process, Registry};

@@ -3,17 +3,19 @@
 //!
 //! Nothing here does I/O. A stage is a type and no stage changes its input.
 
+mod attribution;
 mod meta;
 mod resolved;
 mod window;
 
+pub use attribution::{Attribution, Backend, Caller, Phase, Query, QueryIndex, Unknown};
 pub use meta::{AgentCost, CpuSeconds, KernelCost, MaxRss, RecordingMeta, Runtime, Ticks};
 pub use resolved::{
     FrameRef, Function, FunctionId, Labels, Line, Location, LocationId, Mapping, MappingId,
-    ResolvedProfile, ResolvedSample, key,
+    PROCESS_MODULE, QUERY_MODULE, ResolvedProfile, ResolvedSample, key,
 };
 pub use window::{
     Counted, Frame, MAX_FRAMES, MAX_MODULES, MAX_PROCESSES, MAX_ROWS, MAX_STACK_NODES, Module,
-    ModuleId, Process, ProcessIndex, RawSample, STACK_TABLE_FULL, Source, StackId, ThreadName,
-    Window, WindowCounters,
+    ModuleId, Process, ProcessIndex, RawSample, STACK_TABLE_FULL, Source, StackId, Tally,
+    ThreadName, Window, WindowCounters,
 };

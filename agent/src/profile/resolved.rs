@@ -19,7 +19,48 @@ pub mod key {
     pub const THREAD: &str = "thread";
     /// How the unwinding ended ([`agent_ebpf::sample::Outcome::name`]).
     pub const OUTCOME: &str = "outcome";
+    /// Service that the process is an instance of; of a backend's sample, its caller's.
+    pub const SERVICE: &str = "service";
+    /// Trace id, 32 hexadecimal digits.
+    pub const TRACE: &str = "trace_id";
+    /// Span id, 16 hexadecimal digits.
+    pub const SPAN: &str = "span_id";
+
+    /// What process of a PostgreSQL server it is: on samples of such processes, as are the following.
+    pub const BACKEND: &str = "backend_type";
+    /// Port of the server.
+    pub const PORT: &str = "db_port";
+    /// Query id, see [`crate::profile::Query::id`].
+    pub const QUERY_ID: &str = "query_id";
+    /// Query text.
+    pub const QUERY: &str = "query";
+    /// [`crate::profile::Phase`]
+    pub const PHASE: &str = "phase";
+    /// As in `pg_stat_activity.state`.
+    pub const STATE: &str = "state";
+    /// As in `pg_stat_activity.wait_event_type`.
+    pub const WAIT: &str = "wait_event_type";
+    /// Database.
+    pub const DATABASE: &str = "database";
+    /// Role.
+    pub const USER: &str = "user";
+    /// `application_name`
+    pub const APPLICATION: &str = "application";
+    /// Client's address.
+    pub const CLIENT: &str = "client";
+    /// `known`, or why the caller is not known ([`crate::profile::Unknown::name`]).
+    pub const CALLER: &str = "caller";
+    /// Name of the calling process; or, in brackets, why it is not known. The root of a stitched stack.
+    pub const CALLER_COMM: &str = "caller_comm";
+    /// Process id of the caller.
+    pub const CALLER_PID: &str = "caller_pid";
 }
+
+/// Module of the frames that stand for a query, between the caller's frames and the backend's.
+pub const QUERY_MODULE: &str = "[query]";
+
+/// Module of the frame that stands for the process in which a stitched stack goes on.
+pub const PROCESS_MODULE: &str = "[process]";
 
 /// Index into [`ResolvedProfile::mappings`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -107,6 +148,8 @@ pub struct ResolvedSample {
     pub count: u64,
     /// The CPU time they stand for, nanoseconds.
     pub cpu_ns: u64,
+    /// Executions of a statement that were first seen in these samples.
+    pub executions: u64,
 }
 
 impl ResolvedSample {

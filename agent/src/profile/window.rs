@@ -4,8 +4,8 @@
 //! `main` share it. Everything is interned in insertion order, so two windows that saw the same
 //! samples are equal.
 //!
-//! Memory at the bounds: [`MAX_STACK_NODES`] × 24 B + [`MAX_FRAMES`] × 40 B + [`MAX_ROWS`] × 72 B,
-//! together about 40 MB; a minute of a busy machine needs about a tenth.
+//! Memory at the bounds: [`MAX_STACK_NODES`] × 24 B + [`MAX_FRAMES`] × 40 B + [`MAX_ROWS`] × 100 B,
+//! together about 50 MB; a minute of a busy machine needs about a tenth.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -13,6 +13,8 @@ use std::sync::Arc;
 
 use agent_ebpf::sample::Outcome;
 use indexmap::{IndexMap, IndexSet};
+
+use super::attribution::{Attribution, Query};
 
 /// Distinct nodes of the stack trie (12 MB). A whole machine at work for a minute has about 20,000;
 /// a process that never takes the same path twice must not grow the agent without end.
@@ -22,7 +24,7 @@ pub const MAX_STACK_NODES: usize = 1 << 19;
 /// addresses than stacks.
 pub const MAX_FRAMES: usize = 1 << 18;
 
-/// Distinct (process, thread, outcome, stack) rows (18 MB).
+/// Distinct (process, thread, outcome, stack) rows (26 MB).
 pub const MAX_ROWS: usize = 1 << 18;
 
 /// Distinct modules: every one may keep a file open, so the limit of open files is met earlier.
@@ -108,6 +110,21 @@ pub struct Process {
     pub name: String,
     /// Path of its executable as it sees it; empty when it could not be learnt.
     pub exe: String,
+    /// Name of the service that it is an instance of; empty when it says none.
+    pub service: String,
+}
+
+impl Process {
+    /// Name of its service: as it says itself, else its executable's, else its own.
+    pub fn service_name(&self) -> &str {
+        let exe = self.exe.trim_end_matches(" (deleted)");
+        let exe = exe.rsplit('/').next().unwrap_or_default();
+        match (self.service.as_str(), exe) {
+            ("", "") => &self.name,
+            ("", exe) => exe,
+            (service, _) => service,
+        }
+    }
 }
 
 /// One frame of a stack.
@@ -135,7 +152,7 @@ impl Frame {
 }
 
 /// One sample, its addresses already told apart by module.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct RawSample<'a> {
     /// The process.
     pub process: ProcessIndex,
@@ -149,6 +166,10 @@ pub struct RawSample<'a> {
     pub kernel: &'a [Frame],
     /// User frames, leaf first.
     pub user: &'a [Frame],
+    /// What it was for.
+    pub attribution: Option<Attribution>,
+    /// Whether it is the first sample of an execution of its statement.
+    pub starts_execution: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -170,6 +191,17 @@ pub struct Counted {
     pub outcome: Outcome,
     /// The stack, from the root of its user part to the leaf of its kernel part.
     pub stack: StackId,
+    /// What it was for: index into [`Window::attributions`].
+    pub attribution: Option<u32>,
+}
+
+/// How often a row was counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Samples.
+    pub samples: u64,
+    /// Executions of a statement that were first seen in this row.
+    pub executions: u64,
 }
 
 /// What the bounds cost.
@@ -188,7 +220,9 @@ pub struct Window {
     processes: Vec<Process>,
     frames: IndexSet<Frame>,
     nodes: IndexSet<Node>,
-    rows: IndexMap<Counted, u64>,
+    rows: IndexMap<Counted, Tally>,
+    attributions: IndexSet<Attribution>,
+    queries: Vec<Query>,
     /// Samples of [`STACK_TABLE_FULL`] by process and outcome: bounded by [`MAX_PROCESSES`].
     overflow: IndexMap<(ProcessIndex, Outcome), u64>,
     counters: WindowCounters,
@@ -215,6 +249,8 @@ impl Window {
             frames: IndexSet::new(),
             nodes: IndexSet::new(),
             rows: IndexMap::new(),
+            attributions: IndexSet::new(),
+            queries: Vec::new(),
             overflow: IndexMap::new(),
             counters: WindowCounters::default(),
             max_nodes: max_nodes.min(MAX_STACK_NODES),
@@ -246,7 +282,11 @@ impl Window {
     pub fn add(&mut self, sample: &RawSample<'_>) {
         self.counters.samples += 1;
         let stack = self.intern(sample.user, sample.kernel);
+        let attribution = sample.attribution.clone().and_then(|attribution| {
+            intern_bounded(&mut self.attributions, attribution, MAX_ROWS)
+        });
         let row = stack.map(|stack| Counted {
+            attribution,
             process: sample.process,
             tid: sample.tid,
             thread_name: sample.thread_name,
@@ -255,7 +295,9 @@ impl Window {
         });
         match row {
             Some(row) if self.rows.len() < MAX_ROWS || self.rows.contains_key(&row) => {
-                *self.rows.entry(row).or_insert(0) += 1;
+                let tally = self.rows.entry(row).or_default();
+                tally.samples += 1;
+                tally.executions += u64::from(sample.starts_execution);
             }
             _ => {
                 self.counters.stack_table_full += 1;
@@ -265,7 +307,8 @@ impl Window {
         }
     }
 
-    fn intern(&mut self, user: &[Frame], kernel: &[Frame]) -> Option<StackId> {
+    /// Keeps a stack that is no sample's own. `None`: a table is full.
+    pub fn intern(&mut self, user: &[Frame], kernel: &[Frame]) -> Option<StackId> {
         let mut parent = StackId::EMPTY;
         for frame in user.iter().rev().chain(kernel.iter().rev()) {
             let frame = intern_bounded(&mut self.frames, *frame, MAX_FRAMES)?;
@@ -301,8 +344,23 @@ impl Window {
     }
 
     /// The counted rows, in the order in which they were first seen.
-    pub fn rows(&self) -> impl ExactSizeIterator<Item = (&Counted, u64)> {
-        self.rows.iter().map(|(row, count)| (row, *count))
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = (&Counted, Tally)> {
+        self.rows.iter().map(|(row, tally)| (row, *tally))
+    }
+
+    /// What a row was for.
+    pub fn attribution(&self, row: &Counted) -> Option<&Attribution> {
+        self.attributions.get_index(row.attribution? as usize)
+    }
+
+    /// The queries; a [`super::QueryIndex`] is an index.
+    pub fn queries(&self) -> &[Query] {
+        &self.queries
+    }
+
+    /// Gives the queries that the attributions name.
+    pub fn set_queries(&mut self, queries: Vec<Query>) {
+        self.queries = queries;
     }
 
     /// Samples whose stack found a table full.
@@ -358,6 +416,8 @@ mod tests {
             outcome: Outcome::Complete,
             kernel,
             user,
+            attribution: None,
+            starts_execution: false,
         }
     }
 
@@ -370,7 +430,7 @@ mod tests {
         window.add(&sample(&user, &[]));
         window.add(&sample(&user, &[]));
         window.add(&sample(&user, &[frame(9)]));
-        let rows: Vec<_> = window.rows().map(|(row, n)| (row.stack, n)).collect();
+        let rows: Vec<_> = window.rows().map(|(row, n)| (row.stack, n.samples)).collect();
         assert_eq!(rows.iter().map(|r| r.1).collect::<Vec<_>>(), [2, 1]);
         assert_eq!(window.nodes.len(), 4);
         let frames: Vec<_> = window.frames().copied().collect();
@@ -385,7 +445,7 @@ mod tests {
         window.add(&sample(&[frame(2), frame(1)], &[]));
         window.add(&sample(&[frame(3), frame(1)], &[]));
         window.add(&sample(&[frame(2), frame(1)], &[]));
-        let counted: u64 = window.rows().map(|(_, n)| n).sum();
+        let counted: u64 = window.rows().map(|(_, n)| n.samples).sum();
         assert_eq!(counted, 2);
         let lost: Vec<_> = window.overflow().collect();
         assert_eq!(lost, [(ProcessIndex(0), Outcome::Complete, 1)]);
@@ -404,7 +464,7 @@ mod tests {
         let mut window = Window::new();
         window.add(&sample(&[], &[]));
         let (row, count) = window.rows().next().expect("one row");
-        assert_eq!((row.stack, count), (StackId::EMPTY, 1));
+        assert_eq!((row.stack, count.samples), (StackId::EMPTY, 1));
         assert_eq!(window.stack(row.stack).count(), 0);
     }
 }

@@ -8,11 +8,15 @@ use agent_ebpf::{
     unwind::Cursor,
 };
 
-use super::objects::{Backing, Image, ObjectId, Objects, open_regular};
+use super::{
+    backends::Backends,
+    objects::{Backing, Image, ObjectId, Objects, open_regular},
+    servers::Servers,
+};
 use crate::{
     kernel::{Sample, StackCopy},
-    process::{AddressSpace, Process, Registry},
-    profile::{self, Frame, Module, ModuleId, ProcessIndex, RawSample, Source, Window},
+    process::{AddressSpace, Process, Registry, service},
+    profile::{self, Attribution, Frame, Module, ModuleId, ProcessIndex, RawSample, Source, Window},
     unwind::{self, Resolved},
 };
 
@@ -27,14 +31,21 @@ struct Copied {
     bytes: Vec<u8>,
 }
 
+/// Stack copies that wait at most: two a CPU of the largest machines.
+const MAX_COPIES: usize = 1024;
+
 /// The window being filled and what is needed to fill it.
-#[derive(Default)]
 pub struct Ingest {
     /// The counted samples.
     pub window: Window,
     modules: HashMap<ModuleKey, ModuleId>,
     processes: HashMap<u64, ProcessIndex>,
-    copy: Option<Copied>,
+    /// Stack copies that wait for their samples: at most one a CPU and kind of walk.
+    copies: Vec<Copied>,
+    /// Buffers of copies that were used.
+    spare: Vec<Vec<u8>>,
+    /// What PostgreSQL's backends said.
+    pub backends: Backends,
     kernel_frames: Vec<Frame>,
     user_frames: Vec<Frame>,
     /// When the first sample with a whole user stack was taken, nanoseconds.
@@ -62,12 +73,32 @@ pub struct Wanted {
 }
 
 impl Ingest {
+    /// Nothing recorded yet. `full_text`: queries keep their literals.
+    pub fn new(full_text: bool) -> Ingest {
+        Ingest {
+            window: Window::new(),
+            modules: HashMap::new(),
+            processes: HashMap::new(),
+            copies: Vec::new(),
+            spare: Vec::new(),
+            backends: Backends::new(full_text),
+            kernel_frames: Vec::new(),
+            user_frames: Vec::new(),
+            first_unwound: None,
+            continued: 0,
+        }
+    }
+
     /// Keeps a stack for the sample that follows.
     pub fn stack_copy(&mut self, copy: &StackCopy<'_>) {
-        let mut bytes = self.copy.take().map(|old| old.bytes).unwrap_or_default();
+        // What has waited this long waits for a sample that a full buffer refused.
+        if self.copies.len() >= MAX_COPIES {
+            self.spare.push(self.copies.remove(0).bytes);
+        }
+        let mut bytes = self.spare.pop().unwrap_or_default();
         bytes.clear();
         bytes.extend_from_slice(copy.bytes);
-        self.copy = Some(Copied {
+        self.copies.push(Copied {
             cpu: copy.cpu,
             time: copy.time,
             exact_ip: copy.exact_ip,
@@ -84,47 +115,28 @@ impl Ingest {
         sample: &Sample<'_>,
         registry: &mut Registry,
         objects: &mut Objects,
+        servers: &Servers,
     ) -> Option<Wanted> {
         let header = &sample.header;
-        let unknown = Process {
-            pid: header.pid,
-            name: thread_name(&header.comm),
-            exe: PathBuf::new(),
-            space: Rc::default(),
-            parent: None,
-            incarnation: u64::MAX - u64::from(header.pid),
-        };
-        let process = registry.get(header.pid).unwrap_or(&unknown);
-        let index = self.process(process);
-        let space = Rc::clone(&process.space);
-        let incarnation = process.incarnation;
-
-        let kernel_module = self.module(ModuleKey::Kernel, objects, header.pid);
         let mut kernel = std::mem::take(&mut self.kernel_frames);
         kernel.clear();
-        // The kernel's own first entry is the interrupted instruction; the others are return
-        // addresses.
-        kernel.extend(
-            sample
-                .kernel_frames()
-                .enumerate()
-                .map(|(i, address)| Frame {
-                    module: kernel_module,
-                    address,
-                    exact: i == 0,
-                }),
-        );
-
-        let mut addresses: Vec<u64> = sample.user_frames().collect();
-        let outcome = self.go_on(sample, &space, objects, header.pid, &mut addresses);
-        let mut user = std::mem::take(&mut self.user_frames);
-        user.clear();
-        for (i, &address) in addresses.iter().enumerate() {
-            user.push(self.frame(address, i == 0, &space, objects, header.pid, incarnation));
+        if sample.header.kernel_frames > 0 {
+            let module = self.module(ModuleKey::Kernel, objects, header.pid);
+            // The kernel's own first entry is the interrupted instruction; the others are return
+            // addresses.
+            let frames = sample.kernel_frames().enumerate();
+            kernel.extend(frames.map(|(i, address)| Frame {
+                module,
+                address,
+                exact: i == 0,
+            }));
         }
+        let mut user = std::mem::take(&mut self.user_frames);
+        let (index, outcome) = self.unwound(sample, registry, objects, &mut user);
         if outcome.is_complete() && !user.is_empty() && self.first_unwound.is_none() {
             self.first_unwound = Some(header.time);
         }
+        let (attribution, starts_execution) = self.attribution(sample, registry, servers);
         self.window.add(&RawSample {
             process: index,
             tid: header.tid,
@@ -132,12 +144,79 @@ impl Ingest {
             outcome,
             kernel: &kernel,
             user: &user,
+            attribution,
+            starts_execution,
         });
         (self.kernel_frames, self.user_frames) = (kernel, user);
-        sample.outcome.is_continuable().then_some(Wanted {
-            pid: header.pid,
-            mm: header.mm,
-        })
+        wanted(sample)
+    }
+
+    /// Keeps the stack of a send to a PostgreSQL server. `Some` as for a sample.
+    pub fn caller(
+        &mut self,
+        caller: &Sample<'_>,
+        registry: &mut Registry,
+        objects: &mut Objects,
+    ) -> Option<Wanted> {
+        let mut user = std::mem::take(&mut self.user_frames);
+        let (process, _) = self.unwound(caller, registry, objects, &mut user);
+        if let Some(stack) = self.window.intern(&user, &[]) {
+            let (cpu, time) = (caller.header.cpu, caller.header.time);
+            self.backends.caller(cpu, time, process, stack);
+        }
+        self.user_frames = user;
+        wanted(caller)
+    }
+
+    fn attribution(
+        &mut self,
+        sample: &Sample<'_>,
+        registry: &mut Registry,
+        servers: &Servers,
+    ) -> (Option<Attribution>, bool) {
+        let (cpu, time) = (sample.header.cpu, sample.header.time);
+        let mut backends = std::mem::take(&mut self.backends);
+        let mut sender = |pid: u32| self.process_of(pid, "", registry);
+        let attributed =
+            backends.attribute(cpu, time, sample.header.trace, servers, &mut sender);
+        self.backends = backends;
+        attributed
+    }
+
+    /// The process and the user frames of a record; the rest of the stack is unwound here if need be.
+    fn unwound(
+        &mut self,
+        sample: &Sample<'_>,
+        registry: &mut Registry,
+        objects: &mut Objects,
+        user: &mut Vec<Frame>,
+    ) -> (ProcessIndex, Outcome) {
+        let header = &sample.header;
+        let index = self.process_of(header.pid, &thread_name(&header.comm), registry);
+        let (space, incarnation) = match registry.known(header.pid) {
+            Some(process) => (Rc::clone(&process.space), process.incarnation),
+            None => (Rc::default(), nobody(header.pid)),
+        };
+        let mut addresses: Vec<u64> = sample.user_frames().collect();
+        let outcome = self.go_on(sample, &space, objects, header.pid, &mut addresses);
+        user.clear();
+        for (i, &address) in addresses.iter().enumerate() {
+            user.push(self.frame(address, i == 0, &space, objects, header.pid, incarnation));
+        }
+        (index, outcome)
+    }
+
+    /// The process of a pid; `name` for one of which nothing is known.
+    fn process_of(&mut self, pid: u32, name: &str, registry: &mut Registry) -> ProcessIndex {
+        let unknown = Process {
+            pid,
+            name: name.to_owned(),
+            exe: PathBuf::new(),
+            space: Rc::default(),
+            parent: None,
+            incarnation: nobody(pid),
+        };
+        self.process(registry.get(pid).unwrap_or(&unknown))
     }
 
     /// Unwinds the rest of the stack from its copy, if one came with the sample.
@@ -150,13 +229,11 @@ impl Ingest {
         addresses: &mut Vec<u64>,
     ) -> Outcome {
         let (cpu, time) = (sample.header.cpu, sample.header.time);
-        let Some(copy) = self.copy.take() else {
+        let belongs = |copy: &Copied| copy.cpu == cpu && copy.time == time;
+        let Some(found) = self.copies.iter().position(belongs) else {
             return sample.outcome;
         };
-        if sample.header.has_stack_copy == 0 || copy.cpu != cpu || copy.time != time {
-            self.copy = Some(copy);
-            return sample.outcome;
-        }
+        let copy = self.copies.swap_remove(found);
         self.continued += 1;
         let mut cursor = Cursor::new(copy.registers);
         cursor.exact_ip = u64::from(copy.exact_ip);
@@ -168,7 +245,7 @@ impl Ingest {
         let outcome = unwind::walk(&mut cursor, find, &stack, addresses);
         // What the kernel guessed is not proven by what came after.
         let guessed = copy.guessed && outcome == Outcome::Complete;
-        self.copy = Some(copy);
+        self.spare.push(copy.bytes);
         if guessed {
             return Outcome::CompleteByFramePointer;
         }
@@ -225,6 +302,7 @@ impl Ingest {
             pid: process.pid,
             name: process.name.clone(),
             exe: process.exe.to_string_lossy().into_owned(),
+            service: service::name_of(process.pid).unwrap_or_default(),
         });
         // Beyond the bound everything is counted under the first process.
         let index = added.unwrap_or(ProcessIndex(0));
@@ -241,6 +319,19 @@ impl Ingest {
         self.modules.insert(key, id);
         id
     }
+}
+
+/// What the kernel should be told after a record.
+fn wanted(sample: &Sample<'_>) -> Option<Wanted> {
+    sample.outcome.is_continuable().then_some(Wanted {
+        pid: sample.header.pid,
+        mm: sample.header.mm,
+    })
+}
+
+/// Stands for the incarnation of a process of which nothing is known.
+fn nobody(pid: u32) -> u64 {
+    u64::MAX - u64::from(pid)
 }
 
 fn describe(key: ModuleKey, objects: &Objects, pid: u32) -> Module {

@@ -1,6 +1,7 @@
 //! A recording, from the first map to the last sample: the one place that knows both the way of the
 //! data and the control of the kernel's tables.
 
+mod backends;
 mod command;
 mod cost;
 mod ingest;
@@ -21,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_ebpf::{counters::Counter, limits::CALLER_STACKS_PER_SECOND};
+use agent_ebpf::counters::Counter;
 use anyhow::{Context as _, Result, bail};
 
 use self::{
@@ -39,6 +40,7 @@ use crate::{
 pub use command::exit_code;
 pub use cost::{cpu_seconds, max_rss_bytes, now};
 pub use starts::UnwindEntries;
+pub use agent_ebpf::limits::CALLER_STACKS_PER_SECOND;
 pub use truncation::survive as survive_truncation;
 
 /// How often the buffers are read. Long enough to cost nothing, short enough that a buffer of a
@@ -67,6 +69,10 @@ pub struct Config {
     pub duration: Option<Duration>,
     /// A command to start and record.
     pub command: Vec<String>,
+    /// Stacks that each CPU may take in one second at sends to PostgreSQL servers.
+    pub callers_per_second: u32,
+    /// Whether the texts of queries keep their literals.
+    pub full_query_text: bool,
     /// When the agent was started ([`now`]) .
     pub started: u64,
 }
@@ -177,7 +183,7 @@ impl Session {
         let kernel = Kernel::load(&Options {
             period_ns: config.period_ns(),
             filter: config.has_target(),
-            callers_per_second: CALLER_STACKS_PER_SECOND,
+            callers_per_second: config.callers_per_second,
         })?;
         // First the events, then the processes that exist: nothing falls between.
         let lifecycle = LifecycleEvents::open(kernel.cpus())?;
@@ -195,7 +201,7 @@ impl Session {
             control,
             objects: Objects::default(),
             tables: Tables::new(),
-            ingest: Ingest::default(),
+            ingest: Ingest::new(config.full_query_text),
             wanted: Vec::new(),
             refused: (0, None),
         };
@@ -303,19 +309,19 @@ impl Session {
             objects,
             ingest,
             wanted,
+            tables,
             ..
         } = self;
         kernel.read(now(), |record| match record {
             Record::StackCopy(copy) => ingest.stack_copy(&copy),
-            Record::Backend(backend) => {
-                log::debug!("backend {:?} search {} send {:?} {}", backend.header.flags, backend.header.search, backend.header.send, String::from_utf8_lossy(backend.text));
-            }
+            Record::Backend(backend) => ingest.backends.said(&backend),
             Record::Caller(caller) => {
-                log::debug!("caller {} frames {:?}", caller.user_frames().count(), caller.outcome);
+                wanted.extend(ingest.caller(&caller, &mut control.registry, objects));
             }
             Record::Sample(sample) => {
                 control.advance(sample.header.time);
-                wanted.extend(ingest.sample(&sample, &mut control.registry, objects));
+                let registry = &mut control.registry;
+                wanted.extend(ingest.sample(&sample, registry, objects, &tables.servers));
             }
         });
         control.advance(u64::MAX);
@@ -395,7 +401,7 @@ impl Session {
     }
 
     fn into_recording(
-        self,
+        mut self,
         config: &Config,
         duration: Duration,
         start: std::time::SystemTime,
@@ -480,6 +486,8 @@ impl Session {
             frequency_hz: config.frequency,
             cpus,
         };
+        let queries = self.ingest.backends.queries();
+        self.ingest.window.set_queries(queries);
         Recording {
             window: self.ingest.window,
             meta,

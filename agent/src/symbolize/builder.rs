@@ -63,6 +63,20 @@ impl Builder {
         id
     }
 
+    /// A place that stands for something else than code: the only one of a module of its own, or of the
+    /// module of its kind.
+    pub fn mark(&mut self, module: &str, name: &str) -> LocationId {
+        let mapping = self.mapping(module, None, false);
+        let lines = self.lines(&[Resolved {
+            name: name.to_owned(),
+            // Not a name for want of a symbol.
+            system_name: name.to_owned(),
+            file: String::new(),
+            line: 0,
+        }]);
+        self.location(mapping, 0, lines)
+    }
+
     pub fn finish(self) -> (Vec<Mapping>, Vec<Function>, Vec<Location>) {
         let mappings = self
             .mappings

@@ -1,6 +1,6 @@
 //! A [`Window`] becomes a [`ResolvedProfile`], module by module.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -12,8 +12,9 @@ use super::builder::Builder;
 use super::elf::Named;
 use super::{Options, Resolved, elf, guard, kernel, perf_map};
 use crate::profile::{
-    Frame, Labels, LocationId, Module, ModuleId, Process, RecordingMeta, ResolvedProfile,
-    ResolvedSample, Runtime, STACK_TABLE_FULL, Source, Window, key,
+    Attribution, Backend, Caller, Counted, Frame, LocationId, Module, ModuleId, PROCESS_MODULE,
+    Process, QUERY_MODULE, RecordingMeta, ResolvedProfile, ResolvedSample, Runtime,
+    STACK_TABLE_FULL, Source, Window, key,
 };
 
 /// How far symbolising has come.
@@ -212,25 +213,140 @@ fn samples(
     period: u64,
 ) -> Vec<ResolvedSample> {
     let mut stacks: BTreeMap<_, Arc<[LocationId]>> = BTreeMap::new();
+    let mut marks = HashMap::new();
     window
         .rows()
-        .map(|(row, count)| {
+        .map(|(row, tally)| {
+            let attribution = window.attribution(row);
+            let backend = attribution.and_then(|attribution| attribution.backend.as_deref());
             let stack = stacks
-                .entry(row.stack)
-                .or_insert_with(|| window.stack(row.stack).map(|f| locations[f]).collect());
-            let process = window.processes().get(row.process.0 as usize);
+                .entry((row.stack, row.attribution.filter(|_| backend.is_some()), row.process))
+                .or_insert_with(|| {
+                    let mut stack: Vec<_> = window.stack(row.stack).map(|f| locations[f]).collect();
+                    if let Some(backend) = backend {
+                        let mut mark = |module, name: &str| {
+                            let key = (module, name.to_owned());
+                            *marks.entry(key).or_insert_with(|| builder.mark(module, name))
+                        };
+                        stitch(window, locations, row, backend, &mut mark, &mut stack);
+                    }
+                    stack.into()
+                });
             let thread = Thread {
                 tid: Some(row.tid),
                 name: &thread_name(&row.thread_name),
             };
+            let process = window.processes().get(row.process.0 as usize);
+            let mut labels = labels(builder, process, thread, row.outcome.name());
+            labels.extend(attributed(builder, window, process, attribution));
             ResolvedSample {
-                labels: labels(builder, process, thread, row.outcome.name()),
+                labels: labels.into(),
                 stack: stack.clone(),
-                count,
-                cpu_ns: count.saturating_mul(period),
+                count: tally.samples,
+                cpu_ns: tally.samples.saturating_mul(period),
+                executions: tally.executions,
             }
         })
         .collect()
+}
+
+/// Puts above a backend's stack what asked for it: the backend's process, the query, the caller's stack.
+fn stitch(
+    window: &Window,
+    locations: &[LocationId],
+    row: &Counted,
+    backend: &Backend,
+    mark: &mut impl FnMut(&'static str, &str) -> LocationId,
+    stack: &mut Vec<LocationId>,
+) {
+    let Some(query) = backend.query else {
+        return;
+    };
+    let process = window.processes().get(row.process.0 as usize);
+    stack.push(mark(
+        PROCESS_MODULE,
+        process.map_or("postgres", |process| process.name.as_str()),
+    ));
+    let text = window.queries().get(query.0 as usize);
+    stack.push(mark(QUERY_MODULE, text.map_or("[query]", |query| &query.text)));
+    if let Caller::Known { stack: caller, .. } = backend.caller {
+        stack.extend(window.stack(caller).map(|frame| locations[frame]));
+    }
+}
+
+/// Labels of an attribution. A backend's service is its caller's.
+fn attributed(
+    builder: &mut Builder,
+    window: &Window,
+    process: Option<&Process>,
+    attribution: Option<&Attribution>,
+) -> Vec<(Arc<str>, Arc<str>)> {
+    let backend = attribution.and_then(|attribution| attribution.backend.as_deref());
+    let trace = attribution.map(|attribution| attribution.trace).unwrap_or_default();
+    let mut service = process.map_or("", |process| process.service.as_str());
+    let mut labels = Vec::new();
+    if let Some(backend) = backend {
+        let query = backend.query.and_then(|query| window.queries().get(query.0 as usize));
+        let (caller, reason) = match &backend.caller {
+            Caller::None => (None, None),
+            Caller::Known { process, .. } => (Some(process), None),
+            Caller::Process { process, reason } => (Some(process), Some(reason)),
+            Caller::Unknown(reason) => (None, Some(reason)),
+        };
+        let caller = caller.and_then(|process| window.processes().get(process.0 as usize));
+        service = caller.map_or("", Process::service_name);
+        let name = match (caller, reason) {
+            (Some(caller), _) => caller.name.as_str(),
+            (None, Some(reason)) => reason.frame(),
+            (None, None) => "",
+        };
+        let known = match backend.caller {
+            Caller::None => "",
+            _ => reason.map_or("known", |reason| reason.name()),
+        };
+        let number = |number: u32| match number {
+            0 => String::new(),
+            number => number.to_string(),
+        };
+        let pid = number(caller.map_or(0, |caller| caller.pid));
+        for (key, value) in [
+            (key::BACKEND, &*backend.kind),
+            (key::PORT, number(u32::from(backend.port)).as_str()),
+            (key::QUERY_ID, query.map_or("", |query| query.id.as_str())),
+            (key::QUERY, query.map_or("", |query| &*query.text)),
+            (key::PHASE, backend.phase.name()),
+            (key::STATE, backend.state),
+            (key::WAIT, backend.wait),
+            (key::DATABASE, &*backend.database),
+            (key::USER, &*backend.user),
+            (key::APPLICATION, &*backend.application),
+            (key::CLIENT, &*backend.client),
+            (key::CALLER, known),
+            (key::CALLER_COMM, name),
+            (key::CALLER_PID, pid.as_str()),
+        ] {
+            push_label(builder, &mut labels, key, value);
+        }
+    }
+    push_label(builder, &mut labels, key::SERVICE, service);
+    for (key, id) in [(key::TRACE, &trace.trace[..]), (key::SPAN, &trace.span[..])] {
+        if id.iter().any(|byte| *byte != 0) {
+            let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+            push_label(builder, &mut labels, key, &id);
+        }
+    }
+    labels
+}
+
+fn push_label(
+    builder: &mut Builder,
+    labels: &mut Vec<(Arc<str>, Arc<str>)>,
+    key: &str,
+    value: &str,
+) {
+    if !value.is_empty() {
+        labels.push((builder.string(key), builder.string(value)));
+    }
 }
 
 /// The samples that found the stack table full: one frame that says so.
@@ -238,14 +354,7 @@ fn overflowed(window: &Window, builder: &mut Builder, period: u64) -> Vec<Resolv
     if window.overflow().len() == 0 {
         return Vec::new();
     }
-    let mapping = builder.mapping(STACK_TABLE_FULL, None, false);
-    let lines = builder.lines(&[Resolved {
-        name: STACK_TABLE_FULL.to_owned(),
-        system_name: String::new(),
-        file: String::new(),
-        line: 0,
-    }]);
-    let stack: Arc<[LocationId]> = Arc::new([builder.location(mapping, 0, lines)]);
+    let stack: Arc<[LocationId]> = Arc::new([builder.mark(STACK_TABLE_FULL, STACK_TABLE_FULL)]);
     window
         .overflow()
         .map(|(process, outcome, count)| {
@@ -255,10 +364,11 @@ fn overflowed(window: &Window, builder: &mut Builder, period: u64) -> Vec<Resolv
                 name: STACK_TABLE_FULL,
             };
             ResolvedSample {
-                labels: labels(builder, process, thread, outcome.name()),
+                labels: labels(builder, process, thread, outcome.name()).into(),
                 stack: stack.clone(),
                 count,
                 cpu_ns: count.saturating_mul(period),
+                executions: 0,
             }
         })
         .collect()
@@ -274,7 +384,7 @@ fn labels(
     process: Option<&Process>,
     thread: Thread<'_>,
     outcome: &str,
-) -> Labels {
+) -> Vec<(Arc<str>, Arc<str>)> {
     let pid = process.map_or_else(String::new, |process| process.pid.to_string());
     let comm = process.map_or("", |process| process.name.as_str());
     let tid = thread.tid.map_or_else(String::new, |tid| tid.to_string());

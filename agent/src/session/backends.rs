@@ -1,0 +1,500 @@
+//! What PostgreSQL's backends said, brought together with their samples: the query without its literals,
+//! names, and the caller.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::Arc,
+};
+
+use agent_ebpf::{
+    postgres::{
+        BackendHeader, CallerSearch, CallerStack, HAS_CONNECTION, HAS_LEADER, HAS_STATUS, Send,
+        TEXT_OF_DEBUG, status,
+    },
+    sample::TraceContext,
+};
+
+use super::servers::Servers;
+use crate::{
+    kernel,
+    profile::{
+        Attribution, Backend, Caller, Phase, ProcessIndex, Query, QueryIndex, StackId, Unknown,
+    },
+    query::{self, Client, Kind, TextMode, Texts},
+};
+
+/// Offset of `Oid st_databaseid` in the status.
+const DATABASE: usize = 0x30;
+/// Offset of `Oid st_userid`.
+const USER: usize = 0x34;
+
+/// Stacks of sends kept at most, the oldest go first. A query that runs longer than this many others need to
+/// be sampled loses its caller: half an hour at a hundred new statements a second.
+const MAX_CALLERS: usize = 1 << 17;
+
+/// Executions told apart at most.
+const MAX_EXECUTIONS: usize = 1 << 20;
+
+/// Names of databases and roles kept at most.
+const MAX_NAMES: usize = 1 << 14;
+
+/// Distinct short texts kept at most (kinds of processes, application names, clients).
+const MAX_TEXTS: usize = 1 << 14;
+
+/// A backend's words that wait for their sample.
+struct Pending {
+    cpu: u32,
+    time: u64,
+    header: BackendHeader,
+    text: Vec<u8>,
+}
+
+/// A send whose stack is known.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    process: ProcessIndex,
+    stack: StackId,
+}
+
+/// How well samples of client backends and their workers could be attributed.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// Samples of processes of a server.
+    pub samples: u64,
+    /// Of these, of processes that run statements for clients.
+    pub for_clients: u64,
+    /// Of those, with the query.
+    pub with_query: u64,
+    /// Of those with the query, between two statements.
+    pub between: u64,
+    /// Of those with the query, with the caller's stack.
+    pub with_caller: u64,
+    /// Of those with the query, by why the caller is not known.
+    pub unknown: HashMap<Unknown, u64>,
+}
+
+/// The knowledge about backends in a recording.
+pub struct Backends {
+    pending: Vec<Pending>,
+    texts: Texts,
+    callers: HashMap<(u32, u64), Known>,
+    oldest: VecDeque<(u32, u64)>,
+    executions: HashSet<u64>,
+    databases: HashMap<(u32, u32), Arc<str>>,
+    users: HashMap<(u32, u32), Arc<str>>,
+    strings: HashSet<Arc<str>>,
+    /// What came of it.
+    pub counts: Counts,
+}
+
+impl Default for Backends {
+    fn default() -> Self {
+        Self::new(false)
+    }
+}
+
+/// Gives the number of the process that sent, where it is still known.
+pub type SenderIndex<'a> = &'a mut dyn FnMut(u32) -> ProcessIndex;
+
+impl Backends {
+    /// `full_text`: queries keep their literals.
+    pub fn new(full_text: bool) -> Backends {
+        Backends {
+            pending: Vec::new(),
+            texts: Texts::new(if full_text { TextMode::Full } else { TextMode::Normalized }),
+            callers: HashMap::new(),
+            oldest: VecDeque::new(),
+            executions: HashSet::new(),
+            databases: HashMap::new(),
+            users: HashMap::new(),
+            strings: HashSet::new(),
+            counts: Counts::default(),
+        }
+    }
+
+    /// Keeps what a backend said for the sample that follows.
+    pub fn said(&mut self, backend: &kernel::Backend<'_>) {
+        // One a CPU: what an older record waits for was refused by a full buffer.
+        self.pending.retain(|old| old.cpu != backend.header.cpu);
+        self.pending.push(Pending {
+            cpu: backend.header.cpu,
+            time: backend.header.time,
+            header: backend.header,
+            text: backend.text.to_vec(),
+        });
+    }
+
+    /// Keeps the stack of a send.
+    pub fn caller(&mut self, cpu: u32, time: u64, process: ProcessIndex, stack: StackId) {
+        if self.oldest.len() >= MAX_CALLERS
+            && let Some(oldest) = self.oldest.pop_front()
+        {
+            self.callers.remove(&oldest);
+        }
+        if self.callers.insert((cpu, time), Known { process, stack }).is_none() {
+            self.oldest.push_back((cpu, time));
+        }
+    }
+
+    /// What the sample of this CPU and time was for, and whether it is the first of an execution.
+    pub fn attribute(
+        &mut self,
+        cpu: u32,
+        time: u64,
+        own_trace: TraceContext,
+        servers: &Servers,
+        sender: SenderIndex<'_>,
+    ) -> (Option<Attribution>, bool) {
+        let found = self
+            .pending
+            .iter()
+            .position(|pending| pending.cpu == cpu && pending.time == time);
+        let Some(found) = found else {
+            let attribution = Attribution {
+                trace: own_trace,
+                backend: None,
+            };
+            return ((own_trace != TraceContext::default()).then_some(attribution), false);
+        };
+        let pending = self.pending.swap_remove(found);
+        let (backend, trace, starts) = self.backend(&pending, servers, sender);
+        let attribution = Attribution {
+            trace: if trace == TraceContext::default() { own_trace } else { trace },
+            backend: Some(Arc::new(backend)),
+        };
+        (Some(attribution), starts)
+    }
+
+    fn backend(
+        &mut self,
+        pending: &Pending,
+        servers: &Servers,
+        sender: SenderIndex<'_>,
+    ) -> (Backend, TraceContext, bool) {
+        let header = &pending.header;
+        let server = servers.get(header.server);
+        let version = server.and_then(|server| server.version);
+        let title = query::title(&header.title);
+        let has_status = header.flags & HAS_STATUS != 0;
+        let state = match has_status {
+            true => state(half(&header.status, status::STATE), version),
+            false => "",
+        };
+        let text = if has_status || header.flags & TEXT_OF_DEBUG != 0 {
+            pending.text.as_slice()
+        } else {
+            &[]
+        };
+        let query_id = match has_status {
+            true => word(&header.status, status::QUERY_ID).cast_signed(),
+            false => 0,
+        };
+        let query = (!text.is_empty()).then(|| self.query(header, query_id, text));
+        let phase = match (query, state) {
+            (None, _) => Phase::NoStatement,
+            (_, "idle" | "idle in transaction" | "idle in transaction (aborted)") => Phase::Between,
+            _ => Phase::Executing,
+        };
+        let runs_for_clients = matches!(title.kind, Kind::Client { .. } | Kind::ParallelWorker { .. })
+            || header.flags & (HAS_CONNECTION | HAS_LEADER) != 0;
+        let (database, user) = self.names(header, has_status, &title.kind);
+        let application = until_nul(&header.application);
+        let mut trace = header.send.trace;
+        if trace == TraceContext::default() {
+            let said = query::traceparent(text).or_else(|| query::traceparent_in_name(application));
+            trace = said.map_or(trace, |said| TraceContext {
+                trace: said.trace_id,
+                span: said.span_id,
+            });
+        }
+        let client = client(&title.kind, header);
+        let caller = match (query, runs_for_clients) {
+            (Some(_), true) => self.find_caller(header, has_status, &client, sender),
+            _ => Caller::None,
+        };
+        let starts = query.is_some() && self.starts_execution(header);
+        self.count(runs_for_clients, query.is_some(), phase, &caller);
+        let kind = match &title.kind {
+            Kind::Client { .. } => "client backend",
+            Kind::ParallelWorker { .. } => "parallel worker",
+            Kind::Autovacuum { .. } => "autovacuum worker",
+            Kind::Background { name } => name.as_str(),
+            Kind::Postmaster => "postmaster",
+            Kind::Unknown if header.flags & HAS_CONNECTION != 0 => "client backend",
+            Kind::Unknown => "unknown",
+        };
+        let backend = Backend {
+            kind: self.string(kind),
+            port: server.and_then(|server| server.port).unwrap_or(0),
+            query,
+            phase,
+            state,
+            wait: wait(header.wait_event),
+            database,
+            user,
+            application: self.string(&String::from_utf8_lossy(application)),
+            client: self.string(&client),
+            caller,
+        };
+        (backend, trace, starts)
+    }
+
+    fn query(&mut self, header: &BackendHeader, query_id: i64, text: &[u8]) -> QueryIndex {
+        // Query ids are made of the tables' numbers, which are a database's own.
+        let database = half(&header.status, DATABASE);
+        let scope = u64::from(header.server) << 32 | u64::from(database);
+        // `track_activity_query_size` is usually a power of two, one byte of which is the NUL.
+        let is_cut = text.len() >= 127 && (text.len() + 1).is_power_of_two();
+        QueryIndex(self.texts.insert(scope, query_id, text, is_cut).0)
+    }
+
+    /// Names of database and role: from the title where they are in it, else by their numbers, which other
+    /// backends' titles explained (a parallel worker's title has no names).
+    fn names(
+        &mut self,
+        header: &BackendHeader,
+        has_status: bool,
+        kind: &Kind,
+    ) -> (Arc<str>, Arc<str>) {
+        let numbers = has_status.then(|| {
+            let of = |at| (header.server, half(&header.status, at));
+            (of(DATABASE), of(USER))
+        });
+        let (database, user) = match kind {
+            Kind::Client { database, user, .. } => (Some(database.as_str()), Some(user.as_str())),
+            Kind::Autovacuum { database } => (database.as_deref(), None),
+            _ => (None, None),
+        };
+        let database = self.string(database.unwrap_or_default());
+        let user = self.string(user.unwrap_or_default());
+        let Some(numbers) = numbers else {
+            return (database, user);
+        };
+        (
+            explained(&mut self.databases, numbers.0, database),
+            explained(&mut self.users, numbers.1, user),
+        )
+    }
+
+    fn find_caller(
+        &self,
+        header: &BackendHeader,
+        has_status: bool,
+        client: &str,
+        sender: SenderIndex<'_>,
+    ) -> Caller {
+        if !has_status {
+            return Caller::Unknown(Unknown::State);
+        }
+        if header.flags & HAS_CONNECTION == 0 {
+            return Caller::Unknown(Unknown::Leader);
+        }
+        let found = CallerSearch::Found as u32;
+        let forgotten = CallerSearch::Forgotten as u32;
+        if header.search != found {
+            return Caller::Unknown(match header.search {
+                search if search == forgotten => Unknown::Forgotten,
+                _ if is_remote(header, client) => Unknown::Remote,
+                _ => Unknown::NoSend,
+            });
+        }
+        let send: &Send = &header.send;
+        if let Some(known) = self.callers.get(&(send.cpu, send.time)) {
+            return Caller::Known {
+                process: known.process,
+                stack: known.stack,
+            };
+        }
+        let reason = match send.stack {
+            stack if stack == CallerStack::Refused as u32 => Unknown::Budget,
+            _ => Unknown::Lost,
+        };
+        Caller::Process {
+            process: sender(send.pid),
+            reason,
+        }
+    }
+
+    /// Whether this is the first sample of an execution: by its send; by its start, where there is none.
+    fn starts_execution(&mut self, header: &BackendHeader) -> bool {
+        let mut hasher = DefaultHasher::new();
+        header.server.hash(&mut hasher);
+        if header.search == CallerSearch::Found as u32 {
+            (header.send.cpu, header.send.time).hash(&mut hasher);
+        } else {
+            let own = half(&header.status, status::PROCESS);
+            let leader = header.flags & HAS_LEADER != 0;
+            (if leader { header.leader } else { own }).hash(&mut hasher);
+            word(&header.status, status::STATEMENT_START).hash(&mut hasher);
+        }
+        self.executions.len() < MAX_EXECUTIONS && self.executions.insert(hasher.finish())
+    }
+
+    fn count(&mut self, for_clients: bool, has_query: bool, phase: Phase, caller: &Caller) {
+        let counts = &mut self.counts;
+        counts.samples += 1;
+        if !for_clients {
+            return;
+        }
+        counts.for_clients += 1;
+        if !has_query {
+            return;
+        }
+        counts.with_query += 1;
+        counts.between += u64::from(phase == Phase::Between);
+        match caller {
+            Caller::Known { .. } => counts.with_caller += 1,
+            Caller::Process { reason, .. } | Caller::Unknown(reason) => {
+                *counts.unknown.entry(*reason).or_default() += 1;
+            }
+            Caller::None => {}
+        }
+    }
+
+    fn string(&mut self, text: &str) -> Arc<str> {
+        if let Some(known) = self.strings.get(text) {
+            return Arc::clone(known);
+        }
+        let shared: Arc<str> = Arc::from(text);
+        if self.strings.len() < MAX_TEXTS {
+            self.strings.insert(Arc::clone(&shared));
+        }
+        shared
+    }
+
+    /// The queries, in the order of their indices.
+    pub fn queries(&self) -> Vec<Query> {
+        self.texts
+            .queries()
+            .iter()
+            .map(|query| Query {
+                id: match query.id {
+                    0 => format!("text:{:016x}", query.key),
+                    id => id.to_string(),
+                },
+                text: Arc::clone(&query.text),
+            })
+            .collect()
+    }
+}
+
+/// Keeps or looks up the name of a number.
+fn explained(
+    names: &mut HashMap<(u32, u32), Arc<str>>,
+    number: (u32, u32),
+    name: Arc<str>,
+) -> Arc<str> {
+    if name.is_empty() {
+        return names.get(&number).cloned().unwrap_or(name);
+    }
+    if number.1 != 0 && names.len() < MAX_NAMES {
+        names.insert(number, Arc::clone(&name));
+    }
+    name
+}
+
+/// The client's address as the title tells it, else as the socket does.
+fn client(kind: &Kind, header: &BackendHeader) -> String {
+    match kind {
+        Kind::Client {
+            client: Client::Local,
+            ..
+        } => "local".to_owned(),
+        Kind::Client {
+            client: Client::Tcp { host, .. },
+            ..
+        } => host.clone(),
+        _ if header.flags & HAS_CONNECTION == 0 => String::new(),
+        _ => match (header.connection.client_port, address(header.connection.client)) {
+            (0, _) => "local".to_owned(),
+            (_, address) => address.to_canonical().to_string(),
+        },
+    }
+}
+
+fn address(words: [u64; 2]) -> std::net::IpAddr {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&words[0].to_le_bytes());
+    bytes[8..].copy_from_slice(&words[1].to_le_bytes());
+    std::net::IpAddr::from(bytes)
+}
+
+/// Whether the client is at another address than the server: on another host, or in another container.
+fn is_remote(header: &BackendHeader, client: &str) -> bool {
+    let connection = &header.connection;
+    client != "local"
+        && connection.client_port != 0
+        && connection.network_namespace == 0
+        && connection.client != connection.server
+}
+
+/// `BackendState` (src/include/utils/backend_status.h): version 18 has one more at the start.
+fn state(number: u32, version: Option<u32>) -> &'static str {
+    let before_18 = version.is_none_or(|version| version < 18);
+    match if before_18 && number > 0 { number + 1 } else { number } {
+        1 => "starting",
+        2 => "idle",
+        3 => "active",
+        4 => "idle in transaction",
+        5 => "fastpath function call",
+        6 => "idle in transaction (aborted)",
+        7 => "disabled",
+        _ => "",
+    }
+}
+
+/// The class in the upper byte of a wait event (src/include/utils/wait_event.h).
+fn wait(event: u32) -> &'static str {
+    match event >> 24 {
+        0x01 => "LWLock",
+        0x03 => "Lock",
+        0x04 => "BufferPin",
+        0x05 => "Activity",
+        0x06 => "Client",
+        0x07 => "Extension",
+        0x08 => "IPC",
+        0x09 => "Timeout",
+        0x0a => "IO",
+        0x0b => "InjectionPoint",
+        _ => "",
+    }
+}
+
+fn until_nul(bytes: &[u8]) -> &[u8] {
+    bytes.split(|byte| *byte == 0).next().unwrap_or_default()
+}
+
+fn word(status: &[u8], at: usize) -> u64 {
+    let bytes = status[at..at + 8].try_into();
+    u64::from_le_bytes(bytes.expect("eight bytes"))
+}
+
+fn half(status: &[u8], at: usize) -> u32 {
+    let bytes = status[at..at + 4].try_into();
+    u32::from_le_bytes(bytes.expect("four bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The same state has another number in version 18.
+    #[test]
+    fn states() {
+        assert_eq!(state(2, Some(17)), "active");
+        assert_eq!(state(3, Some(18)), "active");
+        assert_eq!(state(1, None), "idle");
+        assert_eq!(state(6, Some(14)), "disabled");
+        assert_eq!(state(0, Some(14)), "");
+        assert_eq!(state(99, Some(18)), "");
+    }
+
+    /// IPv4 comes out as IPv4.
+    #[test]
+    fn addresses() {
+        let mapped = 0xffff_0000 | u64::from(u32::from_le_bytes([10, 1, 2, 3])) << 32;
+        assert_eq!(address([0, mapped]).to_canonical().to_string(), "10.1.2.3");
+        assert_eq!(address([0, 1 << 56]).to_string(), "::1");
+    }
+}
