@@ -49,6 +49,8 @@ pub fn tell(server: u32, cpu: u32, now: u64) {
     let Some(backend) = BACKEND.get_ptr_mut(0) else {
         return;
     };
+    // SAFETY: the helper has no preconditions.
+    let start = unsafe { bpf_ktime_get_ns() };
     // SAFETY: this CPU's only user of its slot is the sampling program.
     let backend = unsafe { &mut *backend };
     let header = &mut backend.header;
@@ -80,7 +82,7 @@ pub fn tell(server: u32, cpu: u32, now: u64) {
     counting::one(Counter::Backends);
     // SAFETY: the helper has no preconditions.
     let end = unsafe { bpf_ktime_get_ns() };
-    counting::add(Counter::BackendNanos, end.wrapping_sub(now));
+    counting::add(Counter::BackendNanos, end.wrapping_sub(start));
 }
 
 /// Reads the status; the address of the text, 0 when there is none.

@@ -4,7 +4,11 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use flamestorm::{report::Filter, session};
+use flamestorm::{
+    profile::ResolvedProfile,
+    report::{self, Filter, View},
+    session,
+};
 
 /// Complete CPU stacks of everything on this machine, without frame pointers.
 #[derive(Debug, Parser)]
@@ -23,6 +27,8 @@ pub enum Command {
     Record(Record),
     /// Print the table and draw the pictures of a recording again
     Report(Report),
+    /// Print the CPU time of PostgreSQL by query, and who asked
+    Queries(Queries),
     /// Tell what this machine offers, and how to mend what is missing
     Doctor(Doctor),
 }
@@ -59,6 +65,9 @@ pub struct Record {
     /// How to tell what was found
     #[arg(long, value_name = "FORM", default_value = "text")]
     pub summary: SummaryForm,
+    /// How stacks are shown.
+    #[command(flatten)]
+    pub show: Show,
     /// Texts of queries: without their literals, or as they are
     #[arg(long, value_name = "TEXT", default_value = "normalized")]
     pub query_text: QueryText,
@@ -84,6 +93,67 @@ pub enum SummaryForm {
     Json,
 }
 
+/// How stacks are shown; a .pb.gz always keeps everything.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Show {
+    /// What of PostgreSQL's work is shown: its callers' stacks up to the query, its own from the query on,
+    /// or both as one
+    #[arg(long, value_name = "VIEW", default_value = "stitched")]
+    pub view: ViewName,
+    /// Frames of asynchronous Rust: without the runtime's plumbing, or as they are
+    #[arg(long, value_name = "FRAMES", default_value = "folded")]
+    pub frames: Frames,
+}
+
+impl Show {
+    /// What pictures and tables show of a profile.
+    pub fn of(self, profile: &ResolvedProfile) -> ResolvedProfile {
+        let view = match self.view {
+            ViewName::App => View::App,
+            ViewName::Database => View::Database,
+            ViewName::Stitched => View::Stitched,
+        };
+        let shown = view.of(profile);
+        match self.frames {
+            Frames::Folded => report::fold_frames(&shown),
+            Frames::Raw => shown,
+        }
+    }
+}
+
+/// The views of a profile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ViewName {
+    /// Programs, and what their queries cost, without the inside of the database.
+    App,
+    /// The database's processes by query.
+    Database,
+    /// The caller's stack, then the query, then the database's.
+    Stitched,
+}
+
+/// How frames of asynchronous Rust are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Frames {
+    /// Only functions that somebody wrote to do something.
+    Folded,
+    /// Every frame.
+    Raw,
+}
+
+/// `flamestorm queries`
+#[derive(Debug, Args)]
+pub struct Queries {
+    /// A recording (.pb.gz)
+    pub file: PathBuf,
+    /// Only samples with this label, for example database=shop (may be repeated)
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub filter: Vec<Filter>,
+    /// A JSON array with an object for each query
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// What is kept of a query's text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum QueryText {
@@ -106,6 +176,9 @@ pub struct Report {
     /// (may be repeated)
     #[arg(long, short, value_name = "FILE")]
     pub output: Vec<PathBuf>,
+    /// How stacks are shown.
+    #[command(flatten)]
+    pub show: Show,
     /// How to tell what was found
     #[arg(long, value_name = "FORM", default_value = "text")]
     pub summary: SummaryForm,

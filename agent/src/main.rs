@@ -37,6 +37,7 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Record(arguments) => record(arguments, started),
         Command::Report(arguments) => report(arguments),
+        Command::Queries(arguments) => queries(arguments),
         Command::Doctor(arguments) => {
             doctor::run(arguments.json).context("cannot write to standard output")
         }
@@ -111,9 +112,10 @@ fn record(arguments: &cli::Record, started: u64) -> Result<u8> {
     recorded.store(true, Ordering::Relaxed);
     let command_status = recording.command_status.unwrap_or(0);
     let profile = symbolize(recording, &mut status);
-    let written = outputs.write(&profile);
+    let shown = arguments.show.of(&profile);
+    let written = outputs.write(&profile, &shown);
     status.clear();
-    let told = tell(&profile, &written, arguments.summary, outputs.uses_stdout())?;
+    let told = tell(&shown, &written, arguments.summary, outputs.uses_stdout())?;
     Ok(if told == 0 { command_status } else { told })
 }
 
@@ -154,8 +156,34 @@ fn report(arguments: &cli::Report) -> Result<u8> {
     let loaded = report::load(&arguments.file)?;
     let profile = report::filter(&loaded, &arguments.filter)
         .with_context(|| arguments.file.display().to_string())?;
-    let written = outputs.write(&profile);
-    tell(&profile, &written, arguments.summary, outputs.uses_stdout())
+    let shown = arguments.show.of(&profile);
+    let written = outputs.write(&profile, &shown);
+    tell(&shown, &written, arguments.summary, outputs.uses_stdout())
+}
+
+fn queries(arguments: &cli::Queries) -> Result<u8> {
+    let loaded = report::load(&arguments.file)?;
+    let profile = report::filter(&loaded, &arguments.filter)
+        .with_context(|| arguments.file.display().to_string())?;
+    let queries = report::queries(&profile);
+    let stdout = std::io::stdout();
+    let told = if arguments.json {
+        writeln!(stdout.lock(), "{}", serde_json::to_string(&queries)?)
+    } else if queries.is_empty() {
+        bail!(
+            "{}: no sample belongs to a query; was PostgreSQL at work while it was recorded?",
+            arguments.file.display()
+        );
+    } else {
+        let style = Style::detect(&stdout);
+        write!(stdout.lock(), "{}", report::queries_table(&queries, style))
+    };
+    match told {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to standard output")
+        }
+        _ => Ok(0),
+    }
 }
 
 /// Standard output can carry one thing.

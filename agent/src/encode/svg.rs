@@ -1,14 +1,14 @@
 //! The interactive picture, drawn by inferno.
 //!
 //! Colours say where code comes from: the kernel blue, names with `::` red, others with a symbol
-//! amber, code compiled while running green, what has no symbol pale. Within a kind the
+//! amber, code compiled while running green, what has no symbol pale, a query violet. Within a kind the
 //! shade follows from the name, so that a function has the same colour in every picture.
 
 use inferno::flamegraph::color::{BackgroundColor, Color, PaletteMap};
 use inferno::flamegraph::{self, Options};
 
 use super::folded;
-use crate::profile::ResolvedProfile;
+use crate::profile::{PROCESS_MODULE, QUERY_MODULE, ResolvedProfile};
 
 /// Frames narrower than this share (per cent) of the picture are left out: half a pixel on a wide
 /// screen. They are in the `.folded` and the `.pb.gz`.
@@ -135,6 +135,8 @@ enum Kind {
     Jit,
     /// No symbol, named by its module: pale.
     ModuleOnly,
+    /// A query: violet.
+    Query,
 }
 
 impl Kind {
@@ -147,6 +149,7 @@ impl Kind {
             Kind::Plain => (34.0, 50.0, 88.0, 68.0),
             Kind::Jit => (100.0, 140.0, 45.0, 70.0),
             Kind::ModuleOnly => (40.0, 50.0, 30.0, 80.0),
+            Kind::Query => (262.0, 282.0, 55.0, 82.0),
         }
     }
 }
@@ -154,7 +157,11 @@ impl Kind {
 fn palette(profile: &ResolvedProfile) -> PaletteMap {
     let mut palette = PaletteMap::default();
     for frame in profile.locations.iter().flat_map(|l| profile.frames_at(l)) {
-        let kind = if frame.mapping.is_kernel {
+        let kind = if &*frame.mapping.name == QUERY_MODULE {
+            Kind::Query
+        } else if &*frame.mapping.name == PROCESS_MODULE {
+            Kind::Process
+        } else if frame.mapping.is_kernel {
             Kind::Kernel
         } else if frame.function.is_module_only() {
             Kind::ModuleOnly

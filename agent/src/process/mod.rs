@@ -5,5 +5,5 @@ mod proc;
 mod registry;
 pub mod service;
 
-pub use proc::{mapped_objects, pids, process_exe, process_name};
+pub use proc::{mapped_objects, own_pid, parent_of, pids, process_exe, process_name};
 pub use registry::{AddressSpace, Process, Registry};

@@ -28,6 +28,13 @@ pub fn parent_of(pid: u32) -> Option<u32> {
     u32::try_from(process.stat().ok()?.ppid).ok()
 }
 
+/// The pid of a process as it sees it itself, in its own pid namespace.
+pub fn own_pid(pid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    pids.split_whitespace().last()?.parse().ok()
+}
+
 /// Path of a process's executable, as the process sees it.
 pub fn process_exe(pid: u32) -> Option<PathBuf> {
     std::fs::read_link(format!("/proc/{pid}/exe")).ok()

@@ -52,6 +52,8 @@ pub struct Runtime {
     pub agent: AgentCost,
     /// What its programs in the kernel cost.
     pub kernel: KernelCost,
+    /// How well the work of PostgreSQL's backends could be attributed. `None` where there was no server.
+    pub attribution: Option<AttributionStats>,
     /// Milliseconds from the agent's start to the first sample that could be unwound.
     pub startup_ms: Option<f64>,
     /// Things the reader should know (a file without readable symbols, hidden kernel addresses …).
@@ -115,12 +117,65 @@ pub struct MaxRss {
     pub peak: u64,
 }
 
+/// How well the work of PostgreSQL's backends could be attributed, in samples, and what that cost.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AttributionStats {
+    /// Servers seen.
+    pub servers: u64,
+    /// Samples of their processes.
+    pub server_samples: u64,
+    /// Of these, of processes that run statements for clients, parallel workers included.
+    pub backend_samples: u64,
+    /// Of those, with the query.
+    pub with_query: u64,
+    /// Of those with the query, taken between two statements.
+    pub between_statements: u64,
+    /// Of those with the query, with the caller's stack.
+    pub with_caller: u64,
+    /// Of those with the query, by why the caller's stack is not known
+    /// ([`crate::profile::Unknown::name`]).
+    pub without_caller: BTreeMap<String, u64>,
+    /// Samples of queries beyond the bound, counted as `[other queries]`.
+    pub other_queries: u64,
+    /// Sends to servers.
+    pub sends: u64,
+    /// Stacks taken at sends.
+    pub caller_stacks: u64,
+    /// Stacks that each CPU may take in one second.
+    pub caller_stack_budget: u32,
+    /// Sends on connections for which there was no room.
+    pub connections_refused: u64,
+    /// Nanoseconds at a send whose stack was not taken.
+    pub send_ns: Option<f64>,
+    /// Nanoseconds at a send whose stack was taken.
+    pub caller_stack_ns: Option<f64>,
+    /// Nanoseconds for a backend's state, added to its sample.
+    pub backend_ns: Option<f64>,
+}
+
+impl AttributionStats {
+    /// Share of the backends' samples whose query is known.
+    pub fn query_share(&self) -> Option<f64> {
+        share(self.with_query, self.backend_samples)
+    }
+
+    /// Share of those with the query whose caller is known.
+    pub fn caller_share(&self) -> Option<f64> {
+        share(self.with_caller, self.with_query)
+    }
+}
+
+fn share(part: u64, whole: u64) -> Option<f64> {
+    (whole > 0).then(|| part as f64 / whole as f64)
+}
+
 /// The consumption of the programs in the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct KernelCost {
     /// Memory of all maps, bytes.
     pub map_bytes: u64,
-    /// Nanoseconds of the sampling program per sample, where the kernel measures it.
+    /// Nanoseconds of the sampling program per sample, without the backends' state.
     pub run_ns_per_sample: Option<f64>,
 }

@@ -87,7 +87,7 @@ pub fn run(
         path: path.to_owned(),
         source,
     })?;
-    let report = outputs.write(&profile);
+    let report = outputs.write(&profile, &profile);
     let mut summary = Summary::of(&profile);
     summary.files = report.files();
     let text = table(&profile, &summary, style);

@@ -200,11 +200,16 @@ impl Outputs {
     }
 
     /// Writes every output, each whole or not at all.
-    pub fn write(&self, profile: &ResolvedProfile) -> WriteReport {
+    /// `shown` is what pictures and folded stacks show of `profile`, which `.pb.gz` keeps whole.
+    pub fn write(&self, profile: &ResolvedProfile, shown: &ResolvedProfile) -> WriteReport {
         let mut report = WriteReport::default();
         let mut kept = false;
         for output in &self.0 {
-            match write(output, profile) {
+            let content = match output.format {
+                Format::Pprof => profile,
+                Format::Svg | Format::Folded => shown,
+            };
+            match write(output, content) {
                 Ok(written) => {
                     kept |= output.format == Format::Pprof;
                     report.written.extend(written);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use agent_ebpf::sample::Outcome;
 use serde::{Deserialize, Serialize};
 
-use crate::profile::{AgentCost, KernelCost, Location, ResolvedProfile, ResolvedSample, key};
+use crate::profile::{AgentCost, AttributionStats, KernelCost, Location, ResolvedProfile, ResolvedSample, key};
 
 /// What was recorded, how complete it is, and what it cost. Shares are between 0 and 1.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -58,6 +58,8 @@ pub struct Summary {
     pub startup_ms: Option<f64>,
     /// Processes by name, most samples first.
     pub processes: Vec<ProcessSummary>,
+    /// How well the work of PostgreSQL's backends could be attributed. `None` where there was no server.
+    pub attribution: Option<AttributionStats>,
     /// Things the reader should know.
     pub notes: Vec<String>,
     /// Files written.
@@ -134,6 +136,7 @@ impl Summary {
             agent: runtime.agent,
             kernel: runtime.kernel,
             startup_ms: runtime.startup_ms,
+            attribution: runtime.attribution.clone(),
             notes: runtime.notes.clone(),
             ..Summary::default()
         };

@@ -3,9 +3,9 @@
 use std::fmt::Write;
 use std::io::IsTerminal;
 
-use super::{Summary, top_functions};
+use super::{Summary, queries, queries_table, top_functions};
 use crate::encode::svg::grouped;
-use crate::profile::{AgentCost, KernelCost, ResolvedProfile};
+use crate::profile::{AgentCost, AttributionStats, KernelCost, ResolvedProfile};
 
 /// Rows of the table of functions.
 const FUNCTIONS: usize = 20;
@@ -32,7 +32,7 @@ impl Style {
         }
     }
 
-    fn paint(self, code: &str, text: &str) -> String {
+    pub(super) fn paint(self, code: &str, text: &str) -> String {
         if self.colour {
             format!("\x1b[{code}m{text}\x1b[0m")
         } else {
@@ -40,7 +40,7 @@ impl Style {
         }
     }
 
-    fn heading(self, text: &str) -> String {
+    pub(super) fn heading(self, text: &str) -> String {
         self.paint("1", text)
     }
 
@@ -55,7 +55,11 @@ pub fn table(profile: &ResolvedProfile, summary: &Summary, style: Style) -> Stri
     let mut out = String::new();
     functions(&mut out, profile, summary, style);
     processes(&mut out, summary, style);
+    out.push_str(&queries_table(&queries(profile), style));
     completeness(&mut out, summary, style);
+    if let Some(stats) = &summary.attribution {
+        attribution(&mut out, stats, style);
+    }
     costs(&mut out, summary, style);
     for note in &summary.notes {
         line(&mut out, "note", &style.paint("33", &printable(note)));
@@ -195,6 +199,49 @@ fn expected(summary: &Summary) -> String {
     parts.join(", ")
 }
 
+fn attribution(out: &mut String, stats: &AttributionStats, style: Style) {
+    let Some(with_query) = stats.query_share() else {
+        line(out, "queries", "no PostgreSQL backend was on a CPU");
+        return;
+    };
+    let mut text = format!(
+        "{} of {} samples of PostgreSQL backends have their query, {} of these between two statements; ",
+        exact(with_query),
+        grouped(stats.backend_samples),
+        percent(stats.between_statements as f64 / stats.with_query.max(1) as f64),
+    );
+    let with_caller = stats.caller_share().unwrap_or(1.0);
+    let _ = write!(text, "{} have their caller", exact(with_caller));
+    let reasons: Vec<_> = stats
+        .without_caller
+        .iter()
+        .filter(|(_, samples)| **samples > 0)
+        .map(|(reason, samples)| format!("{} {}", printable(reason), grouped(*samples)))
+        .collect();
+    if !reasons.is_empty() {
+        let _ = write!(text, " ({})", reasons.join(", "));
+    }
+    let good = with_query >= 0.99 && with_caller >= 0.99;
+    line(out, "queries", &style.verdict(good, &text));
+    let mut text = format!(
+        "{} sends to {} PostgreSQL servers, {} stacks taken (at most {} a second and CPU)",
+        grouped(stats.sends),
+        stats.servers,
+        grouped(stats.caller_stacks),
+        grouped(u64::from(stats.caller_stack_budget)),
+    );
+    for (nanos, what) in [
+        (stats.send_ns, "a send without a stack"),
+        (stats.caller_stack_ns, "a send with one"),
+        (stats.backend_ns, "a backend's state"),
+    ] {
+        if let Some(nanos) = nanos {
+            let _ = write!(text, ", {:.1} µs {what}", nanos / 1e3);
+        }
+    }
+    line(out, "callers", &style.paint("2", &text));
+}
+
 fn costs(out: &mut String, summary: &Summary, style: Style) {
     if summary.agent == AgentCost::default() && summary.kernel == KernelCost::default() {
         // Another tool's file: nothing was measured.
@@ -227,12 +274,12 @@ fn line(out: &mut String, name: &str, text: &str) {
     let _ = writeln!(out, "{name:<8}  {text}");
 }
 
-fn push(out: &mut String, row: &str) {
+pub(super) fn push(out: &mut String, row: &str) {
     out.push_str(row.trim_end());
     out.push('\n');
 }
 
-fn percent(share: f64) -> String {
+pub(super) fn percent(share: f64) -> String {
     format!("{:.1}%", share * 100.0)
 }
 
@@ -243,14 +290,14 @@ fn exact(share: f64) -> String {
 }
 
 /// Without control characters: a process chooses its own name, and the terminal obeys escapes.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { '?' } else { c })
         .collect()
 }
 
 /// Exactly `width` columns: cut in the middle (both ends of a name tell something), or filled.
-fn fit(text: &str, width: usize) -> String {
+pub(super) fn fit(text: &str, width: usize) -> String {
     let text: Vec<char> = printable(text).chars().collect();
     if text.len() <= width {
         let fill = width - text.len();

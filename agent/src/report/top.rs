@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::profile::{FunctionId, MappingId, ResolvedProfile};
+use crate::profile::{FunctionId, MappingId, PROCESS_MODULE, QUERY_MODULE, ResolvedProfile};
 
 /// A function of a module, with its samples.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +39,10 @@ pub fn top_functions(profile: &ResolvedProfile, limit: usize) -> Vec<TopFunction
             let Some(location) = profile.locations.get(id.0 as usize) else {
                 continue;
             };
+            let mapping = profile.mappings.get(location.mapping.0 as usize);
+            if mapping.is_some_and(|m| matches!(&*m.name, QUERY_MODULE | PROCESS_MODULE)) {
+                continue;
+            }
             for line in &location.lines {
                 let tally = tallies
                     .entry((line.function, location.mapping))
@@ -92,7 +96,7 @@ fn describe(
 }
 
 /// The last two parts of a path and the line: what tells a file from its namesakes in little room.
-fn place(file: &str, line: u32) -> String {
+pub(super) fn place(file: &str, line: u32) -> String {
     if file.is_empty() {
         return String::new();
     }

@@ -363,6 +363,11 @@ impl Backends {
         shared
     }
 
+    /// Samples of queries beyond the bounds.
+    pub fn other_queries(&self) -> u64 {
+        self.texts.overflow()
+    }
+
     /// The queries, in the order of their indices.
     pub fn queries(&self) -> Vec<Query> {
         self.texts

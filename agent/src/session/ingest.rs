@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     kernel::{Sample, StackCopy},
-    process::{AddressSpace, Process, Registry, service},
+    process::{AddressSpace, Process, Registry, own_pid, service},
     profile::{self, Attribution, Frame, Module, ModuleId, ProcessIndex, RawSample, Source, Window},
     unwind::{self, Resolved},
 };
@@ -361,13 +361,7 @@ fn describe(key: ModuleKey, objects: &Objects, pid: u32) -> Module {
 /// Where a process that compiles code just in time writes what it called it. The name has the pid
 /// that the process itself sees.
 fn jit(pid: u32) -> Source {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let own = status
-        .lines()
-        .find_map(|line| line.strip_prefix("NSpid:"))
-        .and_then(|pids| pids.split_whitespace().last())
-        .and_then(|pid| pid.parse().ok())
-        .unwrap_or(pid);
+    let own = own_pid(pid).unwrap_or(pid);
     let perf_map = PathBuf::from(format!("/proc/{pid}/root/tmp/perf-{own}.map"));
     let file = open_regular(&perf_map).ok().map(Arc::new);
     Source::Jit {

@@ -34,7 +34,7 @@ use self::{
 use crate::{
     kernel::{self, Event, EventKind, Kernel, LifecycleEvents, Options, Record},
     process::{Registry, process_name},
-    profile::{RecordingMeta, Runtime, Window},
+    profile::{AttributionStats, RecordingMeta, Runtime, Unknown, Window},
 };
 
 pub use command::exit_code;
@@ -459,7 +459,7 @@ impl Session {
         runtime.agent.max_rss_bytes.recording = max_rss_bytes();
         runtime.kernel.map_bytes = self.kernel.map_bytes();
         // By the program's own clock, so that ticks which were no samples do not count.
-        let nanos = count(Counter::SampleNanos);
+        let nanos = count(Counter::SampleNanos).saturating_sub(count(Counter::BackendNanos));
         runtime.kernel.run_ns_per_sample = (sampled > 0).then(|| nanos as f64 / sampled as f64);
         let unsent = count(Counter::StackCopyBudget) + count(Counter::StackCopyRingFull);
         if unsent > 0 {
@@ -486,6 +486,7 @@ impl Session {
             frequency_hz: config.frequency,
             cpus,
         };
+        runtime.attribution = self.attribution(config);
         let queries = self.ingest.backends.queries();
         self.ingest.window.set_queries(queries);
         Recording {
@@ -494,6 +495,44 @@ impl Session {
             runtime,
             command_status,
         }
+    }
+}
+
+impl Session {
+    fn attribution(&self, config: &Config) -> Option<AttributionStats> {
+        let servers = self.tables.servers.count();
+        if servers == 0 {
+            return None;
+        }
+        let count = |counter| self.kernel.counter(counter);
+        let each = |nanos, number| {
+            let number = count(number);
+            (number > 0).then(|| count(nanos) as f64 / number as f64)
+        };
+        let counts = &self.ingest.backends.counts;
+        let unknown = Unknown::ALL.map(|reason| {
+            let samples = counts.unknown.get(&reason).copied().unwrap_or(0);
+            (reason.name().to_owned(), samples)
+        });
+        let (sends, stacks) = (count(Counter::Sends), count(Counter::CallerStacks));
+        Some(AttributionStats {
+            servers: servers as u64,
+            server_samples: counts.samples,
+            backend_samples: counts.for_clients,
+            with_query: counts.with_query,
+            between_statements: counts.between,
+            with_caller: counts.with_caller,
+            without_caller: unknown.into(),
+            other_queries: self.ingest.backends.other_queries(),
+            sends,
+            caller_stacks: stacks,
+            caller_stack_budget: config.callers_per_second,
+            connections_refused: count(Counter::ConnectionMapFull),
+            send_ns: (sends > stacks)
+                .then(|| count(Counter::SendNanos) as f64 / (sends - stacks) as f64),
+            caller_stack_ns: each(Counter::CallerNanos, Counter::CallerStacks),
+            backend_ns: each(Counter::BackendNanos, Counter::Backends),
+        })
     }
 }
 

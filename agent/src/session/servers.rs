@@ -14,7 +14,7 @@ use super::objects::{Backing, ObjectId, Objects};
 use crate::{
     kernel::{Error, Kernel},
     object::exported,
-    process::AddressSpace,
+    process::{AddressSpace, own_pid, parent_of},
 };
 
 /// Symbols by which a server is known, in the order of [`postgres::Server`].
@@ -144,7 +144,7 @@ impl Servers {
         kernel.follow_senders()?;
         self.by_place.insert(place, index);
         self.servers.push(Server {
-            pid,
+            pid: postmaster_of(pid),
             version: version(pid),
             port: None,
             seen: Instant::now(),
@@ -199,6 +199,15 @@ pub fn is_likely_server(exe: &Path) -> bool {
     name == "postgres" || name == "postmaster" || name == "edb-postgres"
 }
 
+/// The process's parent, if that runs the same executable; else itself.
+fn postmaster_of(pid: u32) -> u32 {
+    let exe = |pid: u32| fs::read_link(format!("/proc/{pid}/exe")).ok();
+    match parent_of(pid) {
+        Some(parent) if exe(parent).is_some() && exe(parent) == exe(pid) => parent,
+        _ => pid,
+    }
+}
+
 /// Every process of a server works in its data directory.
 fn in_data_directory(pid: u32, file: &str) -> Option<String> {
     fs::read_to_string(format!("/proc/{pid}/cwd/{file}")).ok()
@@ -214,22 +223,7 @@ fn version(pid: u32) -> Option<u32> {
 fn port(pid: u32) -> Option<u16> {
     let text = in_data_directory(pid, "postmaster.pid")?;
     let mut lines = text.lines();
-    let postmaster = lines.next()?.trim().to_owned();
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        line.split_whitespace().last().map(str::to_owned)
-    };
-    let own = field("NSpid:")? == postmaster;
-    let parent = || {
-        let parent: u32 = field("PPid:")?.parse().ok()?;
-        let status = fs::read_to_string(format!("/proc/{parent}/status")).ok()?;
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("NSpid:"))?;
-        Some(line.split_whitespace().last()? == postmaster)
-    };
-    if !own && parent() != Some(true) {
+    if lines.next()?.trim().parse() != Ok(own_pid(pid)?) {
         return None;
     }
     lines.nth(2)?.trim().parse().ok()
