@@ -155,7 +155,9 @@ pub fn at_send(server: u32, sock: socket::Pointer) -> Option<()> {
     let variables = SERVERS.get(server.checked_sub(1)?)?;
     let port = follow(variables.my_proc_port)?;
     if socket::of_descriptor(user(port)?)? == sock {
-        remember(server - 1, &socket::of_server(sock)?);
+        let connection = socket::of_server(sock)?;
+        remember(server - 1, &connection);
+        caller::answered(&connection);
     }
     Some(())
 }
@@ -216,8 +218,27 @@ fn find_send(header: &mut BackendHeader) {
         header.search = CallerSearch::Forgotten as u32;
         return;
     }
-    header.search = CallerSearch::Found as u32;
     hand_over(ring, best.1, &mut header.send);
+    header.search = match waited_with_others(ring, &header.send, start) {
+        true => CallerSearch::Several as u32,
+        false => CallerSearch::Found as u32,
+    };
+}
+
+/// Whether a send of another stack was in the server as well when the statement began.
+#[inline(always)]
+fn waited_with_others(ring: &Ring, send: &Send, start: u64) -> bool {
+    let mut others = false;
+    let mut slot = 0;
+    while slot < SENDS {
+        let other = &ring.sends[slot];
+        others |= other.time != 0
+            && other.time <= start
+            && other.turn == send.turn
+            && other.hash != send.hash;
+        slot += 1;
+    }
+    others
 }
 
 #[inline(always)]

@@ -50,6 +50,10 @@ pub struct Stack {
 #[repr(C)]
 pub struct Ring {
     next: u32,
+    /// See [`Send::turn`].
+    turn: u32,
+    /// Sends in this turn.
+    asked: u32,
     padding: u32,
     /// The sends.
     pub sends: [Send; SENDS],
@@ -107,7 +111,7 @@ pub fn system_call(ctx: &RawTracePointContext) -> Option<()> {
     Some(())
 }
 
-/// Address of the first byte that is sent.
+/// Address of the first bytes that are sent.
 #[inline(always)]
 fn data(number: u64, argument: u64) -> Option<u64> {
     /// Offset of `msg_iov` in `struct user_msghdr`.
@@ -123,6 +127,20 @@ fn data(number: u64, argument: u64) -> Option<u64> {
 fn user<T>(address: u64) -> Option<T> {
     // SAFETY: the helper checks the address; `T` is an integer here.
     unsafe { bpf_probe_read_user(address as *const T) }.ok()
+}
+
+/// The server answers on a connection.
+#[inline(always)]
+pub fn answered(connection: &Connection) {
+    if let Some(ring) = CONNECTIONS.get_ptr_mut(connection) {
+        // SAFETY: the client waits for what is just being sent; one that does not is pipelining, and its
+        // sends are then taken for one turn more or less.
+        let ring = unsafe { &mut *ring };
+        if ring.asked != 0 {
+            ring.asked = 0;
+            ring.turn = ring.turn.wrapping_add(1);
+        }
+    }
 }
 
 #[inline(always)]
@@ -142,14 +160,21 @@ fn ring_of(connection: &Connection) -> Option<*mut Ring> {
 #[inline(always)]
 fn note(ring: &mut Ring, now: u64, trace_offset: i32) {
     let ids = bpf_get_current_pid_tgid();
+    // However much is sent before the answer, the first sends of the turn are kept, and those of the turn
+    // before: an encrypted COPY sends its rows in one turn, after the turn of its statement.
+    if ring.asked < SENDS as u32 / 2 {
+        ring.next = ring.next.wrapping_add(1);
+        ring.asked += 1;
+    }
     let slot = core::hint::black_box(ring.next as usize) & (SENDS - 1);
-    ring.next = ring.next.wrapping_add(1);
     ring.sends[slot].time = 0;
     ring.sends[slot].pid = (ids >> 32) as u32;
     ring.sends[slot].tid = ids as u32;
     // SAFETY: the helper has no preconditions.
     ring.sends[slot].cpu = unsafe { bpf_get_smp_processor_id() };
     ring.sends[slot].comm = bpf_get_current_comm().unwrap_or_default();
+    ring.sends[slot].turn = ring.turn;
+    ring.sends[slot].hash = 0;
     ring.sends[slot].trace = trace::of_current_thread(trace_offset);
     let chosen = within_budget(now);
     ring.sends[slot].stack = if chosen {
@@ -224,7 +249,11 @@ fn take_stack(ring: &mut Ring, slot: usize, now: u64) -> CallerStack {
         return CallerStack::Refused;
     }
     walk::user_stack::<{ walk::CALLER }>(walk);
-    if Outcome::is_continuable(walk::outcome(walk))
+    let is_continuable = Outcome::is_continuable(walk::outcome(walk));
+    // What is not whole is like nothing else.
+    let hash = if is_continuable { now << 32 } else { walk.hash };
+    ring.sends[slot & (SENDS - 1)].hash = (hash >> 32) as u32 | 1;
+    if is_continuable
         && sampling::send_stack_copy::<{ walk::CALLER }>(walk, now)
     {
         walk.header.has_stack_copy = 1;

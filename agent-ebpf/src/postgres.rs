@@ -112,6 +112,10 @@ pub struct Send {
     pub cpu: u32,
     /// A [`CallerStack`].
     pub stack: u32,
+    /// Changes when the server has answered: sends of one turn wait in the server together.
+    pub turn: u32,
+    /// Hash of the stack; 0 when it was not taken.
+    pub hash: u32,
     /// The thread's trace context; zero when it has none.
     pub trace: TraceContext,
     /// Name of the thread, ended by NUL.
@@ -131,6 +135,9 @@ pub enum CallerSearch {
     NoSend = 2,
     /// All sends that are remembered are later than the statement's start.
     Forgotten = 3,
+    /// Several sends, from different stacks, waited in the server when the statement began (pipelining):
+    /// it is one of theirs.
+    Several = 4,
 }
 
 /// Flag of a backend record: the status was read and is this process's own.
@@ -178,16 +185,20 @@ pub struct BackendHeader {
 }
 
 const _: () = assert!(size_of::<Connection>() == 40);
-const _: () = assert!(size_of::<Send>() == 64);
+const _: () = assert!(size_of::<Send>() == 72);
 const _: () = assert!(
-    size_of::<BackendHeader>() == 40 + 64 + 40 + TITLE_BYTES + APPLICATION_BYTES + STATUS_BYTES
+    size_of::<BackendHeader>() == 40 + 72 + 40 + TITLE_BYTES + APPLICATION_BYTES + STATUS_BYTES
 );
 
-/// Whether a message that begins with this byte may start a statement (PostgreSQL's protocol 3): not data
-/// of `COPY`, `Sync`, `Flush`, `Terminate`, a password, nor the untyped first message. Encrypted records
-/// (23) may.
-pub const fn may_start_statement(first: u8) -> bool {
-    !matches!(first, b'd' | b'c' | b'f' | b'S' | b'H' | b'X' | b'p' | 0)
+/// Whether what begins with these two bytes may start a statement. In PostgreSQL's protocol 3 that is a
+/// message `Query`, `Parse`, `Bind`, `Execute`, `Describe`, `Close` or `FunctionCall`, whose length follows
+/// in four bytes, the first of which is 0 below 16 MiB; not `Sync` and not the rows of a `COPY`, wherever in a
+/// message the send begins. Encrypted, it is a TLS record of application data.
+pub const fn may_start_statement(first: [u8; 2]) -> bool {
+    matches!(
+        first,
+        [b'Q' | b'P' | b'B' | b'E' | b'D' | b'C' | b'F', 0] | [23, 3]
+    )
 }
 
 /// The time of a statement's start on the clock of the samples, nanoseconds. `wall_offset` is

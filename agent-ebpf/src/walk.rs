@@ -39,6 +39,9 @@ pub const FRAMES_OFFSET: usize = core::mem::offset_of!(Walk, frames);
 /// `PF_EXITING` of `task_struct.flags` (Linux, include/linux/sched.h).
 const PF_EXITING: u32 = 0x4;
 
+/// Multiplier of Fibonacci hashing: the upper bits of a product depend on all bits of the key.
+const FIBONACCI: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// The record being built and, behind it, the state of the walk.
 #[repr(C)]
 pub struct Walk {
@@ -54,6 +57,8 @@ pub struct Walk {
     mapping: Mapping,
     frame_pointers: u32,
     generation: u32,
+    /// Hash of the user frames.
+    pub hash: u64,
 }
 
 const _: () = assert!(FRAMES_OFFSET == size_of::<SampleHeader>());
@@ -96,6 +101,7 @@ pub fn flags(walk: &Walk) -> u32 {
 pub fn user_stack<const SLOT: u32>(walk: &mut Walk) {
     walk.cursor.exact_ip = 1;
     walk.frame_pointers = 0;
+    walk.hash = 0;
     walk.mapping.start = 0;
     walk.mapping.end = 0;
     // SAFETY: the value is copied at once.
@@ -141,6 +147,7 @@ extern "C" fn frame<const SLOT: u32>(index: u32, _: *mut c_void) -> i64 {
     let interrupted = (walk.cursor.exact_ip != 0 && index != 0) as u64;
     walk.frames[at] = walk.cursor.regs.ip | interrupted * SIGNAL_FRAME_BIT;
     walk.header.user_frames = index + 1;
+    walk.hash = (walk.hash.rotate_left(7) ^ walk.cursor.regs.ip).wrapping_mul(FIBONACCI);
     match next::<SLOT>(walk) {
         None => 0,
         Some(outcome) => {
@@ -194,9 +201,8 @@ fn next<const SLOT: u32>(walk: &mut Walk) -> Option<Outcome> {
 /// Where this CPU's walk remembers the rule of an address.
 #[inline(always)]
 fn cache_slot<const SLOT: u32>(walk: &Walk, ip: u64) -> u32 {
-    // Fibonacci hashing: the upper bits of the product depend on all bits of the key.
     let key = ip ^ u64::from(walk.space.root) << 32;
-    let hash = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - CACHED_RULES.ilog2());
+    let hash = key.wrapping_mul(FIBONACCI) >> (64 - CACHED_RULES.ilog2());
     (walk.header.cpu * SLOTS + SLOT) * CACHED_RULES + hash as u32
 }
 

@@ -113,8 +113,12 @@ pub enum Unknown {
     NoSend,
     /// The client is on another host.
     Remote,
+    /// The statement began before the recording.
+    Before,
     /// Only later sends are remembered.
     Forgotten,
+    /// Several requests were in the server when the statement began.
+    Several,
     /// The leader of a parallel worker is not known.
     Leader,
     /// The backend's state could not be read.
@@ -123,12 +127,14 @@ pub enum Unknown {
 
 impl Unknown {
     /// Every reason.
-    pub const ALL: [Unknown; 7] = [
+    pub const ALL: [Unknown; 9] = [
         Unknown::Budget,
         Unknown::Lost,
         Unknown::NoSend,
         Unknown::Remote,
+        Unknown::Before,
         Unknown::Forgotten,
+        Unknown::Several,
         Unknown::Leader,
         Unknown::State,
     ];
@@ -140,7 +146,9 @@ impl Unknown {
             Unknown::Lost => "stack_lost",
             Unknown::NoSend => "no_send_seen",
             Unknown::Remote => "remote_client",
+            Unknown::Before => "before_recording",
             Unknown::Forgotten => "send_forgotten",
+            Unknown::Several => "several_sends",
             Unknown::Leader => "leader_unknown",
             Unknown::State => "state_unreadable",
         }
@@ -153,7 +161,9 @@ impl Unknown {
             Unknown::Lost => "[caller's stack lost]",
             Unknown::NoSend => "[caller not seen]",
             Unknown::Remote => "[caller on another host]",
+            Unknown::Before => "[asked before the recording]",
             Unknown::Forgotten => "[caller forgotten]",
+            Unknown::Several => "[one of several callers]",
             Unknown::Leader => "[leader of the parallel worker unknown]",
             Unknown::State => "[state of the backend not readable]",
         }

@@ -10,12 +10,15 @@ use std::{
 use agent_ebpf::{
     postgres::{
         BackendHeader, CallerSearch, CallerStack, HAS_CONNECTION, HAS_LEADER, HAS_STATUS, Send,
-        TEXT_OF_DEBUG, status,
+        TEXT_OF_DEBUG, statement_start, status,
     },
     sample::TraceContext,
 };
 
-use super::servers::Servers;
+use super::{
+    cost::{now, wall_offset},
+    servers::Servers,
+};
 use crate::{
     kernel,
     profile::{
@@ -76,6 +79,8 @@ pub struct Counts {
 
 /// The knowledge about backends in a recording.
 pub struct Backends {
+    /// When sends began to be noted, nanoseconds.
+    since: u64,
     pending: Vec<Pending>,
     texts: Texts,
     callers: HashMap<(u32, u64), Known>,
@@ -101,6 +106,7 @@ impl Backends {
     /// `full_text`: queries keep their literals.
     pub fn new(full_text: bool) -> Backends {
         Backends {
+            since: now(),
             pending: Vec::new(),
             texts: Texts::new(if full_text { TextMode::Full } else { TextMode::Normalized }),
             callers: HashMap::new(),
@@ -290,16 +296,23 @@ impl Backends {
         if header.flags & HAS_CONNECTION == 0 {
             return Caller::Unknown(Unknown::Leader);
         }
-        let found = CallerSearch::Found as u32;
-        let forgotten = CallerSearch::Forgotten as u32;
-        if header.search != found {
-            return Caller::Unknown(match header.search {
-                search if search == forgotten => Unknown::Forgotten,
-                _ if is_remote(header, client) => Unknown::Remote,
-                _ => Unknown::NoSend,
+        let send: &Send = &header.send;
+        let is = |search: CallerSearch| header.search == search as u32;
+        if is(CallerSearch::Several) {
+            return Caller::Process {
+                process: sender(send.pid),
+                reason: Unknown::Several,
+            };
+        }
+        if !is(CallerSearch::Found) {
+            let start = word(&header.status, status::STATEMENT_START).cast_signed();
+            return Caller::Unknown(match () {
+                () if is(CallerSearch::Forgotten) => Unknown::Forgotten,
+                () if statement_start(start, wall_offset()) < self.since => Unknown::Before,
+                () if is_remote(header, client) => Unknown::Remote,
+                () => Unknown::NoSend,
             });
         }
-        let send: &Send = &header.send;
         if let Some(known) = self.callers.get(&(send.cpu, send.time)) {
             return Caller::Known {
                 process: known.process,
