@@ -26,8 +26,8 @@ use crate::{
     counting,
     lifecycle::field,
     maps::{
-        BACKEND, BACKENDS, CONNECTIONS, MM_ARG_START, PID_LEVEL, PID_NUMBERS, SERVERS,
-        SIGNAL_PIDS, TASK_MM, TASK_SIGNAL, WALL_OFFSET,
+        BACKEND, BACKENDS, CONNECTIONS, MM_ARG_START, PID_LEVEL, PID_NUMBERS, SERVERS, SIGNAL_PIDS,
+        TASK_MM, TASK_SIGNAL, WALL_OFFSET,
     },
     sampling::send,
     socket,
@@ -244,7 +244,9 @@ fn waited_with_others(ring: &Ring, send: &Send, start: u64) -> bool {
 #[inline(always)]
 fn hand_over(ring: &mut Ring, slot: usize, send: &mut Send) {
     let slot = core::hint::black_box(slot) & (SENDS - 1);
-    if ring.sends[slot].stack == CallerStack::Held as u32 && caller::send_stack(&mut ring.stacks[slot]) {
+    if ring.sends[slot].stack == CallerStack::Held as u32
+        && caller::send_stack(&mut ring.stacks[slot])
+    {
         ring.sends[slot].stack = CallerStack::Sent as u32;
     }
     *send = ring.sends[slot];
@@ -259,10 +261,14 @@ pub fn own_pid() -> Option<u32> {
     const UPID: u32 = 16;
     // SAFETY: each base is a kernel object of the type that the offset is for, or the read fails.
     unsafe {
-        let signal: *const c_void = field(bpf_get_current_task() as *const c_void, TASK_SIGNAL.load())?;
+        let signal: *const c_void =
+            field(bpf_get_current_task() as *const c_void, TASK_SIGNAL.load())?;
         let pid: *const c_void = field(signal, SIGNAL_PIDS.load() + 8 * TGID)?;
         let level: u32 = field(pid, PID_LEVEL.load())?;
-        field(pid, PID_NUMBERS.load().wrapping_add(level.wrapping_mul(UPID)))
+        field(
+            pid,
+            PID_NUMBERS.load().wrapping_add(level.wrapping_mul(UPID)),
+        )
     }
 }
 

@@ -23,8 +23,7 @@ use crate::{
     backend, counting,
     lifecycle::field,
     maps::{CALLER_BUDGET, CALLERS_PER_WINDOW, CONNECTIONS, NEW_RING, PROCESSES, WALK},
-    registers, sampling, socket,
-    trace,
+    registers, sampling, socket, trace,
     walk::{self, Walk, bounded},
 };
 
@@ -107,7 +106,11 @@ pub fn system_call(ctx: &RawTracePointContext) -> Option<()> {
     }
     let ring = ring_of(&connection)?;
     // SAFETY: two threads on one connection at the same time would break its protocol.
-    note(unsafe { &mut *ring }, now, space.map_or(0, |space| space.trace_offset));
+    note(
+        unsafe { &mut *ring },
+        now,
+        space.map_or(0, |space| space.trace_offset),
+    );
     Some(())
 }
 
@@ -217,7 +220,8 @@ fn within_budget(now: u64) -> bool {
     }
     budget.seen += 1;
     // SAFETY: the helper has no preconditions.
-    if unsafe { bpf_get_prandom_u32() } > budget.threshold || budget.taken >= limit.wrapping_mul(2) {
+    if unsafe { bpf_get_prandom_u32() } > budget.threshold || budget.taken >= limit.wrapping_mul(2)
+    {
         return false;
     }
     budget.taken += 1;
@@ -253,9 +257,10 @@ fn take_stack(ring: &mut Ring, slot: usize, now: u64) -> CallerStack {
     // What is not whole is like nothing else.
     let hash = if is_continuable { now << 32 } else { walk.hash };
     ring.sends[slot & (SENDS - 1)].hash = (hash >> 32) as u32 | 1;
-    if is_continuable
-        && sampling::send_stack_copy::<{ walk::CALLER }>(walk, now)
-    {
+    if is_continuable {
+        if !sampling::send_stack_copy::<{ walk::CALLER }>(walk, now) {
+            return CallerStack::Refused;
+        }
         walk.header.has_stack_copy = 1;
         return match send_walk(walk) {
             true => CallerStack::Sent,

@@ -72,8 +72,7 @@ pub fn tick(ctx: &PerfEventContext) {
     walk.header.comm = bpf_get_current_comm().unwrap_or_default();
     take_stacks(ctx, walk);
     if Outcome::is_continuable(walk::outcome(walk)) {
-        walk.header.has_stack_copy =
-            send_stack_copy::<{ walk::SAMPLER }>(walk, now) as u8;
+        walk.header.has_stack_copy = send_stack_copy::<{ walk::SAMPLER }>(walk, now) as u8;
     }
     walk.header.trace = trace::of_current_thread(walk.space.trace_offset);
     if walk.space.server != 0 {
@@ -113,8 +112,7 @@ fn take_stacks(ctx: &PerfEventContext, walk: &mut Walk) {
         registers::from_context(ctx, &mut walk.cursor.regs);
         true
     } else {
-        let has_user_mode =
-            registers::from_kernel_entry(&mut walk.cursor.regs, &mut walk.frames);
+        let has_user_mode = registers::from_kernel_entry(&mut walk.cursor.regs, &mut walk.frames);
         // SAFETY: the buffer is as large as the size says.
         let bytes = unsafe {
             bpf_get_stack(

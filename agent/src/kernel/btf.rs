@@ -92,7 +92,9 @@ impl Offsets {
         let offset = |members: &[Member]| -> Result<u32, Error> {
             let mut sum = 0u32;
             for &(of, field) in members {
-                let start = structs.get(of).ok_or(Error::MissingKernelField { of, field })?;
+                let start = structs
+                    .get(of)
+                    .ok_or(Error::MissingKernelField { of, field })?;
                 sum = sum.saturating_add(types.member(*start, of, field)?);
             }
             Ok(sum)
@@ -151,10 +153,7 @@ impl<'a> Types<'a> {
     }
 
     /// Where the structs begin that the fields are of, found in one pass.
-    fn structs<'f>(
-        &self,
-        fields: impl Iterator<Item = &'f Field>,
-    ) -> HashMap<&'static str, usize> {
+    fn structs<'f>(&self, fields: impl Iterator<Item = &'f Field>) -> HashMap<&'static str, usize> {
         let wanted: HashMap<&[u8], &'static str> = fields
             .flat_map(|(_, members)| members.iter())
             .map(|(of, _)| (of.as_bytes(), *of))

@@ -31,7 +31,9 @@ pub fn parent_of(pid: u32) -> Option<u32> {
 /// The pid of a process as it sees it itself, in its own pid namespace.
 pub fn own_pid(pid: u32) -> Option<u32> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    let pids = status
+        .lines()
+        .find_map(|line| line.strip_prefix("NSpid:"))?;
     pids.split_whitespace().last()?.parse().ok()
 }
 

@@ -25,7 +25,9 @@ fn named_in(environment: &[u8]) -> Option<String> {
     };
     variable("OTEL_SERVICE_NAME").or_else(|| {
         let attributes = variable("OTEL_RESOURCE_ATTRIBUTES")?;
-        let mut pairs = attributes.split(',').filter_map(|pair| pair.split_once('='));
+        let mut pairs = attributes
+            .split(',')
+            .filter_map(|pair| pair.split_once('='));
         let (_, name) = pairs.find(|(key, _)| key.trim() == "service.name")?;
         Some(name.trim().to_owned())
     })
@@ -40,7 +42,8 @@ mod tests {
     fn environments() {
         let named = |text: &str| named_in(text.as_bytes());
         assert_eq!(
-            named("A=1\0OTEL_RESOURCE_ATTRIBUTES=a=b,service.name=x\0OTEL_SERVICE_NAME=shop\0").as_deref(),
+            named("A=1\0OTEL_RESOURCE_ATTRIBUTES=a=b,service.name=x\0OTEL_SERVICE_NAME=shop\0")
+                .as_deref(),
             Some("shop")
         );
         assert_eq!(

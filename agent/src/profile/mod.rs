@@ -9,7 +9,9 @@ mod resolved;
 mod window;
 
 pub use attribution::{Attribution, Backend, Caller, Phase, Query, QueryIndex, Unknown};
-pub use meta::{AgentCost, AttributionStats, CpuSeconds, KernelCost, MaxRss, RecordingMeta, Runtime, Ticks};
+pub use meta::{
+    AgentCost, AttributionStats, CpuSeconds, KernelCost, MaxRss, RecordingMeta, Runtime, Ticks,
+};
 pub use resolved::{
     FrameRef, Function, FunctionId, Labels, Line, Location, LocationId, Mapping, MappingId,
     PROCESS_MODULE, QUERY_MODULE, ResolvedProfile, ResolvedSample, key,

@@ -282,9 +282,10 @@ impl Window {
     pub fn add(&mut self, sample: &RawSample<'_>) {
         self.counters.samples += 1;
         let stack = self.intern(sample.user, sample.kernel);
-        let attribution = sample.attribution.clone().and_then(|attribution| {
-            intern_bounded(&mut self.attributions, attribution, MAX_ROWS)
-        });
+        let attribution = sample
+            .attribution
+            .clone()
+            .and_then(|attribution| intern_bounded(&mut self.attributions, attribution, MAX_ROWS));
         let row = stack.map(|stack| Counted {
             attribution,
             process: sample.process,
@@ -430,7 +431,10 @@ mod tests {
         window.add(&sample(&user, &[]));
         window.add(&sample(&user, &[]));
         window.add(&sample(&user, &[frame(9)]));
-        let rows: Vec<_> = window.rows().map(|(row, n)| (row.stack, n.samples)).collect();
+        let rows: Vec<_> = window
+            .rows()
+            .map(|(row, n)| (row.stack, n.samples))
+            .collect();
         assert_eq!(rows.iter().map(|r| r.1).collect::<Vec<_>>(), [2, 1]);
         assert_eq!(window.nodes.len(), 4);
         let frames: Vec<_> = window.frames().copied().collect();

@@ -417,7 +417,8 @@ mod tests {
         let full = dir.path().join("full.svg");
         std::os::unix::fs::symlink("/dev/full", &full).unwrap();
         let outputs = Outputs::parse(&[full, good.clone()]).unwrap();
-        let report = outputs.write(&ResolvedProfile::default());
+        let nothing = ResolvedProfile::default();
+        let report = outputs.write(&nothing, &nothing);
         assert_eq!(report.written.len(), 1);
         let error = report.errors[0].to_string();
         assert!(

@@ -161,7 +161,11 @@ fn finish(id: &str, text: &str, group: Group<'_>, all: u64, seconds: f64) -> Que
         database: database.map_or("", |(name, _)| name).to_owned(),
         cpu_seconds,
         share: group.nanoseconds as f64 / all.max(1) as f64,
-        mean_cores: if seconds > 0.0 { cpu_seconds / seconds } else { 0.0 },
+        mean_cores: if seconds > 0.0 {
+            cpu_seconds / seconds
+        } else {
+            0.0
+        },
         callers,
         caller_share: group.known as f64 / samples,
         trace_ids: traces
@@ -219,7 +223,15 @@ fn is_own_source(frame: &FrameRef<'_>) -> bool {
 /// libraries too: the first that is not the system's counts by [`calling_function`]'s last resort.)
 fn is_library(frame: &FrameRef<'_>) -> bool {
     const SYSTEM: [&str; 9] = [
-        "libc.so", "libc-", "libpq", "libssl", "libcrypto", "libpthread", "ld-linux", "[vdso]", "libgssapi",
+        "libc.so",
+        "libc-",
+        "libpq",
+        "libssl",
+        "libcrypto",
+        "libpthread",
+        "ld-linux",
+        "[vdso]",
+        "libgssapi",
     ];
     let name = frame.mapping.short_name();
     frame.mapping.is_kernel || SYSTEM.iter().any(|system| name.starts_with(system))

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use agent_ebpf::sample::Outcome;
 use serde::{Deserialize, Serialize};
 
-use crate::profile::{AgentCost, AttributionStats, KernelCost, Location, ResolvedProfile, ResolvedSample, key};
+use crate::profile::{
+    AgentCost, AttributionStats, KernelCost, Location, ResolvedProfile, ResolvedSample, key,
+};
 
 /// What was recorded, how complete it is, and what it cost. Shares are between 0 and 1.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -44,8 +44,17 @@ pub(super) struct Marks {
 impl Marks {
     pub(super) fn find(profile: &ResolvedProfile) -> Marks {
         let of = |module: &str| {
-            let is = |id: u32| profile.mappings.get(id as usize).is_some_and(|m| &*m.name == module);
-            profile.locations.iter().map(|location| is(location.mapping.0)).collect()
+            let is = |id: u32| {
+                profile
+                    .mappings
+                    .get(id as usize)
+                    .is_some_and(|m| &*m.name == module)
+            };
+            profile
+                .locations
+                .iter()
+                .map(|location| is(location.mapping.0))
+                .collect()
         };
         Marks {
             query: of(QUERY_MODULE),
@@ -79,9 +88,14 @@ fn app(sample: &ResolvedSample, marks: &Marks) -> Option<ResolvedSample> {
 
 fn database(sample: &ResolvedSample, marks: &Marks) -> Option<ResolvedSample> {
     sample.label(key::BACKEND)?;
-    let end = marks.query(&sample.stack).map_or(sample.stack.len(), |query| query + 1);
+    let end = marks
+        .query(&sample.stack)
+        .map_or(sample.stack.len(), |query| query + 1);
     let stack = sample.stack[..end].iter().copied();
-    let labels = sample.labels.iter().filter(|(name, _)| &**name != key::CALLER_COMM);
+    let labels = sample
+        .labels
+        .iter()
+        .filter(|(name, _)| &**name != key::CALLER_COMM);
     Some(ResolvedSample {
         // The process is the root.
         stack: stack.filter(|id| !marked(&marks.process, *id)).collect(),

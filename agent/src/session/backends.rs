@@ -108,7 +108,11 @@ impl Backends {
         Backends {
             since: now(),
             pending: Vec::new(),
-            texts: Texts::new(if full_text { TextMode::Full } else { TextMode::Normalized }),
+            texts: Texts::new(if full_text {
+                TextMode::Full
+            } else {
+                TextMode::Normalized
+            }),
             callers: HashMap::new(),
             oldest: VecDeque::new(),
             executions: HashSet::new(),
@@ -138,7 +142,11 @@ impl Backends {
         {
             self.callers.remove(&oldest);
         }
-        if self.callers.insert((cpu, time), Known { process, stack }).is_none() {
+        if self
+            .callers
+            .insert((cpu, time), Known { process, stack })
+            .is_none()
+        {
             self.oldest.push_back((cpu, time));
         }
     }
@@ -161,12 +169,19 @@ impl Backends {
                 trace: own_trace,
                 backend: None,
             };
-            return ((own_trace != TraceContext::default()).then_some(attribution), false);
+            return (
+                (own_trace != TraceContext::default()).then_some(attribution),
+                false,
+            );
         };
         let pending = self.pending.swap_remove(found);
         let (backend, trace, starts) = self.backend(&pending, servers, sender);
         let attribution = Attribution {
-            trace: if trace == TraceContext::default() { own_trace } else { trace },
+            trace: if trace == TraceContext::default() {
+                own_trace
+            } else {
+                trace
+            },
             backend: Some(Arc::new(backend)),
         };
         (Some(attribution), starts)
@@ -202,8 +217,10 @@ impl Backends {
             (_, "idle" | "idle in transaction" | "idle in transaction (aborted)") => Phase::Between,
             _ => Phase::Executing,
         };
-        let runs_for_clients = matches!(title.kind, Kind::Client { .. } | Kind::ParallelWorker { .. })
-            || header.flags & (HAS_CONNECTION | HAS_LEADER) != 0;
+        let runs_for_clients = matches!(
+            title.kind,
+            Kind::Client { .. } | Kind::ParallelWorker { .. }
+        ) || header.flags & (HAS_CONNECTION | HAS_LEADER) != 0;
         let (database, user) = self.names(header, has_status, &title.kind);
         let application = until_nul(&header.application);
         let mut trace = header.send.trace;
@@ -424,7 +441,10 @@ fn client(kind: &Kind, header: &BackendHeader) -> String {
             ..
         } => host.clone(),
         _ if header.flags & HAS_CONNECTION == 0 => String::new(),
-        _ => match (header.connection.client_port, address(header.connection.client)) {
+        _ => match (
+            header.connection.client_port,
+            address(header.connection.client),
+        ) {
             (0, _) => "local".to_owned(),
             (_, address) => address.to_canonical().to_string(),
         },
@@ -450,7 +470,11 @@ fn is_remote(header: &BackendHeader, client: &str) -> bool {
 /// `BackendState` (src/include/utils/backend_status.h): version 18 has one more at the start.
 fn state(number: u32, version: Option<u32>) -> &'static str {
     let before_18 = version.is_none_or(|version| version < 18);
-    match if before_18 && number > 0 { number + 1 } else { number } {
+    match if before_18 && number > 0 {
+        number + 1
+    } else {
+        number
+    } {
         1 => "starting",
         2 => "idle",
         3 => "active",

@@ -16,7 +16,9 @@ use super::{
 use crate::{
     kernel::{Sample, StackCopy},
     process::{AddressSpace, Process, Registry, own_pid, service},
-    profile::{self, Attribution, Frame, Module, ModuleId, ProcessIndex, RawSample, Source, Window},
+    profile::{
+        self, Attribution, Frame, Module, ModuleId, ProcessIndex, RawSample, Source, Window,
+    },
     unwind::{self, Resolved},
 };
 
@@ -177,8 +179,7 @@ impl Ingest {
         let (cpu, time) = (sample.header.cpu, sample.header.time);
         let mut backends = std::mem::take(&mut self.backends);
         let mut sender = |pid: u32| self.process_of(pid, "", registry);
-        let attributed =
-            backends.attribute(cpu, time, sample.header.trace, servers, &mut sender);
+        let attributed = backends.attribute(cpu, time, sample.header.trace, servers, &mut sender);
         self.backends = backends;
         attributed
     }

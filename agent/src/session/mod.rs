@@ -37,10 +37,10 @@ use crate::{
     profile::{AttributionStats, RecordingMeta, Runtime, Unknown, Window},
 };
 
+pub use agent_ebpf::limits::CALLER_STACKS_PER_SECOND;
 pub use command::exit_code;
 pub use cost::{cpu_seconds, max_rss_bytes, now};
 pub use starts::UnwindEntries;
-pub use agent_ebpf::limits::CALLER_STACKS_PER_SECOND;
 pub use truncation::survive as survive_truncation;
 
 /// How often the buffers are read. Long enough to cost nothing, short enough that a buffer of a
@@ -349,7 +349,9 @@ impl Session {
             };
             let (kernel, objects) = (&mut self.kernel, &mut self.objects);
             let told = match servers::is_likely_server(&process.exe) {
-                true => self.tables.give_unseen(kernel, objects, pid, &process.space),
+                true => self
+                    .tables
+                    .give_unseen(kernel, objects, pid, &process.space),
                 false => Ok(()),
             }
             .and_then(|()| self.tables.changed(kernel, objects, pid, &process.space));

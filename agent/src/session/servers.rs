@@ -131,8 +131,13 @@ impl Servers {
             self.refused += 1;
             return Ok(0);
         }
-        let [my_be_entry, my_proc_port, my_wait_event_info, debug_query_string, my_bgworker_entry] =
-            symbols.map(|svma| svma.map_or(0, |svma| svma.wrapping_add(place.1)));
+        let [
+            my_be_entry,
+            my_proc_port,
+            my_wait_event_info,
+            debug_query_string,
+            my_bgworker_entry,
+        ] = symbols.map(|svma| svma.map_or(0, |svma| svma.wrapping_add(place.1)));
         let variables = postgres::Server {
             my_be_entry,
             my_proc_port,

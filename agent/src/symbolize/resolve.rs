@@ -220,13 +220,19 @@ fn samples(
             let attribution = window.attribution(row);
             let backend = attribution.and_then(|attribution| attribution.backend.as_deref());
             let stack = stacks
-                .entry((row.stack, row.attribution.filter(|_| backend.is_some()), row.process))
+                .entry((
+                    row.stack,
+                    row.attribution.filter(|_| backend.is_some()),
+                    row.process,
+                ))
                 .or_insert_with(|| {
                     let mut stack: Vec<_> = window.stack(row.stack).map(|f| locations[f]).collect();
                     if let Some(backend) = backend {
                         let mut mark = |module, name: &str| {
                             let key = (module, name.to_owned());
-                            *marks.entry(key).or_insert_with(|| builder.mark(module, name))
+                            *marks
+                                .entry(key)
+                                .or_insert_with(|| builder.mark(module, name))
                         };
                         stitch(window, locations, row, backend, &mut mark, &mut stack);
                     }
@@ -268,7 +274,10 @@ fn stitch(
         process.map_or("postgres", |process| process.name.as_str()),
     ));
     let text = window.queries().get(query.0 as usize);
-    stack.push(mark(QUERY_MODULE, text.map_or("[query]", |query| &query.text)));
+    stack.push(mark(
+        QUERY_MODULE,
+        text.map_or("[query]", |query| &query.text),
+    ));
     if let Caller::Known { stack: caller, .. } = backend.caller {
         stack.extend(window.stack(caller).map(|frame| locations[frame]));
     }
@@ -282,11 +291,15 @@ fn attributed(
     attribution: Option<&Attribution>,
 ) -> Vec<(Arc<str>, Arc<str>)> {
     let backend = attribution.and_then(|attribution| attribution.backend.as_deref());
-    let trace = attribution.map(|attribution| attribution.trace).unwrap_or_default();
+    let trace = attribution
+        .map(|attribution| attribution.trace)
+        .unwrap_or_default();
     let mut service = process.map_or("", |process| process.service.as_str());
     let mut labels = Vec::new();
     if let Some(backend) = backend {
-        let query = backend.query.and_then(|query| window.queries().get(query.0 as usize));
+        let query = backend
+            .query
+            .and_then(|query| window.queries().get(query.0 as usize));
         let (caller, reason) = match &backend.caller {
             Caller::None => (None, None),
             Caller::Known { process, .. } => (Some(process), None),

@@ -9,11 +9,13 @@
     reason = "each test file uses a part of this"
 )]
 
+mod cluster;
 mod process;
 mod profile;
 mod programs;
 mod recording;
 
+pub use cluster::Cluster;
 pub use process::{Finished, Running, agent, start};
 pub use profile::{Profile, Stack, Summary};
 pub use programs::Workshop;

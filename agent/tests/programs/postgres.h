@@ -116,8 +116,8 @@ static inline void until_ready(struct connection *c) {
     }
 }
 
-// Connects to a Unix socket (a path) or to a port of ::1 or 127.0.0.1 ("6:5432", "4:5432").
-static inline void connect_to(struct connection *c, const char *where) {
+// Connects to a Unix socket (a path) or to a port of ::1 or 127.0.0.1 ("6:5432", "4:5432"), as the role `test`.
+static inline void connect_to(struct connection *c, const char *where, const char *application) {
     memset(c, 0, sizeof *c);
     struct sockaddr_storage address = {0};
     socklen_t size;
@@ -143,10 +143,12 @@ static inline void connect_to(struct connection *c, const char *where) {
     int one = 1;
     if (address.ss_family != AF_UNIX) setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     if (connect(c->fd, (struct sockaddr *)&address, size)) fail(where);
-    static const char startup[] = "user\0test\0database\0postgres\0application_name\0ground truth\0";
-    put32(c, (int)sizeof startup + 8);
+    static const char startup[] = "user\0test\0database\0postgres\0application_name";
+    put32(c, (int)(sizeof startup + strlen(application)) + 10);
     put32(c, 3 << 16);
     put(c, startup, sizeof startup);
+    put_string(c, application);
+    put_string(c, "");
     flush(c);
     until_ready(c);
 }

@@ -1,8 +1,8 @@
-// two_queries WHERE MODE HEAVY LIGHT SECONDS
+// two_queries WHERE MODE HEAVY LIGHT SECONDS [APPLICATION]
 // One connection, two functions: `ask_heavy` and `ask_light` take turns, each with a query of its own (HEAVY
-// and LIGHT rows are counted). MODE: simple, extended, prepared, pipelined, transaction, cursor, nested,
+// and LIGHT rows are counted). APPLICATION is the connection's name, MODE by default. MODE: simple, extended, prepared, pipelined, transaction, cursor, nested,
 // ping (between asking and the answer another function sends a Sync, as a pool does that tests its
-// connection), error. Prints the truth: the CPU time of the backend for each, microseconds.
+// connection), error, workers (a table is counted, by parallel workers too). Prints the truth: the CPU time of the backend for each, microseconds.
 // True stacks: _start … main → alternate → ask_heavy → send_text → flush, and the same with ask_light.
 #include "postgres.h"
 
@@ -82,10 +82,11 @@ int main(int argc, char **argv) {
     if (is("cursor"))
         form = "BEGIN; DECLARE c_%1$s CURSOR FOR SELECT n FROM generate_series(1, %2$lld) AS n WHERE n %% 7 = 3; "
                "MOVE ALL IN c_%1$s; COMMIT";
+    if (is("workers")) form = "SELECT count(*) AS %s FROM large WHERE n %% %lld = 3";
     if (is("error")) form = "SELECT count(*) AS %s, 1 / (count(*) - count(*)) FROM generate_series(1, %lld)";
     snprintf(heavy, sizeof heavy, form, "heavy", number(argc, argv, 3));
     snprintf(light, sizeof light, form, "light", number(argc, argv, 4));
-    connect_to(&c, argv[1]);
+    connect_to(&c, argv[1], argc > 6 ? argv[6] : mode);
     if (is("prepared")) {
         parse(&c, "heavy", heavy);
         parse(&c, "light", light);
