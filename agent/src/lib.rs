@@ -9,6 +9,7 @@ pub mod kernel;
 pub mod object;
 pub mod process;
 pub mod profile;
+pub mod query;
 pub mod report;
 pub mod session;
 pub mod symbolize;

@@ -1,0 +1,21 @@
+//! What PostgreSQL tells of its work, made presentable: the text of a query without its secrets, the
+//! trace that a query belongs to, and a process by its title.
+//!
+//! All input is hostile: whoever may connect chooses the text. Nothing here does I/O, panics, or
+//! takes more than linear time.
+
+mod lex;
+mod normalize;
+mod private;
+mod texts;
+mod title;
+mod trace;
+
+pub use normalize::{Normalized, normalize, verbatim};
+pub use texts::{MAX_TEXT_BYTES, MAX_TEXTS, Query, QueryRef, TextMode, Texts};
+pub use title::{Client, Kind, Title, title};
+pub use trace::{TraceContext, traceparent, traceparent_in_name};
+
+/// Most bytes of a query's text that are kept: twice what PostgreSQL tells by default
+/// (`track_activity_query_size` is 1,024), and little enough for a label.
+pub const MAX_QUERY_TEXT: usize = 2048;

@@ -1,0 +1,297 @@
+//! The query texts of a recording, each once.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+use super::{Normalized, normalize, verbatim};
+
+/// Most queries of a recording that are told apart. An application has hundreds; more is a client
+/// that composes its SQL, whose queries nobody reads one by one.
+pub const MAX_TEXTS: usize = 10_000;
+
+/// Most bytes of text that are kept, all queries together.
+pub const MAX_TEXT_BYTES: usize = 8 << 20;
+
+/// Most raw texts that are recognised in one half of [`Recent`], 16 bytes each.
+const MAX_RECENT: usize = 4096;
+
+/// What `[other queries]` is called.
+const OTHER: &str = "[other queries]";
+
+/// A query of a [`Texts`], for as long as that lives. 0 is `[other queries]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct QueryRef(pub u32);
+
+impl QueryRef {
+    /// All queries that there was no room for.
+    pub const OTHER: QueryRef = QueryRef(0);
+}
+
+/// A query that was seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Query {
+    /// PostgreSQL's query id; 0 where it computed none.
+    pub id: i64,
+    /// The id's bits, or without one a hash of the normalised text: 64-bit FNV-1a, equal on every
+    /// machine and run. Not a protection against whoever makes texts of equal hash; within a
+    /// [`Texts`] they are two queries nevertheless.
+    pub key: u64,
+    /// The text, at most [`super::MAX_QUERY_TEXT`] bytes. With [`TextMode::Full`] that of the
+    /// first of all that differ in their literals only.
+    pub text: Arc<str>,
+    /// Whether something is missing at the text's end.
+    pub cut: bool,
+}
+
+/// What is kept of a text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TextMode {
+    /// The text without literals: [`normalize`].
+    #[default]
+    Normalized,
+    /// The text as it is: [`verbatim`]. Queries are told apart as without their literals.
+    Full,
+}
+
+/// The queries of a recording.
+///
+/// What was given out stays valid, since samples refer to it: nothing is evicted. When there is no
+/// room for another query, it goes to `[other queries]` and is counted.
+#[derive(Debug)]
+pub struct Texts {
+    mode: TextMode,
+    queries: Vec<Query>,
+    by_id: HashMap<(u64, i64), QueryRef>,
+    /// By normalised text, those without id.
+    by_text: HashMap<Arc<str>, QueryRef>,
+    recent: Recent,
+    /// Keyed at random, so that no client can make texts that are taken for one another.
+    hasher: RandomState,
+    bytes: usize,
+    overflow: u64,
+}
+
+impl Texts {
+    /// No queries but `[other queries]`.
+    pub fn new(mode: TextMode) -> Self {
+        let other = Query {
+            id: 0,
+            key: fnv1a(OTHER.as_bytes()),
+            text: OTHER.into(),
+            cut: false,
+        };
+        Texts {
+            mode,
+            queries: vec![other],
+            by_id: HashMap::new(),
+            by_text: HashMap::new(),
+            recent: Recent::default(),
+            hasher: RandomState::new(),
+            bytes: 0,
+            overflow: 0,
+        }
+    }
+
+    /// The query with this id, or, if that is 0, with this text; `raw` and `cut` as for
+    /// [`normalize`].
+    ///
+    /// Of an id the first text stays. `scope` says where ids mean the same: any number that differs
+    /// by cluster and database, for two clusters may use the same ids for different queries (they
+    /// are made of the tables' OIDs). A text that was seen a short time ago costs one hash.
+    pub fn insert(&mut self, scope: u64, query_id: i64, raw: &[u8], cut: bool) -> QueryRef {
+        let known = match query_id {
+            0 => {
+                let hash = self.hasher.hash_one((raw, cut));
+                self.recent.get(hash).ok_or(hash)
+            }
+            id => self.by_id.get(&(scope, id)).copied().ok_or(0),
+        };
+        let query = match known {
+            Ok(query) => query,
+            Err(_) if query_id != 0 => {
+                let kept = self.kept(raw, cut);
+                let query = self.add(query_id, query_id as u64, kept);
+                if query != QueryRef::OTHER {
+                    self.by_id.insert((scope, query_id), query);
+                }
+                query
+            }
+            Err(hash) => {
+                let query = self.by_text(raw, cut);
+                self.recent.insert(hash, query);
+                query
+            }
+        };
+        self.overflow += u64::from(query == QueryRef::OTHER);
+        query
+    }
+
+    /// The query with this text and no id.
+    fn by_text(&mut self, raw: &[u8], cut: bool) -> QueryRef {
+        let normalized = normalize(raw, cut);
+        if let Some(query) = self.by_text.get(normalized.text.as_str()) {
+            return *query;
+        }
+        let form: Arc<str> = normalized.text.as_str().into();
+        let kept = match self.mode {
+            TextMode::Normalized => (form.clone(), normalized.cut),
+            TextMode::Full => self.kept(raw, cut),
+        };
+        let query = self.add(0, fnv1a(form.as_bytes()), kept);
+        if query != QueryRef::OTHER {
+            self.by_text.insert(form, query);
+        }
+        query
+    }
+
+    fn kept(&self, raw: &[u8], cut: bool) -> (Arc<str>, bool) {
+        let Normalized { text, cut } = match self.mode {
+            TextMode::Normalized => normalize(raw, cut),
+            TextMode::Full => verbatim(raw, cut),
+        };
+        (text.into(), cut)
+    }
+
+    fn add(&mut self, id: i64, key: u64, (text, cut): (Arc<str>, bool)) -> QueryRef {
+        if self.queries.len() > MAX_TEXTS || self.bytes + text.len() > MAX_TEXT_BYTES {
+            return QueryRef::OTHER;
+        }
+        self.bytes += text.len();
+        self.queries.push(Query { id, key, text, cut });
+        QueryRef(self.queries.len() as u32 - 1)
+    }
+
+    /// A query that [`Texts::insert`] of this store has given out.
+    pub fn get(&self, query: QueryRef) -> &Query {
+        &self.queries[query.0 as usize]
+    }
+
+    /// All queries by their [`QueryRef`], `[other queries]` first.
+    pub fn queries(&self) -> &[Query] {
+        &self.queries
+    }
+
+    /// How many times the answer was `[other queries]`.
+    pub fn overflow(&self) -> u64 {
+        self.overflow
+    }
+}
+
+/// The queries of the last few thousand raw texts by their hash. The least recently used go first,
+/// half of them at once, which needs no list in order of use.
+#[derive(Debug, Default)]
+struct Recent {
+    young: HashMap<u64, QueryRef>,
+    old: HashMap<u64, QueryRef>,
+}
+
+impl Recent {
+    fn get(&mut self, hash: u64) -> Option<QueryRef> {
+        if let Some(query) = self.young.get(&hash) {
+            return Some(*query);
+        }
+        let query = self.old.remove(&hash)?;
+        self.insert(hash, query);
+        Some(query)
+    }
+
+    fn insert(&mut self, hash: u64, query: QueryRef) {
+        if self.young.len() == MAX_RECENT {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(hash, query);
+    }
+}
+
+/// <http://www.isthe.com/chongo/tech/comp/fnv/>
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The published test vectors: a key in a file must mean the same for ever.
+    #[test]
+    fn keys_are_stable() {
+        assert_eq!(fnv1a(b""), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(fnv1a(b"foobar"), 0x8594_4171_f739_67e8);
+        let mut texts = Texts::new(TextMode::Normalized);
+        let query = texts.insert(1, 0, b"SELECT 'secret'", false);
+        assert_eq!(texts.get(query).key, fnv1a(b"SELECT ?"));
+        assert_eq!(texts.get(query).id, 0);
+    }
+
+    #[test]
+    fn same_and_different() {
+        let mut texts = Texts::new(TextMode::Normalized);
+        let one = texts.insert(1, 0, b"SELECT 1", false);
+        assert_eq!(texts.insert(2, 0, b"SELECT  2 /* x */", false), one);
+        assert_ne!(texts.insert(1, 0, b"SELECT a", false), one);
+        let id = texts.insert(1, -7, b"SELECT 1", false);
+        assert_ne!(id, one);
+        assert_eq!(texts.insert(1, -7, b"SELECT another", false), id);
+        assert_ne!(texts.insert(2, -7, b"SELECT another", false), id);
+        let query = texts.get(id);
+        assert_eq!(
+            (query.id, query.key, &*query.text),
+            (-7, -7i64 as u64, "SELECT ?")
+        );
+        assert_eq!(texts.queries().len(), 5);
+        assert_eq!(texts.overflow(), 0);
+    }
+
+    /// With full texts queries are told apart as without literals, and the first is the example.
+    #[test]
+    fn full_texts() {
+        let mut texts = Texts::new(TextMode::Full);
+        let one = texts.insert(1, 0, b"SELECT 'a'", false);
+        assert_eq!(texts.insert(1, 0, b"SELECT 'b'", false), one);
+        assert_eq!(&*texts.get(one).text, "SELECT 'a'");
+        assert_eq!(texts.get(one).key, fnv1a(b"SELECT ?"));
+    }
+
+    /// More queries than there is room for: the first stay what they are, the others are counted.
+    #[test]
+    fn bounded_in_number() {
+        let mut texts = Texts::new(TextMode::Normalized);
+        let mut given = Vec::new();
+        for i in 0..MAX_TEXTS + 50 {
+            given.push(texts.insert(0, 0, format!("SELECT c{i}").as_bytes(), false));
+        }
+        assert_eq!(texts.queries().len(), MAX_TEXTS + 1);
+        assert_eq!(texts.overflow(), 50);
+        assert!(
+            given[MAX_TEXTS..]
+                .iter()
+                .all(|query| *query == QueryRef::OTHER)
+        );
+        assert_eq!(&*texts.get(given[MAX_TEXTS]).text, "[other queries]");
+        for (i, query) in given[..MAX_TEXTS].iter().enumerate() {
+            assert_eq!(*texts.get(*query).text, format!("SELECT c{i}"));
+            assert_eq!(
+                texts.insert(0, 0, format!("SELECT c{i}").as_bytes(), false),
+                *query
+            );
+        }
+        assert!(texts.recent.young.len() + texts.recent.old.len() <= 2 * MAX_RECENT);
+        assert_eq!(texts.insert(0, 5, b"SELECT c5", false), QueryRef::OTHER);
+        assert_eq!(texts.overflow(), 51);
+    }
+
+    #[test]
+    fn bounded_in_bytes() {
+        let mut texts = Texts::new(TextMode::Normalized);
+        for i in 0..MAX_TEXTS {
+            let text = format!("SELECT c{i} {}", "a, ".repeat(1000));
+            texts.insert(0, i as i64 + 1, text.as_bytes(), false);
+        }
+        let bytes: usize = texts.queries().iter().map(|query| query.text.len()).sum();
+        assert!(bytes <= MAX_TEXT_BYTES + OTHER.len() && texts.overflow() > 0);
+        assert!(bytes > MAX_TEXT_BYTES - super::super::MAX_QUERY_TEXT);
+    }
+}
