@@ -54,7 +54,7 @@ bench: setup-bench build ## Measure the agent beside perf  [PEERS=1: beside othe
 	@PEERS=$(PEERS) $(AS_ROOT) scripts/bench.sh
 
 fuzz: setup ## Feed damaged files to the readers for longer  [FUZZ=300 seconds each]
-	FLAMESTORM_FUZZ_SECONDS=$(FUZZ) $(CARGO) test --release --package agent --test unwind_hostile --test symbolize --test encode_pprof
+	FLAMESTORM_FUZZ_SECONDS=$(FUZZ) $(CARGO) test --release --package agent --test unwind_hostile --test symbolize --test encode_pprof --test query_hostile
 
 install: build ## Install the agent  [PREFIX=/usr/local DESTDIR=]
 	@$(AS_ROOT) install -D -m 0755 $(AGENT) $(DESTDIR)$(PREFIX)/bin/flamestorm

@@ -1,8 +1,11 @@
 //! A query without its literals.
 
+use std::borrow::Cow;
+use std::ops::RangeInclusive;
+
 use super::MAX_QUERY_TEXT;
-use super::lex::{Kind, is_space};
-use super::private::Hidden;
+use super::lex::{Kind, Token, is_space};
+use super::private::{Hidden, Shown};
 
 /// Stands where a text was cut, and for what is left out of a list.
 const ELLIPSIS: &str = "…";
@@ -30,18 +33,21 @@ pub struct Normalized {
 ///   PASSWORD without quotes, and what follows `COPY … FROM STDIN;`.
 ///
 /// No byte of a literal or comment is in the result, whichever way the server's
-/// `standard_conforming_strings` stands: a text with backslashes is read both ways, and shown is
-/// only what is no literal in either. One pair of quotes is known without that, `ESCAPE '\'`:
-/// PostgreSQL refuses whatever it would be with the setting off. Where the scanner cannot go on
-/// (a stray `$`, `\` or control character; a number run together with a string, which versions
-/// read differently; `AS$$…`, an identifier to PostgreSQL), the rest of the text is one `?…`.
+/// `standard_conforming_strings` stands: a text with backslashes is read both ways, and at the first
+/// token to show that is part of a literal or comment in the other reading (behind `'a\'`, say) the
+/// rest of the text becomes one `?…`. One pair of quotes is known without that, `ESCAPE '\'`:
+/// PostgreSQL refuses whatever it would be with the setting off. The rest is hidden as well where
+/// the scanner cannot go on: a stray `$`, `\` or control character; a number run together with a
+/// string, which versions read differently; `AS$$…`, an identifier to PostgreSQL.
 /// Something in double quotes is an identifier and stays, even where a string was meant.
 ///
-/// Normalising a result gives it again. Linear in the length of `raw`; memory is bounded.
+/// Normalising a result gives it again. Time is linear in the length of `raw`, memory little beyond
+/// the result, and a copy of `raw` if that is no UTF-8.
 pub fn normalize(raw: &[u8], cut: bool) -> Normalized {
     let (text, cut) = trim(raw, cut);
+    let text = valid(text);
     let mut shaper = Shaper {
-        text,
+        text: text.as_bytes(),
         pieces: Vec::new(),
         lists: Vec::new(),
         after_secret: false,
@@ -159,53 +165,54 @@ impl<'a> Shaper<'a> {
     /// Reads the text, and tells whether it was cut.
     fn read(&mut self) -> bool {
         let mut cut = false;
-        let mut tokens = Hidden::new(self.text);
-        let mut end = 0;
-        while let Some(shown) = tokens.next() {
-            let token = shown.token;
+        let mut last = 0;
+        for Shown { token, secret } in Hidden::new(self.text) {
             cut |= token.open;
-            let first = self.text[token.start];
-            let form = match token.kind {
-                // The end of the text.
-                Kind::Comment => break,
-                Kind::Literal | Kind::Rest => Form::Literal,
-                Kind::Word if &self.text[token.start..token.end] == ELLIPSIS.as_bytes() => {
-                    Form::Ellipsis
-                }
-                Kind::Word => Form::Word,
-                Kind::Quoted => Form::Quoted,
-                Kind::Param => Form::Param,
-                Kind::Operator => Form::Operator,
-                Kind::Punct => Form::Punct(first),
+            let Some(form) = self.form(&token) else {
+                break;
             };
-            let gap = token.start > end;
-            end = token.end;
-            self.take(
-                Piece {
-                    form,
-                    start: token.start,
-                    end,
-                    gap,
-                },
-                shown.secret,
-            );
+            let piece = Piece {
+                form,
+                start: token.start,
+                end: token.end,
+                gap: token.start > last,
+            };
+            last = token.end;
+            self.take(piece, secret);
             // Each piece is a byte of the result at least.
             if self.pieces.len() > MAX_QUERY_TEXT {
                 cut = true;
                 break;
             }
         }
-        while !self.lists.is_empty() {
-            self.end_list();
-        }
-        while self
-            .pieces
-            .last()
-            .is_some_and(|piece| piece.form == Form::Punct(b';'))
-        {
+        self.end_statement();
+        while self.ends_with(Form::Punct(b';')) {
             self.pieces.pop();
         }
         cut
+    }
+
+    /// What becomes of a token; nothing of a comment that does not end.
+    fn form(&self, token: &Token) -> Option<Form> {
+        let text = &self.text[token.start..token.end];
+        Some(match token.kind {
+            Kind::Comment => return None,
+            Kind::Literal | Kind::Rest => Form::Literal,
+            // Of an earlier result's list; anywhere else it says as much as a literal.
+            Kind::Word if is_ellipsis(text) => match self.ends_with(Form::Punct(b',')) {
+                true => Form::Ellipsis,
+                false => Form::Literal,
+            },
+            Kind::Word => Form::Word,
+            Kind::Quoted => Form::Quoted,
+            Kind::Param => Form::Param,
+            Kind::Operator => Form::Operator,
+            Kind::Punct => Form::Punct(text[0]),
+        })
+    }
+
+    fn ends_with(&self, form: Form) -> bool {
+        self.pieces.last().is_some_and(|last| last.form == form)
     }
 
     fn take(&mut self, piece: Piece, secret: bool) {
@@ -217,10 +224,8 @@ impl<'a> Shaper<'a> {
         let last = self.pieces.last().copied();
         match piece.form {
             Form::Punct(b';') => {
-                while !self.lists.is_empty() {
-                    self.end_list();
-                }
-                if last.is_some_and(|last| last.form != Form::Punct(b';')) {
+                self.end_statement();
+                if last.is_some_and(|last| last.form != piece.form) {
                     self.pieces.push(piece);
                 }
             }
@@ -230,7 +235,6 @@ impl<'a> Shaper<'a> {
             }
             Form::Punct(b')' | b']') => {
                 self.end_list();
-                // The rows within brackets end with them.
                 self.pieces.push(piece);
             }
             Form::Punct(b',') => {
@@ -258,12 +262,11 @@ impl<'a> Shaper<'a> {
     }
 
     fn literal(&mut self, piece: Piece, merges: bool) {
-        match self.pieces.last().map(|last| last.form) {
-            Some(Form::Literal) if merges => return,
-            Some(Form::Sign) => {
-                self.pieces.pop();
-            }
-            _ => {}
+        if merges && self.ends_with(Form::Literal) {
+            return;
+        }
+        while self.ends_with(Form::Sign) {
+            self.pieces.pop();
         }
         self.pieces.push(piece);
     }
@@ -298,6 +301,12 @@ impl<'a> Shaper<'a> {
             current: self.pieces.len(),
             folded: false,
         });
+    }
+
+    fn end_statement(&mut self) {
+        while !self.lists.is_empty() {
+            self.end_list();
+        }
     }
 
     fn end_list(&mut self) {
@@ -346,8 +355,7 @@ impl<'a> Shaper<'a> {
         let is_constant = |piece: &Piece| {
             matches!(piece.form, Form::Literal | Form::Param) || self.is_one_of(piece, &CONSTANTS)
         };
-        a.form == b.form
-            && (a.form == Form::Ellipsis || self.bytes(a).eq_ignore_ascii_case(self.bytes(b)))
+        a.form == b.form && (a.form == Form::Ellipsis || is_same(self.bytes(a), self.bytes(b)))
             || is_constant(a) && is_constant(b)
     }
 
@@ -360,7 +368,7 @@ impl<'a> Shaper<'a> {
             let shown = match piece.form {
                 Form::Literal => "?".into(),
                 Form::Ellipsis => ELLIPSIS.into(),
-                _ => printable(self.bytes(piece)),
+                _ => printable(&String::from_utf8_lossy(self.bytes(piece))),
             };
             if text.len() + usize::from(space) + shown.len() + ELLIPSIS.len() > MAX_QUERY_TEXT {
                 cut = true;
@@ -373,6 +381,8 @@ impl<'a> Shaper<'a> {
             last = Some(piece);
         }
         if cut {
+            // White space is left at the end of a quoted identifier only, and `, …` is a list's.
+            text.truncate(text.trim_ascii_end().len());
             text.push_str(ELLIPSIS);
         }
         Normalized { text, cut }
@@ -393,6 +403,7 @@ impl<'a> Shaper<'a> {
             (Form::Punct(b'.'), _) | (_, Form::Punct(b'.')) => false,
             (Form::Sign, Form::Operator | Form::Sign) => true,
             (Form::Sign, _) => false,
+            (Form::Operator, Form::Operator) => true,
             _ if colons(last).is_some() || colons(piece).is_some() => {
                 let both = colons(last) == Some(b"::") || colons(piece) == Some(b"::");
                 piece.gap && !both
@@ -404,22 +415,40 @@ impl<'a> Shaper<'a> {
     }
 }
 
-/// Bytes of an identifier or an operator as text: what is no UTF-8 and what is a control character
-/// replaced.
-fn printable(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
-    text.chars().map(replaced).collect()
+/// Whether a word is made of `…` alone.
+fn is_ellipsis(word: &[u8]) -> bool {
+    let mut parts = word.chunks(ELLIPSIS.len());
+    parts.all(|part| part == ELLIPSIS.as_bytes())
 }
 
-/// The character, unless it is a control character or changes the direction of writing.
-///
-/// In ASCII those are found within quotes only, where a space does no harm.
-fn replaced(character: char) -> char {
-    match character {
-        '\0'..='\x1f' | '\x7f' => ' ',
-        '\u{80}'..='\u{9f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
-        _ => character,
+/// Whether two tokens are the same, but for case and for what is shown as a space.
+fn is_same(a: &[u8], b: &[u8]) -> bool {
+    let shown = |byte: &u8| match byte.is_ascii_control() {
+        true => b' ',
+        false => byte.to_ascii_lowercase(),
+    };
+    a.len() == b.len() && a.iter().map(shown).eq(b.iter().map(shown))
+}
+
+/// The text without what is no UTF-8, and without characters beyond ASCII that control the output or
+/// turn the direction of writing. All of these are parts of words, so the tokens stay the same.
+fn valid(text: &[u8]) -> Cow<'_, str> {
+    const BAD: [RangeInclusive<char>; 3] = [
+        '\u{80}'..='\u{9f}',
+        '\u{2028}'..='\u{202e}',
+        '\u{2066}'..='\u{2069}',
+    ];
+    let is_bad = |c: char| BAD.iter().any(|range| range.contains(&c));
+    let text = String::from_utf8_lossy(text);
+    match text.contains(is_bad) {
+        true => text.replace(is_bad, "\u{fffd}").into(),
+        false => text,
     }
+}
+
+/// The text without control characters. In tokens those are found within quotes only.
+fn printable(text: &str) -> String {
+    text.replace(|c: char| c.is_ascii_control(), " ")
 }
 
 /// The text as it is, literals and all, for those who ask for it: up to the first zero, made valid
@@ -427,7 +456,7 @@ fn replaced(character: char) -> char {
 pub fn verbatim(raw: &[u8], cut: bool) -> Normalized {
     let (text, mut cut) = trim(raw, cut);
     // An invalid byte becomes three at most, so what lies beyond would not fit.
-    let mut whole = printable(&text[..text.len().min(MAX_QUERY_TEXT)]);
+    let mut whole = printable(&valid(&text[..text.len().min(MAX_QUERY_TEXT)]));
     let room = MAX_QUERY_TEXT - ELLIPSIS.len();
     if text.len() > room || whole.len() > room {
         cut = true;

@@ -58,10 +58,11 @@ enum Hiding {
     Nothing,
     /// Until the statement ends.
     All,
-    /// The next token, whatever it is.
-    Next,
-    /// What begins where the last token ended.
-    Adjoining(usize),
+    /// Until the statement ends, unless a literal comes next.
+    AllButLiteral,
+    /// As before, behind that literal, which ended here: what adjoins it may be the rest of a
+    /// password with a quote in it.
+    Behind(usize),
 }
 
 impl<'a> Private<'a> {
@@ -74,6 +75,17 @@ impl<'a> Private<'a> {
         }
     }
 
+    /// All from `token` on as one: whatever it looks like, it is not certain to be SQL.
+    fn rest(&mut self, token: Token) -> Token {
+        self.lexer = Lexer::new(&[], Backslash::Plain);
+        Token {
+            kind: Kind::Rest,
+            end: self.text.len(),
+            open: true,
+            ..token
+        }
+    }
+
     /// Whether `token`, neither comment nor `;`, stands where something private does.
     fn is_secret(&mut self, token: &Token) -> bool {
         let statement = &mut self.statement;
@@ -81,22 +93,31 @@ impl<'a> Private<'a> {
         match statement.hiding {
             Hiding::Nothing => {}
             Hiding::All => return true,
-            Hiding::Next if text == b"=" => return false,
-            Hiding::Next => {
-                statement.hiding = Hiding::Adjoining(token.end);
+            Hiding::AllButLiteral if text == b"=" => return false,
+            Hiding::AllButLiteral => {
+                statement.hiding = match token.kind {
+                    Kind::Literal => Hiding::Behind(token.end),
+                    _ => Hiding::All,
+                };
                 return true;
             }
-            Hiding::Adjoining(end) if end == token.start && !matches!(text, b")" | b",") => {
-                statement.hiding = Hiding::Adjoining(token.end);
-                return true;
+            Hiding::Behind(end) => {
+                // These are written without a space in a result, so one does not matter.
+                let adjoins = end == token.start || matches!(text, b"." | b"::");
+                if adjoins && !matches!(text, b")" | b",") {
+                    statement.hiding = Hiding::All;
+                    return true;
+                }
+                statement.hiding = Hiding::Nothing;
             }
-            Hiding::Adjoining(_) => statement.hiding = Hiding::Nothing,
         }
         match token.kind {
             Kind::Word => statement.word(text),
             Kind::Operator if text.starts_with(b"=") && statement.setting != Setting::No => {
                 statement.hiding = Hiding::All;
             }
+            // A command begins with its name.
+            _ if statement.verb.is_none() => statement.verb = Some(Verb::Other),
             Kind::Quoted => statement.words += 1,
             _ if text == b"." => {}
             _ => statement.setting = Setting::No,
@@ -145,7 +166,7 @@ impl Statement {
                 if is("TO") && self.setting != Setting::No || is("IDENTIFIED") {
                     self.hiding = Hiding::All;
                 } else if is("PASSWORD") && self.account {
-                    self.hiding = Hiding::Next;
+                    self.hiding = Hiding::AllButLiteral;
                 }
             }
         }
@@ -160,14 +181,7 @@ impl Iterator for Private<'_> {
         let hidden = match token.kind {
             Kind::Comment => true,
             _ if self.data => {
-                // Whatever it looks like: not SQL.
-                self.lexer = Lexer::new(&[], Backslash::Plain);
-                token = Token {
-                    kind: Kind::Rest,
-                    end: self.text.len(),
-                    open: true,
-                    ..token
-                };
+                token = self.rest(token);
                 true
             }
             Kind::Punct if &self.text[token.start..token.end] == b";" => {
@@ -181,9 +195,9 @@ impl Iterator for Private<'_> {
     }
 }
 
-/// The tokens to show, as they are with `standard_conforming_strings` on, in which every token that
-/// must be hidden with the setting on *or off* is a [`Kind::Literal`] or a [`Kind::Rest`].
-/// Comments are left out.
+/// The tokens to show, as they are with `standard_conforming_strings` on; all that must be hidden is
+/// a [`Kind::Literal`]. Closed comments are left out. With the first token to show that would have
+/// to be hidden with the setting *off*, the rest of the text is a [`Kind::Rest`].
 pub(super) struct Hidden<'a> {
     tokens: Private<'a>,
     /// The other reading, if there is a backslash at all; and its token that was read last.
@@ -202,25 +216,23 @@ impl<'a> Hidden<'a> {
         }
     }
 
-    /// Whether any byte of the token is hidden in the other reading, and whether that is cut short.
-    fn in_other(&mut self, token: &Token) -> (bool, bool) {
+    /// Whether any byte of the token is hidden in the other reading.
+    fn is_hidden_in_other(&mut self, token: &Token) -> bool {
         let Some((rest, current)) = &mut self.other else {
-            return (false, false);
+            return false;
         };
-        let mut found = (false, false);
-        while let Some((other, hidden)) = current {
-            if other.start >= token.end {
-                break;
-            }
-            if other.end > token.start && *hidden {
-                found = (true, found.1 | other.open);
+        while let Some((other, hidden)) = current
+            && other.start < token.end
+        {
+            if *hidden && other.end > token.start {
+                return true;
             }
             if other.end > token.end {
                 break;
             }
             *current = rest.next();
         }
-        found
+        false
     }
 }
 
@@ -235,19 +247,17 @@ impl Iterator for Hidden<'_> {
     type Item = Shown;
 
     fn next(&mut self) -> Option<Shown> {
-        loop {
-            let (mut token, hidden) = self.tokens.next()?;
-            if token.kind == Kind::Comment && !token.open {
-                continue;
-            }
-            let (in_other, open) = self.in_other(&token);
-            token.open |= open;
-            let secret = (hidden || in_other) && token.kind != Kind::Literal;
-            if secret && !matches!(token.kind, Kind::Rest | Kind::Comment) {
-                token.kind = Kind::Literal;
-            }
-            return Some(Shown { token, secret });
+        let (mut token, hidden) = self
+            .tokens
+            .find(|(token, _)| token.kind != Kind::Comment || token.open)?;
+        if !hidden && self.is_hidden_in_other(&token) {
+            token = self.tokens.rest(token);
         }
+        let secret = (hidden && token.kind != Kind::Literal) || token.kind == Kind::Rest;
+        if hidden && !matches!(token.kind, Kind::Rest | Kind::Comment) {
+            token.kind = Kind::Literal;
+        }
+        Some(Shown { token, secret })
     }
 }
 
@@ -290,7 +300,15 @@ mod tests {
             ),
             (
                 "ALTER USER u PASSWORD a!b VALID",
-                "ALTER USER u PASSWORD <a ! b> VALID",
+                "ALTER USER u PASSWORD <a ! b VALID>",
+            ),
+            (
+                "ALTER USER u PASSWORD 'a' VALID",
+                "ALTER USER u PASSWORD <'a'> VALID",
+            ),
+            (
+                "ALTER USER u PASSWORD 'a'b c",
+                "ALTER USER u PASSWORD <'a' b c>",
             ),
             (
                 "CREATE USER u WITH PASSWORD = a",
@@ -305,8 +323,8 @@ mod tests {
                 "CREATE TABLE user ( password text )",
             ),
             (
-                "CREATE USER MAPPING FOR u SERVER s OPTIONS (password a)",
-                "CREATE USER MAPPING FOR u SERVER s OPTIONS ( password <a> )",
+                "CREATE USER MAPPING FOR u SERVER s OPTIONS (password 'a', b 'c')",
+                "CREATE USER MAPPING FOR u SERVER s OPTIONS ( password <'a'> , b <'c'> )",
             ),
             ("COPY t FROM STDIN; a b", "COPY t FROM STDIN ; <a b>"),
             (
@@ -319,20 +337,14 @@ mod tests {
         }
     }
 
-    /// Hidden is what is a literal in either reading of the backslash.
+    /// Shown is what is no literal in either reading of the backslash, up to where they part.
     #[test]
     fn both_readings() {
         for (text, expected) in [
-            ("SELECT 'a\\', b, 'c'", "SELECT <'a\\' , b , 'c'>"),
-            ("SELECT 'a\\n', b", "SELECT <'a\\n'> , b"),
-            (
-                "SELECT '\\' \"x' 123456 \" b",
-                "SELECT <'\\' \"x' 123456 \" b>",
-            ),
-            (
-                "SELECT '\\' /* ' b */ c ' d",
-                "SELECT <'\\' /* ' b */ c ' d>",
-            ),
+            ("SELECT 'a\\', b, 'c'", "SELECT <'a\\' , b, 'c'>"),
+            ("SELECT 'a\\n', b, '\\\\'", "SELECT <'a\\n'> , b , <'\\\\'>"),
+            ("SELECT '\\' \"x' 12 \" b", "SELECT <'\\' \"x' 12 \" b>"),
+            ("SELECT '\\' /* ' b */ c ' d", "SELECT <'\\'> c <' d>"),
             (
                 "a LIKE $1 ESCAPE '\\' AND b = 'c'",
                 "a LIKE $1 ESCAPE <'\\'> AND b = <'c'>",

@@ -10,11 +10,13 @@
 
 mod builder;
 mod elf;
+mod fold;
 mod guard;
 mod kernel;
 mod perf_map;
 mod resolve;
 
+pub use fold::{fold, readable};
 pub use perf_map::{MAX_LINE_BYTES, MAX_MAP_BYTES, PerfMapError, find_in_perf_map};
 pub use resolve::{Progress, resolve};
 
