@@ -1,5 +1,6 @@
 //! `flamestorm queries`: the CPU of PostgreSQL by query, and who asked for it.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +9,7 @@ use super::view::Marks;
 use super::{Style, table};
 use crate::encode::svg::grouped;
 use crate::profile::{FrameRef, ResolvedProfile, ResolvedSample, key};
+use crate::symbolize::readable;
 
 /// Traces named for a query: those that cost most.
 const TRACES: usize = 3;
@@ -197,7 +199,8 @@ fn calling_function(
         .or_else(|| frames().next());
     own.map_or_else(Default::default, |frame| {
         (
-            frame.function.name.to_string(),
+            readable(&frame.function.name, true)
+                .map_or_else(|| frame.function.name.to_string(), Cow::into_owned),
             frame.function.file.to_string(),
             frame.line,
         )

@@ -1,10 +1,15 @@
 //! Views of a stitched profile: the whole, the application's side, or the database's.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
+use indexmap::IndexMap;
+
 use crate::profile::{
-    LocationId, PROCESS_MODULE, QUERY_MODULE, ResolvedProfile, ResolvedSample, key,
+    Function, FunctionId, Line, Location, LocationId, PROCESS_MODULE, QUERY_MODULE,
+    ResolvedProfile, ResolvedSample, key,
 };
+use crate::symbolize::fold;
 
 /// What of a stitched profile is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,7 +109,117 @@ fn database(sample: &ResolvedSample, marks: &Marks) -> Option<ResolvedSample> {
     })
 }
 
-/// PLACEHOLDER
+/// The profile with the stacks of asynchronous Rust made readable, see [`fold`].
 pub fn fold_frames(profile: &ResolvedProfile) -> ResolvedProfile {
-    profile.clone()
+    let mut folded = Folded {
+        functions: profile.functions.clone(),
+        renamed: HashMap::new(),
+        locations: IndexMap::new(),
+    };
+    let mut stacks: HashMap<&[LocationId], Arc<[LocationId]>> = HashMap::new();
+    let mut samples = Vec::with_capacity(profile.samples.len());
+    for sample in &profile.samples {
+        let stack = stacks
+            .entry(&sample.stack)
+            .or_insert_with(|| folded.stack(profile, &sample.stack));
+        samples.push(ResolvedSample {
+            stack: Arc::clone(stack),
+            ..sample.clone()
+        });
+    }
+    ResolvedProfile {
+        samples,
+        functions: folded.functions,
+        locations: folded.locations.into_values().collect(),
+        meta: profile.meta.clone(),
+        runtime: profile.runtime.clone(),
+        mappings: profile.mappings.clone(),
+    }
+}
+
+/// What the places of a profile become. The old functions keep their numbers.
+struct Folded {
+    functions: Vec<Function>,
+    /// The renamed, by their old numbers and new names.
+    renamed: HashMap<(FunctionId, String), FunctionId>,
+    /// By the old location and the lines that are left of it.
+    locations: IndexMap<(LocationId, Vec<(FunctionId, u32)>), Location>,
+}
+
+impl Folded {
+    fn stack(&mut self, profile: &ResolvedProfile, stack: &[LocationId]) -> Arc<[LocationId]> {
+        let mut lines: Vec<(LocationId, Line, &Function)> = Vec::new();
+        for id in stack {
+            let Some(location) = profile.locations.get(id.0 as usize) else {
+                continue;
+            };
+            lines.extend(location.lines.iter().filter_map(|line| {
+                Some((*id, *line, profile.functions.get(line.function.0 as usize)?))
+            }));
+        }
+        let names: Vec<&str> = lines
+            .iter()
+            .map(|(_, _, function)| &*function.name)
+            .collect();
+        let kept = fold(&names);
+        let mut places: Vec<(LocationId, Vec<(FunctionId, u32)>)> = Vec::new();
+        let mut last = None;
+        for (index, name) in kept {
+            let (id, line, function) = lines[index];
+            let line = (self.function(function, line.function, &name), line.line);
+            // Inlined functions of one place stay together; a place met twice in a row is met twice.
+            let first_of_place = index == 0 || lines[index - 1].0 != id;
+            match places.last_mut() {
+                Some((_, lines)) if last == Some(id) && !first_of_place => lines.push(line),
+                _ => places.push((id, vec![line])),
+            }
+            last = Some(id);
+        }
+        places
+            .into_iter()
+            .filter_map(|(id, lines)| {
+                let location = profile.locations.get(id.0 as usize)?;
+                Some(self.location(location, id, lines))
+            })
+            .collect()
+    }
+
+    fn function(&mut self, function: &Function, id: FunctionId, name: &str) -> FunctionId {
+        if &*function.name == name {
+            return id;
+        }
+        let functions = &mut self.functions;
+        *self
+            .renamed
+            .entry((id, name.to_owned()))
+            .or_insert_with(|| {
+                functions.push(Function {
+                    name: Arc::from(name),
+                    ..function.clone()
+                });
+                FunctionId(functions.len() as u32 - 1)
+            })
+    }
+
+    fn location(
+        &mut self,
+        location: &Location,
+        id: LocationId,
+        lines: Vec<(FunctionId, u32)>,
+    ) -> LocationId {
+        let entry = self.locations.entry((id, lines));
+        let index = entry.index();
+        entry.or_insert_with_key(|(_, lines)| Location {
+            mapping: location.mapping,
+            address: location.address,
+            lines: lines
+                .iter()
+                .map(|(function, line)| Line {
+                    function: *function,
+                    line: *line,
+                })
+                .collect(),
+        });
+        LocationId(index as u32)
+    }
 }
