@@ -16,7 +16,7 @@ const KIND_UNION: u32 = 5;
 /// Anonymous structs nested deeper than this do not exist in the kernel; hostile input ends here.
 const MAX_NESTING: u32 = 8;
 
-/// Byte offsets of the fields that the kernel programs read.
+/// Offsets of the fields that the kernel programs read, in bytes if not said otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offsets {
     /// `task_struct.tgid`
@@ -25,6 +25,8 @@ pub struct Offsets {
     pub task_flags: u32,
     /// `task_struct.mm`
     pub task_mm: u32,
+    /// `task_struct.in_execve`, in bits: it is a bit field. `None` in a kernel that has none.
+    pub task_in_execve_bit: Option<u32>,
     /// `task_struct.signal`
     pub task_signal: u32,
     /// `signal_struct.live`
@@ -49,6 +51,7 @@ impl Offsets {
             task_tgid: types.member(task, "task_struct", "tgid")?,
             task_flags: types.member(task, "task_struct", "flags")?,
             task_mm: types.member(task, "task_struct", "mm")?,
+            task_in_execve_bit: types.member_bits(task, b"in_execve", MAX_NESTING),
             task_signal: types.member(task, "task_struct", "signal")?,
             signal_live: types.member(signal, "signal_struct", "live")?,
         })
@@ -184,6 +187,9 @@ mod tests {
         ];
         assert!(fields.iter().all(|o| *o > 0 && *o < 16_384 && o % 4 == 0));
         assert!(offsets.signal_live < 4096);
+        // Every kernel up to now has it, and the tests of execve rely on it.
+        let bit = offsets.task_in_execve_bit.unwrap();
+        assert!(bit / 8 > 0 && bit / 8 < 16_384);
     }
 
     /// Truncated and overwritten type information is an error, never a panic.

@@ -139,6 +139,9 @@ impl Kernel {
     /// The kernel lacks something or refuses the programs; the error says what.
     pub fn load(options: &Options) -> Result<Kernel, Error> {
         let offsets = btf::Offsets::of_running_kernel()?;
+        // Without the field no bit is ever looked at.
+        let in_execve_byte = offsets.task_in_execve_bit.map_or(0, |bit| bit / 8);
+        let in_execve_mask = offsets.task_in_execve_bit.map_or(0, |bit| 1u8 << (bit % 8));
         let filter = u8::from(options.filter);
         let frequency = 1_000_000_000 / options.period_ns.max(1);
         let frequency = u32::try_from(frequency).unwrap_or(u32::MAX);
@@ -157,6 +160,8 @@ impl Kernel {
             .override_global("TASK_TGID", &offsets.task_tgid, true)
             .override_global("TASK_FLAGS", &offsets.task_flags, true)
             .override_global("TASK_MM", &offsets.task_mm, true)
+            .override_global("TASK_IN_EXECVE", &in_execve_byte, true)
+            .override_global("TASK_IN_EXECVE_MASK", &in_execve_mask, true)
             .override_global("TASK_SIGNAL", &offsets.task_signal, true)
             .override_global("SIGNAL_LIVE", &offsets.signal_live, true)
             .load(aya::include_bytes_aligned!(concat!(
