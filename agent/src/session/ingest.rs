@@ -33,6 +33,7 @@ pub struct Ingest {
     /// The counted samples.
     pub window: Window,
     modules: HashMap<ModuleKey, ModuleId>,
+    unknown_module: ModuleId,
     processes: HashMap<u64, ProcessIndex>,
     copy: Option<Copied>,
     kernel_frames: Vec<Frame>,
@@ -62,6 +63,17 @@ pub struct Wanted {
 }
 
 impl Ingest {
+    /// Nothing counted yet.
+    pub fn new() -> Ingest {
+        let mut ingest = Ingest::default();
+        // First, so that it is there when there is room for no other.
+        if let Some(unknown) = ingest.window.add_module(unknown_module()) {
+            ingest.unknown_module = unknown;
+            ingest.modules.insert(ModuleKey::Unknown, unknown);
+        }
+        ingest
+    }
+
     /// Keeps a stack for the sample that follows.
     pub fn stack_copy(&mut self, copy: &StackCopy<'_>) {
         let mut bytes = self.copy.take().map(|old| old.bytes).unwrap_or_default();
@@ -120,7 +132,13 @@ impl Ingest {
         let mut user = std::mem::take(&mut self.user_frames);
         user.clear();
         for (i, &address) in addresses.iter().enumerate() {
-            user.push(self.frame(address, i == 0, &space, objects, header.pid, incarnation));
+            // No instruction called the code that returns from a signal's handler: its address is its
+            // first instruction, and before it is another function.
+            let returns_from_handler = addresses
+                .get(i + 1)
+                .is_some_and(|caller| caller & SIGNAL_FRAME_BIT != 0);
+            let exact = i == 0 || address & SIGNAL_FRAME_BIT != 0 || returns_from_handler;
+            user.push(self.frame(address, exact, &space, objects, header.pid, incarnation));
         }
         if outcome.is_complete() && !user.is_empty() && self.first_unwound.is_none() {
             self.first_unwound = Some(header.time);
@@ -178,13 +196,12 @@ impl Ingest {
     fn frame(
         &mut self,
         address: u64,
-        leaf: bool,
+        exact: bool,
         space: &AddressSpace,
         objects: &mut Objects,
         pid: u32,
         incarnation: u64,
     ) -> Frame {
-        let exact = leaf || address & SIGNAL_FRAME_BIT != 0;
         let avma = address & !SIGNAL_FRAME_BIT;
         let lookup = if exact { avma } else { avma.wrapping_sub(1) };
         let Some(mapping) = space.find(lookup) else {
@@ -237,9 +254,18 @@ impl Ingest {
             return *id;
         }
         let id = self.window.add_module(describe(key, objects, pid));
-        let id = id.unwrap_or(ModuleId(0));
+        // Beyond the bound code counts under the module of unknown addresses.
+        let id = id.unwrap_or(self.unknown_module);
         self.modules.insert(key, id);
         id
+    }
+}
+
+fn unknown_module() -> Module {
+    Module {
+        name: "[no mapping]".to_owned(),
+        build_id: None,
+        source: Source::Unknown,
     }
 }
 
@@ -251,7 +277,7 @@ fn describe(key: ModuleKey, objects: &Objects, pid: u32) -> Module {
     };
     match key {
         ModuleKey::Kernel => bare("[kernel]", Source::Kernel),
-        ModuleKey::Unknown => bare("[no mapping]", Source::Unknown),
+        ModuleKey::Unknown => unknown_module(),
         ModuleKey::Jit(_) => bare("[jit]", jit(pid)),
         ModuleKey::Object(id) => {
             let object = objects.get(id);
@@ -309,4 +335,26 @@ fn find_rule(avma: u64, space: &AddressSpace, objects: &mut Objects, pid: u32) -
 fn thread_name(comm: &[u8; 16]) -> String {
     let name = comm.split(|byte| *byte == 0).next().unwrap_or_default();
     String::from_utf8_lossy(name).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::MAX_MODULES;
+
+    /// When there are as many modules as may be, more code counts as unknown, and as nobody else's.
+    #[test]
+    fn too_many_modules() {
+        let mut ingest = Ingest::new();
+        while ingest.window.add_module(unknown_module()).is_some() {}
+        assert_eq!(ingest.window.modules().len(), MAX_MODULES);
+        let objects = Objects::default();
+        let unknown = ingest.module(ModuleKey::Unknown, &objects, 0);
+        assert!(matches!(
+            ingest.window.modules()[unknown.0 as usize].source,
+            Source::Unknown
+        ));
+        assert_eq!(ingest.module(ModuleKey::Jit(7), &objects, 0), unknown);
+        assert_eq!(ingest.module(ModuleKey::Kernel, &objects, 0), unknown);
+    }
 }
