@@ -7,7 +7,9 @@ mod meta;
 mod resolved;
 mod window;
 
-pub use meta::{AgentCost, CpuSeconds, KernelCost, MaxRss, RecordingMeta, Runtime, Ticks};
+pub use meta::{
+    AgentCost, CpuSeconds, KernelCost, MaxRss, RecordingMeta, Runtime, StackCopies, Ticks, UnwindTables,
+};
 pub use resolved::{
     FrameRef, Function, FunctionId, Labels, Line, Location, LocationId, Mapping, MappingId,
     ResolvedProfile, ResolvedSample, key,

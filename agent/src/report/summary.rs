@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use agent_ebpf::sample::Outcome;
 use serde::{Deserialize, Serialize};
 
-use crate::profile::{AgentCost, KernelCost, Location, ResolvedProfile, ResolvedSample, key};
+use crate::profile::{
+    AgentCost, KernelCost, Location, ResolvedProfile, ResolvedSample, StackCopies, UnwindTables, key,
+};
 
 /// What was recorded, how complete it is, and what it cost. Shares are between 0 and 1.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -36,6 +38,9 @@ pub struct Summary {
     pub steal_seconds: Option<f64>,
     /// Samples lost in the agent's own pipeline, by cause.
     pub lost: BTreeMap<String, u64>,
+    /// What became of the stack copies of samples that the kernel could not unwind.
+    #[serde(default)]
+    pub stack_copies: StackCopies,
     /// Samples by how their unwinding ended; every outcome is listed, also with 0.
     pub outcomes: BTreeMap<String, u64>,
     /// Samples with a user stack whose end was proven, of all samples with a user stack. `None`
@@ -50,6 +55,9 @@ pub struct Summary {
     pub frames_module_only: u64,
     /// Frames a sample.
     pub stack_depth: StackDepth,
+    /// What the unwind tables know of the code of their files.
+    #[serde(default)]
+    pub unwind_tables: UnwindTables,
     /// What the agent consumed.
     pub agent: AgentCost,
     /// What its programs in the kernel consumed.
@@ -131,6 +139,8 @@ impl Summary {
             steal_seconds: runtime.steal_seconds,
             lost: runtime.lost.clone(),
             outcomes: Outcome::ALL.map(|o| (o.name().to_owned(), 0)).into(),
+            stack_copies: runtime.stack_copies.clone(),
+            unwind_tables: runtime.unwind_tables.clone(),
             agent: runtime.agent,
             kernel: runtime.kernel,
             startup_ms: runtime.startup_ms,
