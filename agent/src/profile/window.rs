@@ -86,6 +86,9 @@ pub struct Module {
     pub build_id: Option<Vec<u8>>,
     /// Where symbols are read from.
     pub source: Source,
+    /// The directory of debug files where the code comes from, if that is another mount namespace than
+    /// the agent's: open, so that it can be read when the process has gone.
+    pub debug_dir: Option<Arc<File>>,
 }
 
 impl Module {

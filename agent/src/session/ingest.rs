@@ -266,6 +266,7 @@ fn unknown_module() -> Module {
         name: "[no mapping]".to_owned(),
         build_id: None,
         source: Source::Unknown,
+        debug_dir: None,
     }
 }
 
@@ -274,6 +275,7 @@ fn describe(key: ModuleKey, objects: &Objects, pid: u32) -> Module {
         name: name.to_owned(),
         build_id: None,
         source,
+        debug_dir: None,
     };
     match key {
         ModuleKey::Kernel => bare("[kernel]", Source::Kernel),
@@ -288,6 +290,7 @@ fn describe(key: ModuleKey, objects: &Objects, pid: u32) -> Module {
                     Image::File(file, _) => Source::File(Arc::clone(file)),
                     Image::Vdso(bytes) => Source::Vdso(Arc::clone(bytes)),
                 },
+                debug_dir: object.debug_dir.clone(),
             }
         }
     }
