@@ -8,7 +8,8 @@ mod resolved;
 mod window;
 
 pub use meta::{
-    AgentCost, CpuSeconds, KernelCost, MaxRss, RecordingMeta, Runtime, StackCopies, Ticks, UnwindTables,
+    AgentCost, CpuSeconds, KernelCost, MaxRss, RecordingMeta, Runtime, StackCopies, Ticks,
+    UnwindTables,
 };
 pub use resolved::{
     FrameRef, Function, FunctionId, Labels, Line, Location, LocationId, Mapping, MappingId,

@@ -6,7 +6,8 @@ use agent_ebpf::sample::Outcome;
 use serde::{Deserialize, Serialize};
 
 use crate::profile::{
-    AgentCost, KernelCost, Location, ResolvedProfile, ResolvedSample, StackCopies, UnwindTables, key,
+    AgentCost, KernelCost, Location, ResolvedProfile, ResolvedSample, StackCopies, UnwindTables,
+    key,
 };
 
 /// What was recorded, how complete it is, and what it cost. Shares are between 0 and 1.

@@ -235,8 +235,8 @@ impl Tables {
     pub fn coverage(&self) -> UnwindTables {
         let mut coverage = self.coverage.clone();
         let unsupported: u64 = coverage.unsupported_bytes.values().sum();
-        coverage.unsupported_share = (coverage.text_bytes > 0)
-            .then(|| unsupported as f64 / coverage.text_bytes as f64);
+        coverage.unsupported_share =
+            (coverage.text_bytes > 0).then(|| unsupported as f64 / coverage.text_bytes as f64);
         coverage
     }
 
