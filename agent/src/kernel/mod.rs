@@ -6,7 +6,7 @@ mod events;
 mod lifecycle;
 mod pool;
 
-use std::{io, os::fd::AsRawFd as _, time::Duration};
+use std::{collections::HashSet, io, os::fd::AsRawFd as _, time::Duration};
 
 use agent_ebpf::{
     counters::{COUNTERS, Counter},
@@ -324,6 +324,16 @@ impl Kernel {
     /// What the kernel knows of a process (from [`Self::set_space`], or inherited in a fork).
     pub fn space(&self, pid: u32) -> Option<Space> {
         self.processes.get(&pid, 0).ok().map(|space| space.0)
+    }
+
+    /// The roots of the address spaces that processes have in the kernel.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn roots(&self) -> Result<HashSet<BlockId>, Error> {
+        let spaces = self.processes.iter();
+        let roots = spaces.map(|entry| entry.map(|(_, space)| space.0.root));
+        roots.collect::<Result<_, _>>().map_err(in_map("PROCESSES"))
     }
 
     /// Forgets a process.

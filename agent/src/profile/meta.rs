@@ -117,7 +117,8 @@ pub struct UnwindTables {
     pub unsupported_bytes: BTreeMap<String, u64>,
     /// All of these, as a share of the code (0 to 1). `None` without any code.
     pub unsupported_share: Option<f64>,
-    /// Mappings beyond the bound of a process, left out of its address space in the kernel.
+    /// Mappings beyond the bound of a process, left out of its address space in the kernel: of the
+    /// process with most.
     pub mappings_left_out: u64,
 }
 

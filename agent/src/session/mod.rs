@@ -442,7 +442,7 @@ impl Session {
         }
         if runtime.unwind_tables.mappings_left_out > 0 {
             runtime.note(format!(
-                "{} mappings of code were left out: of one process the kernel is told {}",
+                "{} mappings of one process were left out: the kernel is told {} of each",
                 runtime.unwind_tables.mappings_left_out,
                 agent_ebpf::limits::MAX_MAPPINGS
             ));

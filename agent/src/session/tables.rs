@@ -227,7 +227,10 @@ impl Tables {
             self.replace_waiting(kernel, objects, &arrived, time)?;
         }
         self.sweep(time);
-        self.free_unused(time);
+        if time >= self.looked + LOOK_EVERY {
+            self.looked = time;
+            self.free_unused(time, &kernel.roots()?);
+        }
         Ok(())
     }
 
@@ -338,8 +341,9 @@ impl Tables {
             }
         });
         result?;
-        self.coverage.mappings_left_out +=
-            (mappings.len() - space::placeable(&mappings).len()) as u64;
+        let left_out = (mappings.len() - space::placeable(&mappings).len()) as u64;
+        let most = &mut self.coverage.mappings_left_out;
+        *most = left_out.max(*most);
         let (root, depth) = (written.root, written.depth);
         let placed = Placed {
             space: Rc::clone(address_space),
@@ -462,16 +466,24 @@ impl Tables {
         });
     }
 
-    /// Gives back the tables to which no address space has referred for a while. What a child forked
-    /// a moment ago may still use is safe: its address space is one of those, or rests itself.
-    fn free_unused(&mut self, time: u64) {
-        if time < self.looked + LOOK_EVERY {
-            return;
-        }
-        self.looked = time;
+    /// Gives back the address spaces that no process has in the kernel (`roots` are those that some
+    /// process has), though an ended one may be remembered with it, and the tables to which none has
+    /// referred for a while. What a child forked a moment ago may still use is safe: it rests, and the
+    /// child is given its own.
+    fn free_unused(&mut self, time: u64, roots: &HashSet<BlockId>) {
+        let pool = &mut self.pool;
+        self.placed.retain(|_, placed| {
+            let used = roots.contains(&placed.root);
+            if !used {
+                pool.retire(time, std::mem::take(&mut placed.blocks));
+            }
+            used
+        });
+        let placed = &self.placed;
+        self.given
+            .retain(|_, (_, space)| placed.contains_key(space));
         let placed = self.placed.values();
         let referred: HashSet<ObjectId> = placed.flat_map(|p| p.objects.iter().copied()).collect();
-        let pool = &mut self.pool;
         self.states.retain(|id, state| {
             let TableState::Loaded { blocks, used, .. } = state else {
                 return true;
@@ -524,9 +536,9 @@ mod tests {
         let space = Rc::new(AddressSpace::default());
         let placed = Placed {
             space: Rc::clone(&space),
-            root: 0,
+            root: 6,
             depth: 0,
-            blocks: Vec::new(),
+            blocks: tables.pool.allocate(1).unwrap(),
             objects: vec![ObjectId(1)],
             waiting: HashSet::new(),
         };
@@ -536,19 +548,24 @@ mod tests {
             ids.sort_unstable();
             ids
         };
-        tables.free_unused(30 * SECOND);
+        let roots = HashSet::from([6]);
+        tables.given.insert(7, (1, Rc::as_ptr(&space)));
+        tables.free_unused(30 * SECOND, &roots);
         assert_eq!(kept(&tables), [1, 2]);
-        tables.free_unused(60 * SECOND);
+        tables.free_unused(60 * SECOND, &roots);
         assert_eq!(kept(&tables), [1]);
-        assert_eq!(tables.blocks_in_use(), 6, "they rest");
+        assert_eq!(tables.blocks_in_use(), 7, "they rest");
         assert!(!tables.pool.settle(60 * SECOND));
         assert!(tables.pool.settle(60 * SECOND + 1));
-        assert_eq!(tables.blocks_in_use(), 3);
-        // Its process ends: a minute later the other goes too.
-        tables.placed.clear();
-        tables.free_unused(119 * SECOND);
+        assert_eq!(tables.blocks_in_use(), 4);
+        // Its process ends, and is remembered: a minute later the other goes too.
+        let none = HashSet::new();
+        tables.free_unused(119 * SECOND, &none);
         assert_eq!(kept(&tables), [1]);
-        tables.free_unused(130 * SECOND);
+        assert!(tables.placed.is_empty() && tables.given.is_empty());
+        tables.free_unused(130 * SECOND, &none);
         assert!(kept(&tables).is_empty());
+        tables.pool.settle(131 * SECOND);
+        assert_eq!(tables.blocks_in_use(), 0);
     }
 }
