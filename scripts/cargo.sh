@@ -4,6 +4,8 @@
 # Under sudo cargo is usually not on PATH, and what root builds in a user's directory the user
 # cannot build again. So root builds as the user behind sudo, where the directory is that user's.
 # Tests that a user builds run as root, because they record.
+#
+#   TOOL=rustup scripts/cargo.sh …    another of Rust's programs in the same way
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -28,4 +30,4 @@ if [ "$builder" != root ] && [ "${1:-}" = test ]; then
     triple=$(uname -m | tr '[:lower:]' '[:upper:]')_UNKNOWN_LINUX_GNU
     export "CARGO_TARGET_${triple}_RUNNER=$PWD/scripts/as-root.sh"
 fi
-exec "${prefix[@]}" cargo "$@"
+exec "${prefix[@]}" "${TOOL:-cargo}" "$@"

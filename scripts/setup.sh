@@ -85,6 +85,20 @@ install_linker() {
     scripts/cargo.sh install bpf-linker --version "$LINKER_VERSION" --locked --quiet --root "$TOOLS"
 }
 
+# What `make lint` calls. A Rust of rustup's minimal profile has neither.
+install_components() {
+    local component command missing=()
+    for component in rustfmt:fmt clippy:clippy; do
+        command=${component#*:}
+        scripts/cargo.sh "$command" --version >/dev/null 2>&1 || missing+=("${component%:*}")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    TOOL=rustup scripts/cargo.sh --version >/dev/null 2>&1 ||
+        die "Rust lacks ${missing[*]}, and there is no rustup to add them: install rustup, or the packages rustfmt and rust-clippy of the distribution whose cargo this is"
+    say "adding to Rust: ${missing[*]}"
+    TOOL=rustup scripts/cargo.sh component add "${missing[@]}"
+}
+
 main() {
     local group packages=()
     [ $# -gt 0 ] || set -- build
@@ -97,6 +111,7 @@ main() {
     # scripts/cargo.sh puts this directory on PATH, and so does this script to look for it.
     PATH="$TOOLS/bin:$PATH"
     case " $* " in *" build "*) install_linker ;; esac
+    case " $* " in *" test "*) install_components ;; esac
 }
 
 main "$@"

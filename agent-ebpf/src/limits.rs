@@ -2,8 +2,8 @@
 
 /// User frames that one sample can hold.
 ///
-/// The deepest stacks seen in practice (recursive parsers, interpreters) stay under this; the issue
-/// is a record of at most about 9 KiB in the ring buffer. A deeper stack loses its root end and is
+/// The deepest stacks seen in practice (recursive parsers, interpreters) stay under this; a sample
+/// then takes at most about 9 KiB of the ring buffer. A deeper stack loses its root end and is
 /// marked [`crate::sample::Outcome::TooDeep`].
 pub const MAX_USER_FRAMES: u32 = 1024;
 
@@ -18,7 +18,7 @@ pub const BLOCK_WORDS: usize = 512;
 /// Blocks in one segment (1 MiB), the unit in which kernel memory for tables grows.
 pub const SEGMENT_BLOCKS: u32 = 512;
 
-/// Segments at most (256 MiB of tables): Chromium needs about 20, PostgreSQL and libc together 2.
+/// Segments at most (256 MiB of tables): Chromium needs about 20, PostgreSQL and libc together 1.
 pub const MAX_SEGMENTS: u32 = 256;
 
 /// Index levels above a leaf of a file's table: 256 × 256 × 512 rows are more than the largest

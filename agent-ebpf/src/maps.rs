@@ -132,6 +132,12 @@ pub static TASK_FLAGS: Global<u32> = Global::new(0);
 /// Offset of `mm` in `struct task_struct`.
 #[unsafe(no_mangle)]
 pub static TASK_MM: Global<u32> = Global::new(0);
+/// Offset of the byte of `struct task_struct` that holds the bit field `in_execve`.
+#[unsafe(no_mangle)]
+pub static TASK_IN_EXECVE: Global<u32> = Global::new(0);
+/// The bit in that byte; 0 where the kernel has no such field.
+#[unsafe(no_mangle)]
+pub static TASK_IN_EXECVE_MASK: Global<u8> = Global::new(0);
 /// Offset of `signal` in `struct task_struct`.
 #[unsafe(no_mangle)]
 pub static TASK_SIGNAL: Global<u32> = Global::new(0);

@@ -3,7 +3,8 @@
 //! A sample is a [`SampleHeader`] followed by `kernel_frames` and then `user_frames` words, each an
 //! avma, leaf first. The first user frame is the interrupted instruction; the others are return
 //! addresses (the instruction *after* the call), except a frame that a signal interrupted, which is
-//! told by [`SIGNAL_FRAME_BIT`].
+//! told by [`SIGNAL_FRAME_BIT`], and the one before it: that is the first instruction of the code
+//! that returns from the handler, which no instruction called.
 //!
 //! A sample that the kernel could not unwind to its end is preceded, from the same CPU and with the
 //! same `time`, by a [`StackCopyHeader`] and `stack_bytes` bytes of user stack: user space goes on from
@@ -39,7 +40,8 @@ pub enum Outcome {
     /// The end was reached, but at least one frame was unwound by its frame pointer, because its
     /// mapping has no tables (just-in-time compiled code).
     CompleteByFramePointer = 1,
-    /// A kernel thread, or a task without user registers: there is no user stack.
+    /// A kernel thread, or a task without user registers, on its way out or in the middle of execve:
+    /// there is no user stack.
     KernelOnly = 2,
     /// The process is not known to the kernel program yet.
     UnknownProcess = 3,

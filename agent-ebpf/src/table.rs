@@ -2,7 +2,7 @@
 //! pool, named by a [`BlockId`].
 //!
 //! ```text
-//! process map: pid → Space { root, depth }
+//! process map: pid → Space { mm, root, depth }
 //!   space index block   128 × (start avma, child)          only with more than 64 mappings
 //!   space leaf block    64 × Mapping (start, end, bias, tree, rules)
 //!     tree: index blocks 256 × (first table address, child), `depth` levels of them

@@ -89,6 +89,30 @@ pub enum Unsupported {
     TooManyRules = 5,
 }
 
+impl Unsupported {
+    /// Every reason, in the order of their numbers.
+    pub const ALL: [Unsupported; 6] = [
+        Unsupported::CfaExpression,
+        Unsupported::RegisterExpression,
+        Unsupported::OffsetRange,
+        Unsupported::ReturnAddress,
+        Unsupported::Malformed,
+        Unsupported::TooManyRules,
+    ];
+
+    /// The name used in summaries.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Unsupported::CfaExpression => "cfa_expression",
+            Unsupported::RegisterExpression => "register_expression",
+            Unsupported::OffsetRange => "offset_range",
+            Unsupported::ReturnAddress => "return_address",
+            Unsupported::Malformed => "malformed",
+            Unsupported::TooManyRules => "too_many_rules",
+        }
+    }
+}
+
 /// How one register of the caller is found, in one byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(transparent)]

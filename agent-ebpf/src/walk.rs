@@ -16,7 +16,10 @@ use aya_ebpf::helpers::{bpf_get_current_task, bpf_loop, generated::bpf_probe_rea
 
 use crate::{
     lifecycle::field,
-    maps::{CACHE, GENERATION, PROCESSES, SEGMENTS, TASK_FLAGS, TASK_MM, WALK},
+    maps::{
+        CACHE, GENERATION, PROCESSES, SEGMENTS, TASK_FLAGS, TASK_IN_EXECVE, TASK_IN_EXECVE_MASK,
+        TASK_MM, WALK,
+    },
 };
 
 /// Slot of the sampling program in what each CPU has for walks. It may interrupt the other, so they share
@@ -99,6 +102,17 @@ pub fn flags(walk: &Walk) -> u32 {
 /// Walks from `walk.cursor.regs` to the end of the stack.
 #[inline(always)]
 pub fn user_stack<const SLOT: u32>(walk: &mut Walk) {
+    walk_up::<SLOT>(walk);
+    // In the middle of execve a task has the new program's address space and still the registers of
+    // the old one. What cannot be walked there is no user stack.
+    if !Outcome::is_complete(outcome(walk)) && is_in_execve() {
+        walk.header.user_frames = 0;
+        walk.header.outcome = Outcome::KernelOnly as u8;
+    }
+}
+
+#[inline(always)]
+fn walk_up<const SLOT: u32>(walk: &mut Walk) {
     walk.cursor.exact_ip = 1;
     walk.frame_pointers = 0;
     walk.hash = 0;
@@ -309,5 +323,16 @@ fn is_exiting() -> bool {
     unsafe {
         let task = bpf_get_current_task() as *const c_void;
         field::<u32>(task, TASK_FLAGS.load()).is_some_and(|flags| flags & PF_EXITING != 0)
+    }
+}
+
+/// Whether the current task is becoming another program.
+#[inline(always)]
+fn is_in_execve() -> bool {
+    // SAFETY: the current task, and an offset from the kernel's own BTF.
+    unsafe {
+        let task = bpf_get_current_task() as *const c_void;
+        let bits = field::<u8>(task, TASK_IN_EXECVE.load()).unwrap_or(0);
+        bits & TASK_IN_EXECVE_MASK.load() != 0
     }
 }

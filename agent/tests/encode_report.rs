@@ -82,12 +82,26 @@ fn filters() {
     assert_eq!(count(&["module=libc.so.6"]), 120);
     assert_eq!(count(&["module=/usr/lib/x86_64-linux-gnu/libc.so.6"]), 120);
     assert_eq!(count(&["outcome=unreadable_stack"]), 1);
-    assert_eq!(count(&["comm=nobody"]), 0);
     let error = filtered(&["pod=shop-7"]).unwrap_err().to_string();
     assert_eq!(
         error,
         "no sample has the key \"pod\"; the keys of this profile are comm, function, module, \
          outcome, pid, thread, tid"
+    );
+    let refused = |conditions: &[&str]| filtered(conditions).unwrap_err().to_string();
+    assert_eq!(
+        refused(&["comm=nobody", "comm=none"]),
+        "no sample has comm=nobody or comm=none; of comm there are postgres, product, kworker/0:1"
+    );
+    assert_eq!(
+        refused(&["comm=product", "function=strlen"]),
+        "no sample has function=strlen; of function there are _start, main, postgres+0x31e800, towlower, \
+         ksys_read, entry_SYSCALL_64, <[T; 4] as product::Fold>::fold, \
+         product::search_products_unindexed, and 1 more"
+    );
+    assert_eq!(
+        refused(&["comm=product", "module=libc.so.6"]),
+        "no sample fulfils all of comm=product module=libc.so.6, though each by itself is fulfilled by some"
     );
     for wrong in ["comm", "=x", "comm=", ""] {
         assert!(wrong.parse::<Filter>().is_err(), "{wrong:?}");

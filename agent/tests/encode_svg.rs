@@ -31,7 +31,24 @@ fn without_script_and_style(svg: &str) -> String {
 fn golden() {
     let text = String::from_utf8(svg::encode(&profiles::shop()).unwrap()).unwrap();
     assert!(text.contains("<script"), "it must be interactive");
-    profiles::assert_golden("shop.svg.txt", &without_script_and_style(&text));
+    let text = without_script_and_style(&text);
+    profiles::assert_golden("shop.svg.txt", &text);
+    // Roots and what a search finds are at the head, where a browser begins.
+    let y = |element: &str| -> f64 {
+        let line = text.lines().skip_while(|line| !line.contains(element));
+        let mut heights = line.filter_map(|line| Some(line.split_once(" y=\"")?.1));
+        heights
+            .next()
+            .unwrap()
+            .split('"')
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap()
+    };
+    assert!(y("<title>_start") < y("<title>main"));
+    assert!(y("<title>main") < y("<title>towlower"));
+    assert_eq!(y("id=\"matched\""), y("id=\"details\""));
 }
 
 /// The title tells host, time, frequency and how many samples.

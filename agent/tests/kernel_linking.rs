@@ -2,6 +2,10 @@
 
 mod common;
 
+use std::{fs, path::Path};
+
+use flamestorm::object::Object;
+
 use common::{Recording, Workshop, can_record};
 
 const MILLISECONDS: f64 = 2000.0;
@@ -73,6 +77,34 @@ fn stripped() {
             stack.has_chain(&names) && stack.frames[0] == start
         });
     assert!(recording.summary.number("/frames_module_only") > 0.0);
+}
+
+/// A stripped program in a container: its names come from the debug files that the container has.
+#[test]
+fn debug_files_of_a_container() {
+    if !can_record() {
+        return;
+    }
+    let workshop = Workshop::new();
+    let program = workshop.cc("chain.c", "contained", &["-static", "-Wl,--build-id"]);
+    let bytes = fs::read(&program).expect("the program");
+    let object = Object::parse(&bytes).expect("an ELF file");
+    let id = object.build_id.expect("a build id").iter();
+    let id: String = id.map(|byte| format!("{byte:02x}")).collect();
+    let (first, rest) = id.split_at(2);
+    let root = workshop.path().to_str().expect("a path of ours");
+    let debug = format!("{root}/usr/lib/debug/.build-id/{first}/{rest}.debug");
+    // A root directory and a mount namespace of its own are what makes a container here.
+    let script = format!(
+        "mkdir -p $(dirname {debug}) && objcopy --only-keep-debug {root}/contained {debug} && \
+         strip {root}/contained && exec unshare --mount chroot {root} /contained {MILLISECONDS}"
+    );
+    let recording = Recording::of(Path::new("/bin/sh"), &["-c", &script]);
+    assert_eq!(recording.finished.code(), 0, "{:#?}", recording.finished);
+    let contained = recording.profile.of("contained");
+    contained.assert_share(0.95, "the true stack", |stack| {
+        stack.has_chain(&CHAIN) && stack.starts_at_process_start()
+    });
 }
 
 fn plt(kind: &str) -> Recording {

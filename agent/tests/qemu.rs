@@ -99,7 +99,7 @@ fn check(kernel: &str) {
     profile.assert_named();
     // busybox is stripped and static: it has unwind tables all the same.
     assert!(
-        summary.complete_share() >= 0.98,
+        summary.complete_share() >= 0.99,
         "complete: {}\n{summary}\n{profile}",
         summary.complete_share()
     );

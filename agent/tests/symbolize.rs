@@ -133,6 +133,7 @@ impl Fixture {
             name: "/usr/lib/libfixture.so".to_owned(),
             build_id: None,
             source: Source::File(Arc::new(File::open(&self.path).unwrap())),
+            debug_dir: None,
         }
     }
 }
@@ -342,6 +343,13 @@ fn separate_debug_files() {
     assert_eq!(told(&profile)[0], std::slice::from_ref(&named));
     assert_eq!(&*profile.mappings[0].build_id, hex);
 
+    // Those of a container, of which the machine itself knows nothing.
+    let mut module = fixture.module();
+    module.build_id = Some(build_id.clone());
+    module.debug_dir = Some(Arc::new(File::open(fixture.dir.path()).unwrap()));
+    let profile = resolved(module, &[hidden], &options(&fixture));
+    assert_eq!(told(&profile)[0], std::slice::from_ref(&named));
+
     fs::rename(&by_id, &linked).unwrap();
     let mut link = std::ffi::OsString::from("--add-gnu-debuglink=");
     link.push(&linked);
@@ -417,6 +425,7 @@ fn the_vdso() {
         name: "[vdso]".to_owned(),
         build_id: None,
         source: Source::Vdso(Arc::from(image)),
+        debug_dir: None,
     };
     let profile = resolved(module, &[address + 1], &options(&NoFunctionStarts));
     let name = &told(&profile)[0][0];
@@ -438,6 +447,7 @@ fn the_kernel() {
         name: "[kernel]".to_owned(),
         build_id: None,
         source: Source::Kernel,
+        debug_dir: None,
     };
     let mut options = options(&NoFunctionStarts);
     options.kallsyms = kallsyms.clone();
@@ -470,6 +480,7 @@ fn jit_and_no_mapping() {
             perf_map,
             file: None,
         },
+        debug_dir: None,
     };
     let options = options(&NoFunctionStarts);
     let profile = resolved(jit, &[0x7f00_0000_1010, 0x7f00_0000_2000], &options);
@@ -479,6 +490,7 @@ fn jit_and_no_mapping() {
         name: "[no mapping]".to_owned(),
         build_id: None,
         source: Source::Unknown,
+        debug_dir: None,
     };
     let profile = resolved(unknown(), &[0xdead], &options);
     assert_eq!(told(&profile), [["[no mapping]+0xdead"]]);

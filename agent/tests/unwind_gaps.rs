@@ -47,7 +47,6 @@ fn with_code<R>(code: &[u8], svma: u64, with: impl FnOnce(&Cfi<'_>, &Table) -> R
         eh_frame_hdr: None,
         entry: 0,
         build_id: None,
-        is_go: false,
     };
     let cfi = Cfi::new(&object).expect("an entry");
     let table = cfi.compile().expect("a table");

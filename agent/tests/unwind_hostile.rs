@@ -235,7 +235,6 @@ fn entries_within_entries() {
         eh_frame_hdr: section(HDR, &hdr),
         entry: 0,
         build_id: None,
-        is_go: false,
     };
     let start = Instant::now();
     let cfi = Cfi::new(&object).expect("entries");

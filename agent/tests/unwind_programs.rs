@@ -244,7 +244,6 @@ impl Sections {
             eh_frame_hdr: hdr.map(|data| Section { svma: HDR, data }),
             entry,
             build_id: None,
-            is_go: false,
         }
     }
 }

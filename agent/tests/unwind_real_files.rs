@@ -309,7 +309,6 @@ fn bias_of_a_mapping() {
     assert_eq!(object.bias(0x7f00_0000_0000, 0, 0x1000), None);
     assert_eq!(object.bias(0, u64::MAX - 5, 100), None);
     assert!(object.build_id.is_some());
-    assert!(!object.is_go);
 }
 
 /// A word of the made-up stack is never zero: zero would end a walk.

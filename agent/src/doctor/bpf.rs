@@ -7,10 +7,8 @@ use std::{
 
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_PROG_LOAD: libc::c_long = 5;
-const BPF_ENABLE_STATS: libc::c_long = 32;
 const BPF_MAP_TYPE_RINGBUF: u32 = 27;
 const BPF_PROG_TYPE_PERF_EVENT: u32 = 7;
-const BPF_STATS_RUN_TIME: u32 = 0;
 const HELPER_LOOP: u32 = 181;
 const PERF_TYPE_SOFTWARE: u32 = 1;
 const PERF_COUNT_SW_CPU_CLOCK: u64 = 0;
@@ -122,11 +120,6 @@ pub fn has_bpf_loop() -> io::Result<bool> {
         }
         Err(error) => Err(error),
     }
-}
-
-/// Switches the accounting of the programs' run time on for an instant (Linux 5.8).
-pub fn run_time_stats() -> io::Result<()> {
-    bpf(BPF_ENABLE_STATS, &BPF_STATS_RUN_TIME).map(drop)
 }
 
 /// Opens the sampling clock on one CPU for all processes, as recording does, and starts it.

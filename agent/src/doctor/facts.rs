@@ -38,8 +38,6 @@ pub struct Facts {
     pub tracefs: Option<PathBuf>,
     /// Soft limit of locked memory, bytes; `None` is no limit.
     pub memlock: Option<u64>,
-    /// The run time of programs can be measured.
-    pub run_time_stats: Result<(), String>,
     /// This process sees the machine's own pids.
     pub initial_pid_namespace: Option<bool>,
     /// The chosen word of `/sys/kernel/security/lockdown`.
@@ -67,7 +65,6 @@ impl Facts {
             kptr_restrict: number("/proc/sys/kernel/kptr_restrict"),
             tracefs: tracefs(),
             memlock: memlock(),
-            run_time_stats: told(bpf::run_time_stats()),
             initial_pid_namespace: fs::read_link("/proc/self/ns/pid")
                 .ok()
                 .map(|link| link == Path::new(INITIAL_PID_NAMESPACE)),

@@ -24,7 +24,6 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
         pid_namespace(facts),
         lockdown(facts),
         kallsyms(facts),
-        run_time_stats(facts),
         memlock(facts),
         tracefs(facts),
     ]);
@@ -235,17 +234,6 @@ fn kallsyms(facts: &Facts) -> Finding {
     }
 }
 
-fn run_time_stats(facts: &Facts) -> Finding {
-    match &facts.run_time_stats {
-        Ok(()) => ok("run time statistics", "can be switched on"),
-        Err(error) => limited(
-            "run time statistics",
-            format!("{error}: the summary will not tell the kernel's time per sample"),
-            "run as root or with CAP_SYS_ADMIN, or sysctl kernel.bpf_stats_enabled=1",
-        ),
-    }
-}
-
 fn memlock(facts: &Facts) -> Finding {
     let counted = version(&facts.kernel_release).is_none_or(|v| v < MEMLOCK_FREE_KERNEL);
     match facts.memlock {
@@ -288,7 +276,6 @@ mod tests {
             kptr_restrict: Some(1),
             tracefs: None,
             memlock: Some(8 << 20),
-            run_time_stats: Ok(()),
             initial_pid_namespace: Some(true),
             lockdown: Some("none".to_owned()),
         }
@@ -422,11 +409,9 @@ mod tests {
     fn what_recording_can_do_without() {
         let facts = Facts {
             kallsyms: Ok(false),
-            run_time_stats: Err(String::new()),
             ..good()
         };
         assert_eq!(state(&facts, "kernel symbols"), State::Limited);
-        assert_eq!(state(&facts, "run time statistics"), State::Limited);
         assert!(super::super::Diagnosis::of(judge(&facts)).can_record);
     }
 

@@ -5,7 +5,7 @@
 //! shade follows from the name, so that a function has the same colour in every picture.
 
 use inferno::flamegraph::color::{BackgroundColor, Color, PaletteMap};
-use inferno::flamegraph::{self, Options};
+use inferno::flamegraph::{self, Direction, Options};
 
 use super::folded;
 use crate::profile::{PROCESS_MODULE, QUERY_MODULE, ResolvedProfile};
@@ -42,6 +42,9 @@ pub fn encode(profile: &ResolvedProfile) -> Result<Vec<u8>, SvgError> {
     }));
     options.palette_map = Some(&mut palette);
     options.min_width = MIN_WIDTH_PERCENT;
+    // Roots above, as in pprof and speedscope: a browser shows the top of a picture first, and with the
+    // roots below a few stacks of a hundred frames leave nothing but air there.
+    options.direction = Direction::Inverted;
     options.deterministic = true;
     // `lines` is sorted, as the library demands.
     options.no_sort = true;
@@ -52,7 +55,26 @@ pub fn encode(profile: &ResolvedProfile) -> Result<Vec<u8>, SvgError> {
     let mut svg = Vec::new();
     flamegraph::from_lines(&mut options, lines.iter().map(String::as_str), &mut svg)
         .map_err(|error| SvgError::Draw(error.to_string()))?;
-    Ok(svg)
+    Ok(match_at_the_head(svg))
+}
+
+/// Puts what a search has found on the line of a frame's details: the library writes it at the foot of the
+/// picture, which is seldom in view.
+fn match_at_the_head(svg: Vec<u8>) -> Vec<u8> {
+    let mut text = match String::from_utf8(svg) {
+        Ok(text) => text,
+        Err(error) => return error.into_bytes(),
+    };
+    let height = |text: &str, id: &str| {
+        let element = text.find(&format!("<text id=\"{id}\""))?;
+        let start = element + text[element..].find(" y=\"")? + " y=\"".len();
+        Some(start..start + text[start..].find('"')?)
+    };
+    if let (Some(from), Some(to)) = (height(&text, "details"), height(&text, "matched")) {
+        let details = text[from].to_owned();
+        text.replace_range(to, &details);
+    }
+    text.into_bytes()
 }
 
 /// `flamestorm · host · 2026-01-02T03:04:05Z · 99 Hz · 1,234 samples`.

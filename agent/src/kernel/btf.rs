@@ -72,6 +72,8 @@ const ABSENT: u32 = 1 << 30;
 pub struct Offsets {
     /// The global that takes the offset, and the offset.
     pub globals: Vec<(&'static str, u32)>,
+    /// `task_struct.in_execve`, in bits: it is a bit field. `None` in a kernel that has none.
+    pub task_in_execve_bit: Option<u32>,
     /// What this kernel lacks, as `struct.member`.
     pub missing: Vec<String>,
 }
@@ -111,7 +113,13 @@ impl Offsets {
             });
             globals.push((*global, found));
         }
-        Ok(Offsets { globals, missing })
+        let task = structs.get("task_struct").copied();
+        Ok(Offsets {
+            globals,
+            task_in_execve_bit: task
+                .and_then(|task| types.member_bits(task, b"in_execve", MAX_NESTING)),
+            missing,
+        })
     }
 }
 
@@ -247,6 +255,9 @@ mod tests {
         assert!(offsets.globals.iter().all(|(_, offset)| *offset < 16_384));
         let of = |name| offsets.globals.iter().find(|(global, _)| *global == name);
         assert!(of("TASK_TGID").is_some_and(|(_, offset)| *offset > 0 && offset % 4 == 0));
+        // Every kernel up to now has it, and the tests of execve rely on it.
+        let bit = offsets.task_in_execve_bit.unwrap();
+        assert!(bit / 8 > 0 && bit / 8 < 16_384);
     }
 
     /// Truncated and overwritten type information is an error, never a panic.

@@ -6,7 +6,7 @@ mod events;
 mod lifecycle;
 mod pool;
 
-use std::{io, os::fd::AsRawFd as _, time::Duration};
+use std::{collections::HashSet, io, os::fd::AsRawFd as _, time::Duration};
 
 use agent_ebpf::{
     counters::{COUNTERS, Counter},
@@ -155,6 +155,9 @@ impl Kernel {
     /// The kernel lacks something or refuses the programs; the error says what.
     pub fn load(options: &Options) -> Result<Kernel, Error> {
         let offsets = btf::Offsets::of_running_kernel()?;
+        // Without the field no bit is ever looked at.
+        let in_execve_byte = offsets.task_in_execve_bit.map_or(0, |bit| bit / 8);
+        let in_execve_mask = offsets.task_in_execve_bit.map_or(0, |bit| 1u8 << (bit % 8));
         let filter = u8::from(options.filter);
         let frequency = 1_000_000_000 / options.period_ns.max(1);
         let frequency = u32::try_from(frequency).unwrap_or(u32::MAX);
@@ -172,6 +175,8 @@ impl Kernel {
             .map_max_entries("CACHE", WALKS * CACHED_RULES * cpu_numbers)
             .override_global("PERIOD_NS", &options.period_ns, true)
             .override_global("CALLERS_PER_WINDOW", &callers, true)
+            .override_global("TASK_IN_EXECVE", &in_execve_byte, true)
+            .override_global("TASK_IN_EXECVE_MASK", &in_execve_mask, true)
             .override_global("FILTER", &filter, true);
         for (global, offset) in &offsets.globals {
             loader.override_global(global, offset, true);
@@ -386,6 +391,16 @@ impl Kernel {
     /// What the kernel knows of a process (from [`Self::set_space`], or inherited in a fork).
     pub fn space(&self, pid: u32) -> Option<Space> {
         self.processes.get(&pid, 0).ok().map(|space| space.0)
+    }
+
+    /// The roots of the address spaces that processes have in the kernel.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn roots(&self) -> Result<HashSet<BlockId>, Error> {
+        let spaces = self.processes.iter();
+        let roots = spaces.map(|entry| entry.map(|(_, space)| space.0.root));
+        roots.collect::<Result<_, _>>().map_err(in_map("PROCESSES"))
     }
 
     /// Forgets a process.

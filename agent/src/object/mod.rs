@@ -75,9 +75,6 @@ pub struct Object<'data> {
     pub entry: u64,
     /// Build id, where the linker wrote one.
     pub build_id: Option<&'data [u8]>,
-    /// Whether Go's linker wrote it: Go's own functions then have no `.eh_frame`, but they keep
-    /// frame pointers.
-    pub is_go: bool,
 }
 
 impl<'data> Object<'data> {

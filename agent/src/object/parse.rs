@@ -36,9 +36,6 @@ pub(super) fn parse(data: &[u8]) -> Result<Object<'_>, Error> {
         eh_frame_hdr,
         entry: header.e_entry(LE),
         build_id: build_id(headers, &sections, data),
-        is_go: [&b".gopclntab"[..], b".note.go.buildid", b".go.buildinfo"]
-            .iter()
-            .any(|name| sections.section_by_name(LE, name).is_some()),
     })
 }
 

@@ -48,6 +48,10 @@ pub struct Runtime {
     pub ticks: Ticks,
     /// CPU time that the hypervisor took from this machine during the recording, seconds.
     pub steal_seconds: Option<f64>,
+    /// What became of the stack copies of samples that the kernel could not unwind.
+    pub stack_copies: StackCopies,
+    /// The unwind tables that were made.
+    pub unwind_tables: UnwindTables,
     /// What the agent itself cost.
     pub agent: AgentCost,
     /// What its programs in the kernel cost.
@@ -83,6 +87,41 @@ pub struct Ticks {
     pub filtered: u64,
     /// That did not come: late timers, stolen CPUs, or a program that was skipped by the kernel.
     pub missed: u64,
+}
+
+/// Copies of stacks that user space was to finish.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StackCopies {
+    /// Sent up.
+    pub sent: u64,
+    /// Refused, by cause: those samples have the part of their stack that the kernel found.
+    pub refused: BTreeMap<String, u64>,
+}
+
+/// What the compiled unwind tables know of the code of their files.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UnwindTables {
+    /// Files with a table.
+    pub files: u64,
+    /// Files whose table could not be compiled, or found no room in the kernel.
+    pub failed: u64,
+    /// Bytes of code in the files with a table.
+    pub text_bytes: u64,
+    /// Of these, with a rule, be it one that is not supported.
+    pub covered_bytes: u64,
+    /// Of these, without an unwind entry, with a rule read from the instructions.
+    pub derived_bytes: u64,
+    /// Bytes of code that are followed by their frame pointer; not among the covered.
+    pub frame_pointer_bytes: u64,
+    /// Bytes of code whose rule is not supported, by reason.
+    pub unsupported_bytes: BTreeMap<String, u64>,
+    /// All of these, as a share of the code (0 to 1). `None` without any code.
+    pub unsupported_share: Option<f64>,
+    /// Mappings beyond the bound of a process, left out of its address space in the kernel: of the
+    /// process with most.
+    pub mappings_left_out: u64,
 }
 
 /// The agent's own consumption.

@@ -10,7 +10,8 @@ mod window;
 
 pub use attribution::{Attribution, Backend, Caller, Phase, Query, QueryIndex, Unknown};
 pub use meta::{
-    AgentCost, AttributionStats, CpuSeconds, KernelCost, MaxRss, RecordingMeta, Runtime, Ticks,
+    AgentCost, AttributionStats, CpuSeconds, KernelCost, MaxRss, RecordingMeta, Runtime,
+    StackCopies, Ticks, UnwindTables,
 };
 pub use resolved::{
     FrameRef, Function, FunctionId, Labels, Line, Location, LocationId, Mapping, MappingId,

@@ -37,7 +37,7 @@ pub const MAX_PROCESSES: usize = 1 << 16;
 pub const STACK_TABLE_FULL: &str = "[stack table full]";
 
 /// A module of one window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ModuleId(pub u32);
 
 /// A process of one window. Not a pid: pids are used again, and an exec makes a new process here.
@@ -88,6 +88,9 @@ pub struct Module {
     pub build_id: Option<Vec<u8>>,
     /// Where symbols are read from.
     pub source: Source,
+    /// The directory of debug files where the code comes from, if that is another mount namespace than
+    /// the agent's: open, so that it can be read when the process has gone.
+    pub debug_dir: Option<Arc<File>>,
 }
 
 impl Module {
@@ -135,8 +138,8 @@ pub struct Frame {
     /// For a file and the vDSO the svma; for JIT code, the kernel and addresses outside every
     /// mapping the address itself.
     pub address: u64,
-    /// True for an interrupted instruction, which is looked up as it is; false for a return
-    /// address, which is looked up at the byte before.
+    /// True for an interrupted instruction and for a signal's return trampoline, which are looked up
+    /// as they are; false for a return address, which is looked up at the byte before.
     pub exact: bool,
 }
 

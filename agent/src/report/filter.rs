@@ -35,7 +35,23 @@ pub enum FilterError {
         /// Those that exist.
         known: String,
     },
+    /// A condition that no sample fulfils.
+    #[error("no sample has {condition}; of {key} there are {known}")]
+    NoSuchValue {
+        /// The filters of one key.
+        condition: String,
+        /// The key.
+        key: String,
+        /// Its values with most samples.
+        known: String,
+    },
+    /// Each condition is fulfilled by some sample, but no sample fulfils all.
+    #[error("no sample fulfils all of {0}, though each by itself is fulfilled by some")]
+    Nothing(String),
 }
+
+/// Values that an error tells at most.
+const TOLD_VALUES: usize = 8;
 
 impl FromStr for Filter {
     type Err = FilterError;
@@ -58,7 +74,8 @@ impl FromStr for Filter {
 /// recording, and a note says so.
 ///
 /// # Errors
-/// A key that is neither `function` nor `module` nor on any sample.
+/// A key that is neither `function` nor `module` nor on any sample; conditions that no sample
+/// fulfils.
 pub fn filter(
     profile: &ResolvedProfile,
     filters: &[Filter],
@@ -72,31 +89,80 @@ pub fn filter(
     }
     refuse_unknown(profile, by_key.keys().copied())?;
     let functions = matching_functions(profile, by_key.get(FUNCTION));
-    let matches = |sample: &ResolvedSample| {
-        by_key.iter().all(|(key, values)| match *key {
-            FUNCTION => profile.frames(sample).any(|f| functions.contains(&f.id)),
-            MODULE => profile.frames(sample).any(|frame| {
-                let mapping = frame.mapping;
-                values.contains(&&*mapping.name) || values.contains(&mapping.short_name())
-            }),
-            key => sample
-                .label(key)
-                .is_some_and(|value| values.contains(&value)),
-        })
+    let fulfils = |sample: &ResolvedSample, key: &str, values: &[&str]| match key {
+        FUNCTION => profile.frames(sample).any(|f| functions.contains(&f.id)),
+        MODULE => profile.frames(sample).any(|frame| {
+            let mapping = frame.mapping;
+            values.contains(&&*mapping.name) || values.contains(&mapping.short_name())
+        }),
+        key => sample
+            .label(key)
+            .is_some_and(|value| values.contains(&value)),
     };
-    let samples = profile.samples.iter().filter(|s| matches(s)).cloned();
-    let mut part = compact(profile, samples.collect());
+    let samples = profile.samples.iter().filter(|sample| {
+        let mut conditions = by_key.iter();
+        conditions.all(|(key, values)| fulfils(sample, key, values))
+    });
+    let samples: Vec<ResolvedSample> = samples.cloned().collect();
     let conditions: Vec<_> = filters
         .iter()
         .map(|filter| format!("{}={}", filter.key, filter.value))
         .collect();
+    let conditions = conditions.join(" ");
+    if samples.is_empty() {
+        let unknown = by_key.iter().find(|(key, values)| {
+            let mut samples = profile.samples.iter();
+            !samples.any(|sample| fulfils(sample, key, values))
+        });
+        return Err(match unknown {
+            Some((key, values)) => no_such_value(profile, key, values),
+            None => FilterError::Nothing(conditions),
+        });
+    }
+    let mut part = compact(profile, samples);
     part.runtime.note(format!(
-        "filtered by {}: {} of {} samples; losses and costs are those of the whole recording",
-        conditions.join(" "),
+        "filtered by {conditions}: {} of {} samples; losses and costs are those of the whole recording",
         part.total_count(),
         profile.total_count(),
     ));
     Ok(part)
+}
+
+/// Says what there is instead: the values of the key with most samples.
+fn no_such_value(profile: &ResolvedProfile, key: &str, values: &[&str]) -> FilterError {
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    for sample in &profile.samples {
+        let mut seen: BTreeSet<&str> = BTreeSet::new();
+        match key {
+            FUNCTION => seen.extend(profile.frames(sample).map(|f| &*f.function.name)),
+            MODULE => seen.extend(profile.frames(sample).map(|f| f.mapping.short_name())),
+            key => seen.extend(sample.label(key)),
+        }
+        for value in seen {
+            *counts.entry(value).or_insert(0) += sample.count;
+        }
+    }
+    let mut known: Vec<_> = counts.into_iter().collect();
+    known.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let more = known.len().saturating_sub(TOLD_VALUES);
+    let mut told: Vec<String> = known
+        .iter()
+        .take(TOLD_VALUES)
+        // A process chooses its own name, and a terminal obeys escape sequences.
+        .map(|(value, _)| value.escape_debug().to_string())
+        .collect();
+    if told.is_empty() {
+        told.push("none".to_owned());
+    }
+    if more > 0 {
+        told.push(format!("and {more} more"));
+    }
+    let condition: Vec<_> = values.iter().map(|v| format!("{key}={v}")).collect();
+    FilterError::NoSuchValue {
+        condition: condition.join(" or "),
+        key: key.to_owned(),
+        known: told.join(", "),
+    }
 }
 
 fn refuse_unknown<'a>(

@@ -6,7 +6,8 @@ use agent_ebpf::sample::Outcome;
 use serde::{Deserialize, Serialize};
 
 use crate::profile::{
-    AgentCost, AttributionStats, KernelCost, Location, ResolvedProfile, ResolvedSample, key,
+    AgentCost, AttributionStats, KernelCost, Location, ResolvedProfile, ResolvedSample,
+    StackCopies, UnwindTables, key,
 };
 
 /// What was recorded, how complete it is, and what it cost. Shares are between 0 and 1.
@@ -38,6 +39,9 @@ pub struct Summary {
     pub steal_seconds: Option<f64>,
     /// Samples lost in the agent's own pipeline, by cause.
     pub lost: BTreeMap<String, u64>,
+    /// What became of the stack copies of samples that the kernel could not unwind.
+    #[serde(default)]
+    pub stack_copies: StackCopies,
     /// Samples by how their unwinding ended; every outcome is listed, also with 0.
     pub outcomes: BTreeMap<String, u64>,
     /// Samples with a user stack whose end was proven, of all samples with a user stack. `None`
@@ -52,6 +56,9 @@ pub struct Summary {
     pub frames_module_only: u64,
     /// Frames a sample.
     pub stack_depth: StackDepth,
+    /// What the unwind tables know of the code of their files.
+    #[serde(default)]
+    pub unwind_tables: UnwindTables,
     /// What the agent consumed.
     pub agent: AgentCost,
     /// What its programs in the kernel consumed.
@@ -135,6 +142,8 @@ impl Summary {
             steal_seconds: runtime.steal_seconds,
             lost: runtime.lost.clone(),
             outcomes: Outcome::ALL.map(|o| (o.name().to_owned(), 0)).into(),
+            stack_copies: runtime.stack_copies.clone(),
+            unwind_tables: runtime.unwind_tables.clone(),
             agent: runtime.agent,
             kernel: runtime.kernel,
             startup_ms: runtime.startup_ms,

@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 
 use super::{Summary, queries, queries_table, top_functions};
 use crate::encode::svg::grouped;
-use crate::profile::{AgentCost, AttributionStats, KernelCost, ResolvedProfile};
+use crate::profile::{AgentCost, AttributionStats, KernelCost, ResolvedProfile, UnwindTables};
 
 /// Rows of the table of functions.
 const FUNCTIONS: usize = 20;
@@ -178,6 +178,36 @@ fn completeness(out: &mut String, summary: &Summary, style: Style) {
         lost.join(", ")
     };
     line(out, "lost", &style.verdict(lost.is_empty(), &text));
+    tables(out, &summary.unwind_tables, style);
+}
+
+fn tables(out: &mut String, tables: &UnwindTables, style: Style) {
+    let Some(unsupported) = tables.unsupported_share else {
+        // Nothing was compiled, or the file is another tool's.
+        return;
+    };
+    let share = |bytes: u64| percent(bytes as f64 / tables.text_bytes as f64);
+    let mut text = format!(
+        "{} files, {:.1} MB of code: {} covered, {} by frame pointers, {:.2}% unsupported",
+        grouped(tables.files),
+        tables.text_bytes as f64 / 1e6,
+        share(tables.covered_bytes),
+        share(tables.frame_pointer_bytes),
+        unsupported * 100.0,
+    );
+    let reasons: Vec<_> = tables
+        .unsupported_bytes
+        .iter()
+        .filter(|(_, bytes)| **bytes > 0)
+        .map(|(reason, bytes)| format!("{} {} bytes", printable(reason), grouped(*bytes)))
+        .collect();
+    if !reasons.is_empty() {
+        let _ = write!(text, " ({})", reasons.join(", "));
+    }
+    if tables.failed > 0 {
+        let _ = write!(text, "; {} files without a table", grouped(tables.failed));
+    }
+    line(out, "tables", &style.paint("2", &text));
 }
 
 fn expected(summary: &Summary) -> String {

@@ -41,6 +41,7 @@ pub struct Ingest {
     /// The counted samples.
     pub window: Window,
     modules: HashMap<ModuleKey, ModuleId>,
+    unknown_module: ModuleId,
     processes: HashMap<u64, ProcessIndex>,
     /// Stack copies that wait for their samples: at most one a CPU and kind of walk.
     copies: Vec<Copied>,
@@ -75,11 +76,17 @@ pub struct Wanted {
 }
 
 impl Ingest {
-    /// Nothing recorded yet. `full_text`: queries keep their literals.
+    /// Nothing counted yet. `full_text`: queries keep their literals.
     pub fn new(full_text: bool) -> Ingest {
+        let mut window = Window::new();
+        let mut modules = HashMap::new();
+        // First, so that it is there when there is room for no other.
+        let unknown_module = window.add_module(unknown_module()).unwrap_or(ModuleId(0));
+        modules.insert(ModuleKey::Unknown, unknown_module);
         Ingest {
-            window: Window::new(),
-            modules: HashMap::new(),
+            window,
+            modules,
+            unknown_module,
             processes: HashMap::new(),
             copies: Vec::new(),
             spare: Vec::new(),
@@ -202,7 +209,13 @@ impl Ingest {
         let outcome = self.go_on(sample, &space, objects, header.pid, &mut addresses);
         user.clear();
         for (i, &address) in addresses.iter().enumerate() {
-            user.push(self.frame(address, i == 0, &space, objects, header.pid, incarnation));
+            // No instruction called the code that returns from a signal's handler: its address is its
+            // first instruction, and before it is another function.
+            let returns_from_handler = addresses
+                .get(i + 1)
+                .is_some_and(|caller| caller & SIGNAL_FRAME_BIT != 0);
+            let exact = i == 0 || address & SIGNAL_FRAME_BIT != 0 || returns_from_handler;
+            user.push(self.frame(address, exact, &space, objects, header.pid, incarnation));
         }
         (index, outcome)
     }
@@ -256,13 +269,12 @@ impl Ingest {
     fn frame(
         &mut self,
         address: u64,
-        leaf: bool,
+        exact: bool,
         space: &AddressSpace,
         objects: &mut Objects,
         pid: u32,
         incarnation: u64,
     ) -> Frame {
-        let exact = leaf || address & SIGNAL_FRAME_BIT != 0;
         let avma = address & !SIGNAL_FRAME_BIT;
         let lookup = if exact { avma } else { avma.wrapping_sub(1) };
         let Some(mapping) = space.find(lookup) else {
@@ -316,7 +328,8 @@ impl Ingest {
             return *id;
         }
         let id = self.window.add_module(describe(key, objects, pid));
-        let id = id.unwrap_or(ModuleId(0));
+        // Beyond the bound code counts under the module of unknown addresses.
+        let id = id.unwrap_or(self.unknown_module);
         self.modules.insert(key, id);
         id
     }
@@ -335,15 +348,25 @@ fn nobody(pid: u32) -> u64 {
     u64::MAX - u64::from(pid)
 }
 
+fn unknown_module() -> Module {
+    Module {
+        name: "[no mapping]".to_owned(),
+        build_id: None,
+        source: Source::Unknown,
+        debug_dir: None,
+    }
+}
+
 fn describe(key: ModuleKey, objects: &Objects, pid: u32) -> Module {
     let bare = |name: &str, source: Source| Module {
         name: name.to_owned(),
         build_id: None,
         source,
+        debug_dir: None,
     };
     match key {
         ModuleKey::Kernel => bare("[kernel]", Source::Kernel),
-        ModuleKey::Unknown => bare("[no mapping]", Source::Unknown),
+        ModuleKey::Unknown => unknown_module(),
         ModuleKey::Jit(_) => bare("[jit]", jit(pid)),
         ModuleKey::Object(id) => {
             let object = objects.get(id);
@@ -354,6 +377,7 @@ fn describe(key: ModuleKey, objects: &Objects, pid: u32) -> Module {
                     Image::File(file, _) => Source::File(Arc::clone(file)),
                     Image::Vdso(bytes) => Source::Vdso(Arc::clone(bytes)),
                 },
+                debug_dir: object.debug_dir.clone(),
             }
         }
     }
@@ -395,4 +419,26 @@ fn find_rule(avma: u64, space: &AddressSpace, objects: &mut Objects, pid: u32) -
 fn thread_name(comm: &[u8; 16]) -> String {
     let name = comm.split(|byte| *byte == 0).next().unwrap_or_default();
     String::from_utf8_lossy(name).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::MAX_MODULES;
+
+    /// When there are as many modules as may be, more code counts as unknown, and as nobody else's.
+    #[test]
+    fn too_many_modules() {
+        let mut ingest = Ingest::new(false);
+        while ingest.window.add_module(unknown_module()).is_some() {}
+        assert_eq!(ingest.window.modules().len(), MAX_MODULES);
+        let objects = Objects::default();
+        let unknown = ingest.module(ModuleKey::Unknown, &objects, 0);
+        assert!(matches!(
+            ingest.window.modules()[unknown.0 as usize].source,
+            Source::Unknown
+        ));
+        assert_eq!(ingest.module(ModuleKey::Jit(7), &objects, 0), unknown);
+        assert_eq!(ingest.module(ModuleKey::Kernel, &objects, 0), unknown);
+    }
 }

@@ -44,7 +44,8 @@ pub use starts::UnwindEntries;
 pub use truncation::survive as survive_truncation;
 
 /// How often the buffers are read. Long enough to cost nothing, short enough that a buffer of a
-/// thousand mappings and one of four megabytes do not fill.
+/// thousand mappings does not fill, nor the ring buffer: that one is made for an eighth of a second
+/// ([`agent_ebpf::limits::ring_bytes`]).
 const READ_EVERY: Duration = Duration::from_millis(100);
 
 /// Shortest time between two reads, less than a tick at 99 Hz.
@@ -415,20 +416,13 @@ impl Session {
         let count = |counter| self.kernel.counter(counter);
         let sampled = count(Counter::Sampled);
         log::debug!(
-            "kernel: {sampled} samples, {} ns by its own clock, {} user frames, {} stack copies ({} refused by \
-             budget, {} by a full buffer), {} processes without room; {} stacks continued here; {} blocks in \
-             use; {} tables failed, {} bytes of code covered, unsupported by reason {:?}; {} files unreadable",
+            "kernel: {sampled} samples, {} ns by its own clock, {} user frames, {} processes without room; {} \
+             stacks continued here; {} blocks in use; {} files unreadable",
             count(Counter::SampleNanos),
             count(Counter::UserFrames),
-            count(Counter::StackCopies),
-            count(Counter::StackCopyBudget),
-            count(Counter::StackCopyRingFull),
             count(Counter::ProcessMapFull),
             self.ingest.continued,
             self.tables.blocks_in_use(),
-            self.tables.failed,
-            self.tables.covered,
-            self.tables.unsupported,
             self.objects.unreadable,
         );
         let mut runtime = Runtime {
@@ -463,12 +457,27 @@ impl Session {
         // By the program's own clock, so that ticks which were no samples do not count.
         let nanos = count(Counter::SampleNanos).saturating_sub(count(Counter::BackendNanos));
         runtime.kernel.run_ns_per_sample = (sampled > 0).then(|| nanos as f64 / sampled as f64);
-        let unsent = count(Counter::StackCopyBudget) + count(Counter::StackCopyRingFull);
+        runtime.unwind_tables = self.tables.coverage();
+        runtime.stack_copies.sent = count(Counter::StackCopies);
+        runtime.stack_copies.refused = [
+            ("over_budget", count(Counter::StackCopyBudget)),
+            ("ring_buffer_full", count(Counter::StackCopyRingFull)),
+        ]
+        .map(|(cause, number)| (cause.to_owned(), number))
+        .into();
+        let unsent: u64 = runtime.stack_copies.refused.values().sum();
         if unsent > 0 {
             runtime.note(format!(
                 "{unsent} stacks of processes that were not known yet could not be completed: more than {} a second \
                  and CPU, or no room",
                 agent_ebpf::limits::STACK_COPIES_PER_SECOND
+            ));
+        }
+        if runtime.unwind_tables.mappings_left_out > 0 {
+            runtime.note(format!(
+                "{} mappings of one process were left out: the kernel is told {} of each",
+                runtime.unwind_tables.mappings_left_out,
+                agent_ebpf::limits::MAX_MAPPINGS
             ));
         }
         if let (refused, Some(reason)) = &self.refused {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs::File,
+    fs::{self, File},
     io,
     os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
@@ -29,6 +29,9 @@ const MAX_KEYS: usize = 4 * MAX_OBJECTS;
 
 /// Files remembered at most as not to be had from a process.
 const MAX_LOST: usize = 4096;
+
+/// Mount namespaces whose directory of debug files is kept open at most: a thousand containers.
+const MAX_DEBUG_DIRS: usize = 1024;
 
 /// A mapped file or the vDSO, by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -76,6 +79,8 @@ pub struct Mapped {
     pub segments: Vec<Segment>,
     /// GNU build id.
     pub build_id: Option<Vec<u8>>,
+    /// The debug files where it was found, if that is another mount namespace than the agent's.
+    pub debug_dir: Option<Arc<File>>,
 }
 
 impl Mapped {
@@ -109,6 +114,8 @@ pub struct Objects {
     by_key: HashMap<FileKey, Backing>,
     vdso: Option<Backing>,
     lost: HashSet<(u32, FileKey)>,
+    /// By mount namespace, as `/proc/PID/ns/mnt` tells it.
+    debug_dirs: HashMap<PathBuf, Option<Arc<File>>>,
     /// Files that could not be opened or read.
     pub unreadable: u64,
 }
@@ -134,7 +141,8 @@ impl Objects {
             return backing;
         }
         let Some(key) = mapping.file else {
-            let backing = vdso_image().map_or(Backing::Private, |image| self.add(mapping, image));
+            let vdso = vdso_image();
+            let backing = vdso.map_or(Backing::Private, |image| self.add(mapping, image, None));
             self.vdso = Some(backing);
             return backing;
         };
@@ -143,7 +151,8 @@ impl Objects {
         }
         match open(pid, mapping, key) {
             Ok(image) => {
-                let backing = self.add(mapping, image);
+                let debug_dir = self.debug_dir(pid);
+                let backing = self.add(mapping, image, debug_dir);
                 if self.by_key.len() < MAX_KEYS {
                     self.by_key.insert(key, backing);
                 }
@@ -162,7 +171,32 @@ impl Objects {
         }
     }
 
-    fn add(&mut self, mapping: &MappedObject, image: Image) -> Backing {
+    /// The directory of debug files that a process sees, if its mount namespace is not the agent's.
+    fn debug_dir(&mut self, pid: u32) -> Option<Arc<File>> {
+        let theirs = fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()?;
+        if let Some(known) = self.debug_dirs.get(&theirs) {
+            return known.clone();
+        }
+        if self.debug_dirs.len() >= MAX_DEBUG_DIRS {
+            return None;
+        }
+        let other = fs::read_link("/proc/self/ns/mnt").is_ok_and(|own| own != theirs);
+        let dir = other.then(|| format!("/proc/{pid}/root/usr/lib/debug"));
+        let mut options = File::options();
+        let options = options
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_DIRECTORY);
+        let dir = dir.and_then(|dir| options.open(dir).ok()).map(Arc::new);
+        self.debug_dirs.insert(theirs, dir.clone());
+        dir
+    }
+
+    fn add(
+        &mut self,
+        mapping: &MappedObject,
+        image: Image,
+        debug_dir: Option<Arc<File>>,
+    ) -> Backing {
         if self.objects.len() >= MAX_OBJECTS {
             return Backing::Lost;
         }
@@ -181,6 +215,7 @@ impl Objects {
             name: mapping.name.clone(),
             segments,
             build_id,
+            debug_dir,
             image,
         });
         Backing::Object(id)

@@ -8,7 +8,10 @@ use std::{
     thread,
 };
 
-use agent_ebpf::table::{BlockId, MappingKind, Space, pack_tree};
+use agent_ebpf::{
+    table::{BlockId, MappingKind, Space, pack_tree},
+    unwind::Unsupported,
+};
 
 use super::{
     cost::go_first,
@@ -19,7 +22,8 @@ use crate::{
     kernel::{BlockPool, Error, Kernel},
     object::Object,
     process::AddressSpace,
-    unwind::{self, REASONS, Table, space, space::Mapping, tree},
+    profile::UnwindTables,
+    unwind::{self, Table, space, space::Mapping, tree},
 };
 
 /// A table as the mappings of its object refer to it.
@@ -30,12 +34,26 @@ struct Loaded {
     base_svma: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
+/// How long the table of a file that nobody maps stays: a compiler that is started again and again
+/// should find its own.
+const UNUSED_FOR: u64 = 60 * SECOND;
+
+/// How often unused tables are looked for.
+const LOOK_EVERY: u64 = 10 * SECOND;
+
+/// In nanoseconds.
+const SECOND: u64 = 1_000_000_000;
+
+#[derive(Debug)]
 enum TableState {
     /// Being compiled by the other thread.
     Building,
-    /// In the kernel.
-    Loaded(Loaded),
+    /// In the kernel, in these blocks; an address space referred to it last at `used` (nanoseconds).
+    Loaded {
+        table: Loaded,
+        blocks: Vec<BlockId>,
+        used: u64,
+    },
     /// The object has no unwind entries: its code is left to its frame pointers.
     Absent,
     /// It could not be compiled, or there was no room: samples in it are unwound in user space.
@@ -52,6 +70,8 @@ struct Placed {
     root: BlockId,
     depth: u32,
     blocks: Vec<BlockId>,
+    /// Objects to whose tables it refers.
+    objects: Vec<ObjectId>,
     /// Objects whose tables were still being built.
     waiting: HashSet<ObjectId>,
 }
@@ -88,12 +108,11 @@ pub struct Tables {
     given: HashMap<u32, (u64, SpaceKey)>,
     jobs: mpsc::Sender<(ObjectId, Image)>,
     built: mpsc::Receiver<(ObjectId, Result<Table, unwind::Error>)>,
-    /// Objects whose tables could not be compiled, or found no room.
-    pub failed: u64,
-    /// Text bytes of the compiled tables that some rule covers.
-    pub covered: u64,
-    /// Text bytes of the compiled tables whose rule is not supported, by reason.
-    pub unsupported: [u64; REASONS],
+    /// Objects whose tables are counted in `coverage`.
+    counted: HashSet<ObjectId>,
+    coverage: UnwindTables,
+    /// When unused tables were looked for last.
+    looked: u64,
 }
 
 impl Tables {
@@ -118,9 +137,9 @@ impl Tables {
             given: HashMap::new(),
             jobs,
             built,
-            failed: 0,
-            covered: 0,
-            unsupported: [0; REASONS],
+            counted: HashSet::new(),
+            coverage: UnwindTables::default(),
+            looked: 0,
         }
     }
 
@@ -217,14 +236,44 @@ impl Tables {
         }
         let mut arrived = HashSet::new();
         while let Ok((id, table)) = self.built.try_recv() {
-            self.load(kernel, id, table)?;
+            self.load(kernel, id, table, time)?;
             arrived.insert(id);
         }
         if !arrived.is_empty() {
             self.replace_waiting(kernel, objects, &arrived, time)?;
         }
         self.sweep(time);
+        if time >= self.looked + LOOK_EVERY {
+            self.looked = time;
+            self.free_unused(time, &kernel.roots()?);
+        }
         Ok(())
+    }
+
+    /// What the compiled tables cover.
+    pub fn coverage(&self) -> UnwindTables {
+        let mut coverage = self.coverage.clone();
+        let unsupported: u64 = coverage.unsupported_bytes.values().sum();
+        coverage.unsupported_share =
+            (coverage.text_bytes > 0).then(|| unsupported as f64 / coverage.text_bytes as f64);
+        coverage
+    }
+
+    /// Counts a file's table, once: it may have been freed and compiled again.
+    fn count(&mut self, id: ObjectId, table: &Table) {
+        if !self.counted.insert(id) {
+            return;
+        }
+        let sum = &mut self.coverage;
+        sum.files += 1;
+        sum.text_bytes += table.text;
+        sum.covered_bytes += table.covered;
+        sum.derived_bytes += table.analysed;
+        sum.frame_pointer_bytes += table.guessed;
+        for (reason, bytes) in Unsupported::ALL.into_iter().zip(table.unsupported) {
+            let name = reason.name().to_owned();
+            *sum.unsupported_bytes.entry(name).or_insert(0) += bytes;
+        }
     }
 
     /// Blocks of the pool in use.
@@ -237,14 +286,12 @@ impl Tables {
         kernel: &mut Kernel,
         id: ObjectId,
         table: Result<Table, unwind::Error>,
+        time: u64,
     ) -> Result<(), Error> {
         let state = match table {
             Ok(table) => {
-                self.covered += table.covered;
-                for (sum, bytes) in self.unsupported.iter_mut().zip(table.unsupported) {
-                    *sum += bytes;
-                }
-                self.write(kernel, &table)?
+                self.count(id, &table);
+                self.write(kernel, &table, time)?
             }
             Err(unwind::Error::NoUnwindInformation) => TableState::Absent,
             Err(error) => {
@@ -253,13 +300,18 @@ impl Tables {
             }
         };
         if matches!(state, TableState::Failed) {
-            self.failed += 1;
+            self.coverage.failed += 1;
         }
         self.states.insert(id, state);
         Ok(())
     }
 
-    fn write(&mut self, kernel: &mut Kernel, table: &Table) -> Result<TableState, Error> {
+    fn write(
+        &mut self,
+        kernel: &mut Kernel,
+        table: &Table,
+        time: u64,
+    ) -> Result<TableState, Error> {
         let Ok(layout) = tree::layout(table) else {
             return Ok(TableState::Failed);
         };
@@ -273,11 +325,15 @@ impl Tables {
             }
         });
         result?;
-        Ok(TableState::Loaded(Loaded {
-            tree: pack_tree(MappingKind::Table, placement.depth, placement.root),
-            rules: placement.rules_directory,
-            base_svma: table.base_svma,
-        }))
+        Ok(TableState::Loaded {
+            table: Loaded {
+                tree: pack_tree(MappingKind::Table, placement.depth, placement.root),
+                rules: placement.rules_directory,
+                base_svma: table.base_svma,
+            },
+            blocks,
+            used: time,
+        })
     }
 
     /// Writes an address space. False: there is no room for it.
@@ -289,7 +345,8 @@ impl Tables {
         address_space: &Rc<AddressSpace>,
     ) -> Result<bool, Error> {
         let mut waiting = HashSet::new();
-        let mappings = self.mappings(objects, pid, address_space, &mut waiting);
+        let mut used = Vec::new();
+        let mappings = self.mappings(objects, pid, address_space, &mut waiting, &mut used);
         let Some(blocks) = self.pool.allocate(space::blocks(mappings.len())) else {
             return Ok(false);
         };
@@ -300,6 +357,9 @@ impl Tables {
             }
         });
         result?;
+        let left_out = (mappings.len() - space::placeable(&mappings).len()) as u64;
+        let most = &mut self.coverage.mappings_left_out;
+        *most = left_out.max(*most);
         let (root, depth) = (written.root, written.depth);
         let facts = self.servers.facts(kernel, objects, pid, address_space)?;
         let placed = Placed {
@@ -308,6 +368,7 @@ impl Tables {
             root,
             depth,
             blocks,
+            objects: used,
             waiting,
         };
         self.placed.insert(Rc::as_ptr(address_space), placed);
@@ -320,6 +381,7 @@ impl Tables {
         pid: u32,
         space: &AddressSpace,
         waiting: &mut HashSet<ObjectId>,
+        used: &mut Vec<ObjectId>,
     ) -> Vec<Mapping> {
         let mut mappings = Vec::with_capacity(space.mappings().len());
         for mapping in space.mappings() {
@@ -335,11 +397,12 @@ impl Tables {
                 Backing::Private => {}
                 Backing::Lost => entry.tree = pending,
                 Backing::Object(id) => match self.state(objects, id) {
-                    TableState::Loaded(loaded) => {
+                    TableState::Loaded { table, .. } => {
                         if let Some(bias) = objects.get(id).bias(mapping) {
-                            entry.bias = bias.wrapping_add(loaded.base_svma);
-                            entry.tree = loaded.tree;
-                            entry.rules = loaded.rules;
+                            entry.bias = bias.wrapping_add(table.base_svma);
+                            entry.tree = table.tree;
+                            entry.rules = table.rules;
+                            used.push(id);
                         }
                     }
                     TableState::Absent => {}
@@ -356,8 +419,8 @@ impl Tables {
     }
 
     /// State of an object's table; one that was not asked for so far begins to be built.
-    fn state(&mut self, objects: &Objects, id: ObjectId) -> TableState {
-        *self.states.entry(id).or_insert_with(|| {
+    fn state(&mut self, objects: &Objects, id: ObjectId) -> &TableState {
+        self.states.entry(id).or_insert_with(|| {
             let image = objects.get(id).image.clone();
             match self.jobs.send((id, image)) {
                 Ok(()) => TableState::Building,
@@ -419,6 +482,39 @@ impl Tables {
             used
         });
     }
+
+    /// Gives back the address spaces that no process has in the kernel (`roots` are those that some
+    /// process has), though an ended one may be remembered with it, and the tables to which none has
+    /// referred for a while. What a child forked a moment ago may still use is safe: it rests, and the
+    /// child is given its own.
+    fn free_unused(&mut self, time: u64, roots: &HashSet<BlockId>) {
+        let pool = &mut self.pool;
+        self.placed.retain(|_, placed| {
+            let used = roots.contains(&placed.root);
+            if !used {
+                pool.retire(time, std::mem::take(&mut placed.blocks));
+            }
+            used
+        });
+        let placed = &self.placed;
+        self.given
+            .retain(|_, (_, space)| placed.contains_key(space));
+        let placed = self.placed.values();
+        let referred: HashSet<ObjectId> = placed.flat_map(|p| p.objects.iter().copied()).collect();
+        self.states.retain(|id, state| {
+            let TableState::Loaded { blocks, used, .. } = state else {
+                return true;
+            };
+            if referred.contains(id) {
+                *used = time;
+            }
+            let keep = time < *used + UNUSED_FOR;
+            if !keep {
+                pool.retire(time, std::mem::take(blocks));
+            }
+            keep
+        });
+    }
 }
 
 fn compile(image: &Image) -> Result<Table, unwind::Error> {
@@ -428,4 +524,66 @@ fn compile(image: &Image) -> Result<Table, unwind::Error> {
     };
     image.forget_pages();
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A table goes when no address space has referred to it for a minute, and its blocks are used
+    /// again only after everything up to then has been seen.
+    #[test]
+    fn unused_tables_are_freed() {
+        let mut tables = Tables::new();
+        for id in [1, 2] {
+            let table = Loaded {
+                tree: 0,
+                rules: 0,
+                base_svma: 0,
+            };
+            let blocks = tables.pool.allocate(3).unwrap();
+            let used = 0;
+            let state = TableState::Loaded {
+                table,
+                blocks,
+                used,
+            };
+            tables.states.insert(ObjectId(id), state);
+        }
+        let space = Rc::new(AddressSpace::default());
+        let placed = Placed {
+            facts: Facts::default(),
+            space: Rc::clone(&space),
+            root: 6,
+            depth: 0,
+            blocks: tables.pool.allocate(1).unwrap(),
+            objects: vec![ObjectId(1)],
+            waiting: HashSet::new(),
+        };
+        tables.placed.insert(Rc::as_ptr(&space), placed);
+        let kept = |tables: &Tables| {
+            let mut ids: Vec<u32> = tables.states.keys().map(|id| id.0).collect();
+            ids.sort_unstable();
+            ids
+        };
+        let roots = HashSet::from([6]);
+        tables.given.insert(7, (1, Rc::as_ptr(&space)));
+        tables.free_unused(30 * SECOND, &roots);
+        assert_eq!(kept(&tables), [1, 2]);
+        tables.free_unused(60 * SECOND, &roots);
+        assert_eq!(kept(&tables), [1]);
+        assert_eq!(tables.blocks_in_use(), 7, "they rest");
+        assert!(!tables.pool.settle(60 * SECOND));
+        assert!(tables.pool.settle(60 * SECOND + 1));
+        assert_eq!(tables.blocks_in_use(), 4);
+        // Its process ends, and is remembered: a minute later the other goes too.
+        let none = HashSet::new();
+        tables.free_unused(119 * SECOND, &none);
+        assert_eq!(kept(&tables), [1]);
+        assert!(tables.placed.is_empty() && tables.given.is_empty());
+        tables.free_unused(130 * SECOND, &none);
+        assert!(kept(&tables).is_empty());
+        tables.pool.settle(131 * SECOND);
+        assert_eq!(tables.blocks_in_use(), 0);
+    }
 }

@@ -1,12 +1,15 @@
 //! Symbols of ELF files.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use blazesym::symbolize::source::{Elf, Source};
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer};
 
-use super::{Options, Resolved};
+use super::{Options, Resolved, guard};
 
 /// How far a symbol without a size reaches at most, where no unwind entry says where the next
 /// function begins: hand-written assembly (`_start`, `_init`) is shorter.
@@ -22,11 +25,37 @@ pub(super) struct Named {
     pub notes: Vec<String>,
 }
 
+/// What leads to a file's debug information, besides its debug link.
+#[derive(Debug, Default)]
+pub(super) struct DebugFile<'a> {
+    pub build_id: Option<&'a [u8]>,
+    /// It was found already, here.
+    pub found: Option<PathBuf>,
+}
+
+/// The debug file that a build id names in the directory of a container. Whoever made it may have made
+/// it to deceive, like any file of a process.
+pub(super) fn debug_file_in(dir: &File, build_id: &[u8]) -> Option<File> {
+    let fd = dir.as_raw_fd();
+    let path = format!(
+        "/proc/self/fd/{fd}/{}",
+        debug_file_name(build_id)?.display()
+    );
+    // Does not wait if it is a FIFO.
+    let mut options = File::options();
+    let options = options
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    let file = options.open(path).ok()?;
+    let sound = file.metadata().ok()?.is_file() && guard::check(&file).is_ok();
+    sound.then_some(file)
+}
+
 /// Looks up every address (svma, sorted) in the file at `path`, and in its debug files. `starts`
 /// are the functions' starts by the unwind tables, one per address.
 pub(super) fn symbolize(
     path: &Path,
-    build_id: Option<&[u8]>,
+    debug_file: &DebugFile<'_>,
     addresses: &[u64],
     starts: &[Option<u64>],
     options: &Options<'_>,
@@ -44,7 +73,7 @@ pub(super) fn symbolize(
         .enable_inlined_fns(options.debug_info)
         .set_debug_dirs(Some(&options.debug_dirs))
         .build();
-    for source in sources(path, build_id, options) {
+    for source in sources(path, debug_file, options) {
         let open: Vec<u64> = addresses
             .iter()
             .copied()
@@ -72,15 +101,15 @@ pub(super) fn symbolize(
 /// Where symbols may be, the most telling first: the debug file that the build id names, the file
 /// itself (blazesym follows its debug link), the file without its debug information (which may be
 /// broken, or its link stale).
-fn sources(path: &Path, build_id: Option<&[u8]>, options: &Options<'_>) -> Vec<Elf> {
+fn sources(path: &Path, debug_file: &DebugFile<'_>, options: &Options<'_>) -> Vec<Elf> {
     let mut sources = Vec::new();
     if options.debug_info {
-        let by_id = build_id.and_then(debug_file_name);
-        let debug_file = by_id.and_then(|name| {
+        let by_id = debug_file.build_id.and_then(debug_file_name);
+        let here = by_id.and_then(|name| {
             let mut candidates = options.debug_dirs.iter().map(|dir| dir.join(&name));
             candidates.find(|candidate| candidate.is_file())
         });
-        sources.extend(debug_file.map(Elf::new));
+        sources.extend(debug_file.found.clone().or(here).map(Elf::new));
         sources.push(Elf::new(path));
     }
     let mut plain = Elf::new(path);

@@ -79,6 +79,7 @@ fn locate(
         name: "[no mapping]".to_owned(),
         build_id: None,
         source: Source::Unknown,
+        debug_dir: None,
     };
     let modules = by_module.len();
     let mut locations = vec![LocationId(u32::MAX); window.frames().len()];
@@ -162,14 +163,26 @@ fn look_up(
     let build_id = module.build_id.as_deref();
     match &module.source {
         Source::File(file) => match guard::check(file) {
-            Ok(()) => elf::symbolize(&own_path(file), build_id, addresses, starts, options),
+            Ok(()) => {
+                let container = module.debug_dir.as_deref().zip(build_id);
+                let debug_file = container.and_then(|(dir, id)| elf::debug_file_in(dir, id));
+                let debug_file = debug_file.as_ref().map(own_path);
+                let ids = elf::DebugFile {
+                    build_id,
+                    found: debug_file,
+                };
+                elf::symbolize(&own_path(file), &ids, addresses, starts, options)
+            }
             Err(refused) => Named {
                 notes: vec![format!("symbols not read: {refused}")],
                 ..Named::default()
             },
         },
         Source::Vdso(bytes) => match memory_file(bytes) {
-            Ok(file) => elf::symbolize(&own_path(&file), None, addresses, starts, options),
+            Ok(file) => {
+                let none = elf::DebugFile::default();
+                elf::symbolize(&own_path(&file), &none, addresses, starts, options)
+            }
             Err(error) => Named {
                 notes: vec![format!("memfd_create: {error}")],
                 ..Named::default()

@@ -131,7 +131,8 @@ pub(super) type Reader<'data> = EndianSlice<'data, LittleEndian>;
 pub(super) type Cie<'data> = gimli::CommonInformationEntry<Reader<'data>>;
 type CieOffset = gimli::EhFrameOffset<usize>;
 
-/// The CIE that was read last: neighbours share it. (Most files have two to ten.)
+/// The CIEs that were read, that of the last FDE first: neighbours share it. (Most files have two to
+/// ten.)
 #[derive(Default)]
 pub(super) struct Cies<'data> {
     known: Vec<(CieOffset, Cie<'data>)>,

@@ -55,8 +55,7 @@ pub struct Root {
     pub depth: u32,
 }
 
-/// Mappings for which there is room: [`MAX_MAPPINGS`], the rest of a longer list is left out (and
-/// the caller counts it).
+/// Mappings for which there is room: [`MAX_MAPPINGS`], the rest of a longer list is left out.
 pub fn placeable(mappings: &[Mapping]) -> &[Mapping] {
     &mappings[..mappings.len().min(MAX_MAPPINGS)]
 }

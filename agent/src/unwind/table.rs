@@ -4,7 +4,7 @@ use super::rules::Dictionary;
 use agent_ebpf::unwind::{CfaKind, Rule, Unsupported};
 
 /// Number of [`Unsupported`] reasons.
-pub const REASONS: usize = Unsupported::TooManyRules as usize + 1;
+pub const REASONS: usize = Unsupported::ALL.len();
 
 /// From `address` on, up to the next row, `rule` is valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -129,6 +129,17 @@ pub fn shop() -> ResolvedProfile {
     b.profile.runtime.expected_samples = 1980;
     b.profile.runtime.ticks.idle = 1800;
     b.profile.runtime.lost.insert("ring_full".to_owned(), 0);
+    b.profile.runtime.stack_copies.sent = 4;
+    let refused = &mut b.profile.runtime.stack_copies.refused;
+    refused.insert("over_budget".to_owned(), 1);
+    let tables = &mut b.profile.runtime.unwind_tables;
+    tables.files = 3;
+    tables.text_bytes = 8_000_000;
+    tables.covered_bytes = 7_900_000;
+    tables.frame_pointer_bytes = 40_000;
+    let unsupported = [("cfa_expression", 3130), ("malformed", 0)];
+    tables.unsupported_bytes = unsupported.map(|(name, n)| (name.to_owned(), n)).into();
+    tables.unsupported_share = Some(3130.0 / 8e6);
     b.profile.runtime.steal_seconds = Some(0.1 + 0.2);
     b.profile.runtime.startup_ms = Some(412.5);
     b.profile.runtime.agent.cpu_seconds.startup = 0.31;
