@@ -472,3 +472,55 @@ fn views() {
             stack.has_in_order(&["_start", "alternate", "postgres", "PostgresMain"])
         });
 }
+
+/// What a thread worked for: its own samples and those of the backend that it asked carry the trace, and the
+/// service that the process says it is.
+#[test]
+fn traces() {
+    if !can_record() {
+        return;
+    }
+    let Some(cluster) = Cluster::start("") else {
+        return;
+    };
+    let workshop = Workshop::new();
+    let flags = ["-pthread", "-Wl,--export-dynamic-symbol=otel_thread_ctx_v1"];
+    let program = workshop.cc("traced.c", "traced", &flags);
+    let _lock = MachineLock::exclusive();
+    let mut running = None;
+    let recorded = Recorded::new(4, &[], || {
+        running = Some(client(&program, &[&cluster.socket(), "3"]));
+    });
+    running.expect("started").finish().succeeded();
+    let of = |filters: &[&str]| {
+        let words: Vec<_> = filters
+            .iter()
+            .flat_map(|filter| ["--filter", filter])
+            .collect();
+        recorded.folded(&words)
+    };
+    for (trace, span, application) in [("11", "12", "eleven"), ("22", "23", "twentytwo")] {
+        let trace = format!("trace_id={}", trace.repeat(16));
+        let span = format!("span_id={}", span.repeat(8));
+        let own = of(&["comm=traced", &trace, &span]);
+        assert!(own.total() > 50, "{own}");
+        own.assert_share(0.98, "the thread's own", |stack| stack.has("worker"));
+        let application = format!("application={application}");
+        let (all, traced) = (of(&[&application]), of(&[&application, &trace, &span]));
+        assert!(all.total() > 50, "{all}");
+        assert!(
+            traced.total() as f64 >= 0.98 * all.total() as f64,
+            "{} of {}",
+            traced.total(),
+            all.total()
+        );
+        assert_eq!(
+            of(&[&application, "service=ground-truth"]).total(),
+            traced.total()
+        );
+    }
+    // The threads' own burning, and little else of the process, has a trace.
+    let queries = recorded.queries(&["application=eleven"]);
+    assert_eq!(queries[0]["trace_ids"][0], "11".repeat(16));
+    assert_eq!(queries[0]["callers"][0]["service"], "ground-truth");
+}

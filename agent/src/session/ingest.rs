@@ -307,6 +307,19 @@ impl Ingest {
         }
     }
 
+    /// Asks the processes that are still there once more for their service: one may have said it after its
+    /// first sample.
+    pub fn learn_services(&mut self, registry: &Registry) {
+        for process in registry.iter() {
+            if let Some(index) = self.processes.get(&process.incarnation)
+                && let Some(name) = service::name_of(process.pid)
+                && let Some(process) = self.window.process_mut(*index)
+            {
+                process.service = name;
+            }
+        }
+    }
+
     fn process(&mut self, process: &Process) -> ProcessIndex {
         if let Some(index) = self.processes.get(&process.incarnation) {
             return *index;
