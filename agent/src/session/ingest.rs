@@ -168,8 +168,11 @@ impl Ingest {
         objects: &mut Objects,
     ) -> Option<Wanted> {
         let mut user = std::mem::take(&mut self.user_frames);
-        let (process, _) = self.unwound(caller, registry, objects, &mut user);
-        if let Some(stack) = self.window.intern(&user, &[]) {
+        let (process, outcome) = self.unwound(caller, registry, objects, &mut user);
+        // What nobody could walk is no caller.
+        if !outcome.is_continuable()
+            && let Some(stack) = self.window.intern(&user, &[])
+        {
             let (cpu, time) = (caller.header.cpu, caller.header.time);
             self.backends.caller(cpu, time, process, stack);
         }
