@@ -28,6 +28,9 @@ pub struct Attribution {
     pub backend: Option<Arc<Backend>>,
 }
 
+/// [`Backend::kind`] of a process that helps another backend with one statement, and then ends.
+pub const PARALLEL_WORKER: &str = "parallel worker";
+
 /// What a process of a PostgreSQL server was doing. Texts are empty where nothing is known.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Backend {
@@ -63,6 +66,8 @@ pub enum Phase {
     /// It had reported its end: sends what is left of the answer, reads what comes next. The statement is
     /// the one that ended.
     Between,
+    /// A parallel worker before it had its statement, which a later sample of it told.
+    Starting,
     /// It runs no statements, or had run none yet.
     NoStatement,
 }
@@ -73,6 +78,7 @@ impl Phase {
         match self {
             Phase::Executing => "executing",
             Phase::Between => "between statements",
+            Phase::Starting => "starting",
             Phase::NoStatement => "no statement",
         }
     }

@@ -498,7 +498,8 @@ impl Session {
             frequency_hz: config.frequency,
             cpus,
         };
-        runtime.attribution = self.attribution(config);
+        let starts = self.ingest.window.attribute_starts();
+        runtime.attribution = self.attribution(config, starts);
         let queries = self.ingest.backends.queries();
         self.ingest.window.set_queries(queries);
         Recording {
@@ -511,7 +512,8 @@ impl Session {
 }
 
 impl Session {
-    fn attribution(&self, config: &Config) -> Option<AttributionStats> {
+    /// `starts`: samples of starting workers whose statement a later sample told.
+    fn attribution(&self, config: &Config, starts: u64) -> Option<AttributionStats> {
         let servers = self.tables.servers.count();
         if servers == 0 {
             return None;
@@ -531,9 +533,11 @@ impl Session {
             servers: servers as u64,
             server_samples: counts.samples,
             backend_samples: counts.for_clients,
-            with_query: counts.with_query,
+            with_query: counts.with_query + starts,
+            starting_workers: counts.starting.saturating_sub(starts),
             between_statements: counts.between,
-            with_caller: counts.with_caller,
+            // A worker that starts has its leader's.
+            with_caller: counts.with_caller + starts,
             without_caller: unknown.into(),
             other_queries: self.ingest.backends.other_queries(),
             sends,
