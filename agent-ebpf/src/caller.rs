@@ -258,11 +258,10 @@ fn take_stack(ring: &mut Ring, slot: usize, now: u64) -> CallerStack {
     let hash = if is_continuable { now << 32 } else { walk.hash };
     ring.sends[slot & (SENDS - 1)].hash = (hash >> 32) as u32 | 1;
     if is_continuable {
-        if !sampling::send_stack_copy::<{ walk::CALLER }>(walk, now) {
-            return CallerStack::Refused;
-        }
-        walk.header.has_stack_copy = 1;
-        return match send_walk(walk) {
+        // Without a copy the agent still learns which process to make known.
+        let copied = sampling::send_stack_copy::<{ walk::CALLER }>(walk, now);
+        walk.header.has_stack_copy = copied as u8;
+        return match send_walk(walk) && copied {
             true => CallerStack::Sent,
             false => CallerStack::Refused,
         };

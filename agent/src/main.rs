@@ -115,7 +115,13 @@ fn record(arguments: &cli::Record, started: u64) -> Result<u8> {
     let shown = arguments.show.of(&profile);
     let written = outputs.write(&profile, &shown);
     status.clear();
-    let told = tell(&shown, &written, arguments.summary, outputs.uses_stdout())?;
+    let told = tell(
+        &profile,
+        &shown,
+        &written,
+        arguments.summary,
+        outputs.uses_stdout(),
+    )?;
     Ok(if told == 0 { command_status } else { told })
 }
 
@@ -158,7 +164,13 @@ fn report(arguments: &cli::Report) -> Result<u8> {
         .with_context(|| arguments.file.display().to_string())?;
     let shown = arguments.show.of(&profile);
     let written = outputs.write(&profile, &shown);
-    tell(&shown, &written, arguments.summary, outputs.uses_stdout())
+    tell(
+        &profile,
+        &shown,
+        &written,
+        arguments.summary,
+        outputs.uses_stdout(),
+    )
 }
 
 fn queries(arguments: &cli::Queries) -> Result<u8> {
@@ -199,6 +211,7 @@ fn check_streams(outputs: &Outputs, form: SummaryForm) -> Result<()> {
 /// Tells what was found, and the status to end with.
 fn tell(
     profile: &ResolvedProfile,
+    shown: &ResolvedProfile,
     written: &WriteReport,
     form: SummaryForm,
     stdout_taken: bool,
@@ -216,12 +229,12 @@ fn tell(
             write!(
                 std::io::stderr().lock(),
                 "{}",
-                report::table(profile, &summary, style)
+                report::table(shown, &summary, style)
             )
         }
         SummaryForm::Text => {
             let style = Style::detect(&stdout);
-            write!(stdout.lock(), "{}", report::table(profile, &summary, style))
+            write!(stdout.lock(), "{}", report::table(shown, &summary, style))
         }
     };
     match told {

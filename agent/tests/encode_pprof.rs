@@ -294,6 +294,7 @@ fn random_profile(random: &mut impl FnMut(u64) -> u64) -> ResolvedProfile {
                 .collect(),
             count: random(1 << 63),
             cpu_ns: random(1 << 63),
+            executions: random(1 << 63),
         });
     }
     profile.runtime.expected_samples = random(u64::MAX);

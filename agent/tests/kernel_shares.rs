@@ -12,7 +12,7 @@ fn three_to_one() {
     }
     let workshop = Workshop::new();
     let program = workshop.cc("shares.c", "shares", &[]);
-    let recording = Recording::alone(&program, &["4000"]);
+    let recording = Recording::alone(&program, &["6000"]);
     let three = recording.printed("share_three_us");
     let one = recording.printed("share_one_us");
     let truth = three / (three + one);
@@ -21,11 +21,12 @@ fn three_to_one() {
     let sampled_three = profile.of("share_three").total() as f64;
     let sampled_one = profile.of("share_one").total() as f64;
     let sampled = sampled_three / (sampled_three + sampled_one);
-    // Three standard deviations of a share of so many independent samples, and a point for the
-    // time between a process's last sample and the reading of its clock.
+    // Three standard deviations of a share of so many independent samples, and what the two clocks differ
+    // by: a virtual CPU that is taken away between two ticks is in a process's own clock and in no sample.
+    // (Seen on a busy host: up to 0.035.)
     let deviation = (truth * (1.0 - truth) / (sampled_three + sampled_one)).sqrt();
     assert!(
-        (sampled - truth).abs() <= 3.0 * deviation + 0.01,
+        (sampled - truth).abs() <= 3.0 * deviation + 0.03,
         "the truth is {truth:.4}, the profile says {sampled:.4}: {sampled_three} and {sampled_one}"
     );
     // And each by its own stack.

@@ -166,6 +166,7 @@ fn window(module: Module, frames: &[(u64, bool)]) -> Window {
         pid: 7,
         name: "fixture".to_owned(),
         exe: String::new(),
+        service: String::new(),
     });
     for (address, exact) in frames {
         let user = Frame {
@@ -186,6 +187,8 @@ fn sample(process: ProcessIndex, user: &[Frame]) -> RawSample<'_> {
         outcome: Outcome::Complete,
         kernel: &[],
         user,
+        attribution: None,
+        starts_execution: false,
     }
 }
 

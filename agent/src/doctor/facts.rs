@@ -28,6 +28,8 @@ pub struct Facts {
     pub bpf_loop: Result<bool, String>,
     /// The programs of this build were loaded; instructions that the verifier followed.
     pub programs: Result<Option<u32>, String>,
+    /// Sends to PostgreSQL servers can be followed; members of kernel structs that are missing for it.
+    pub senders: Result<Vec<String>, String>,
     /// Events of processes and mappings were opened on every CPU.
     pub process_events: Result<(), String>,
     /// `/proc/kallsyms` shows addresses.
@@ -50,7 +52,7 @@ const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 impl Facts {
     /// Asks everything.
     pub fn gather() -> Facts {
-        let (programs, process_events) = load();
+        let (programs, process_events, senders) = load();
         Facts {
             kernel_release: line("/proc/sys/kernel/osrelease").unwrap_or_default(),
             btf: told(fs::File::open("/sys/kernel/btf/vmlinux").map(drop)),
@@ -61,6 +63,7 @@ impl Facts {
             bpf_loop: told(bpf::has_bpf_loop()),
             programs,
             process_events,
+            senders,
             kallsyms: told(kallsyms_shows_addresses()),
             kptr_restrict: number("/proc/sys/kernel/kptr_restrict"),
             tracefs: tracefs(),
@@ -74,7 +77,11 @@ impl Facts {
 }
 
 /// Loads what recording loads, without starting its clock.
-fn load() -> (Result<Option<u32>, String>, Result<(), String>) {
+fn load() -> (
+    Result<Option<u32>, String>,
+    Result<(), String>,
+    Result<Vec<String>, String>,
+) {
     /// Never used: the clock is not started.
     const PERIOD_NS: u64 = 1_000_000_000;
     let kernel = Kernel::load(&Options {
@@ -83,14 +90,23 @@ fn load() -> (Result<Option<u32>, String>, Result<(), String>) {
         callers_per_second: 0,
     });
     match kernel {
-        Ok(kernel) => {
+        Ok(mut kernel) => {
             let events = LifecycleEvents::open(kernel.cpus());
-            (Ok(kernel.verified_instructions()), told(events.map(drop)))
+            let senders = told(kernel.follow_senders());
+            (
+                Ok(kernel.verified_instructions()),
+                told(events.map(drop)),
+                senders.map(|()| kernel.missing_fields().to_vec()),
+            )
         }
-        Err(error) => (
-            Err(whole(&error)),
-            Err("not tried, because the programs did not load".to_owned()),
-        ),
+        Err(error) => {
+            let not_tried = "not tried, because the programs did not load";
+            (
+                Err(whole(&error)),
+                Err(not_tried.to_owned()),
+                Err(not_tried.to_owned()),
+            )
+        }
     }
 }
 

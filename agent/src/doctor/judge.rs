@@ -21,6 +21,7 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
         bpf_loop(facts),
         programs(facts),
         process_events(facts),
+        senders(facts),
         pid_namespace(facts),
         lockdown(facts),
         kallsyms(facts),
@@ -112,6 +113,26 @@ fn purpose(one: Capability) -> String {
     match one.purpose.split(' ').next() {
         Some("names" | "files") => format!("have {}", one.purpose),
         _ => one.purpose.to_owned(),
+    }
+}
+
+fn senders(facts: &Facts) -> Finding {
+    const NAME: &str = "database callers";
+    match &facts.senders {
+        Ok(missing) if missing.is_empty() => ok(
+            NAME,
+            "seen at the system call that sends (raw tracepoint sys_enter)",
+        ),
+        Ok(missing) => limited(
+            NAME,
+            format!("this kernel has no {}", missing.join(", ")),
+            "recording works; who asks a PostgreSQL server is known in part",
+        ),
+        Err(error) => limited(
+            NAME,
+            format!("raw tracepoint sys_enter: {error}"),
+            "recording works; who asks a PostgreSQL server is not known (CONFIG_FTRACE_SYSCALLS=y brings it)",
+        ),
     }
 }
 
@@ -272,6 +293,7 @@ mod tests {
             bpf_loop: Ok(true),
             programs: Ok(Some(1000)),
             process_events: Ok(()),
+            senders: Ok(Vec::new()),
             kallsyms: Ok(true),
             kptr_restrict: Some(1),
             tracefs: None,
@@ -373,6 +395,7 @@ mod tests {
                 "process events",
                 Facts {
                     process_events: no(),
+                    senders: Err("no".to_owned()),
                     ..good()
                 },
             ),

@@ -138,6 +138,7 @@ pub struct Kernel {
     cpus: Vec<u32>,
     clocks: Vec<PerfEventLinkId>,
     follows_senders: bool,
+    missing_fields: Vec<String>,
 }
 
 const SAMPLE: &str = "flamestorm_sample";
@@ -198,6 +199,7 @@ impl Kernel {
             server_ports: take(&mut ebpf, "SERVER_PORTS")?,
             wall_offset: take(&mut ebpf, "WALL_OFFSET")?,
             follows_senders: false,
+            missing_fields: offsets.missing,
             outer: take(&mut ebpf, "SEGMENTS")?,
             segments: Vec::new(),
             cpus,
@@ -231,9 +233,9 @@ impl Kernel {
         attach(&mut self.ebpf, SENDS.0, SENDS.1)
     }
 
-    /// Whether [`Self::follow_senders`] was called.
-    pub fn follows_senders(&self) -> bool {
-        self.follows_senders
+    /// Members of kernel structs without which part of the attribution of database work is not known.
+    pub fn missing_fields(&self) -> &[String] {
+        &self.missing_fields
     }
 
     /// Tells the kernel about a PostgreSQL server, by its index.

@@ -1,17 +1,118 @@
 //! The service that a process is an instance of, as it says itself.
 
-use std::fs;
+use std::{
+    fs::{self, File},
+    os::unix::fs::FileExt as _,
+};
+
+use prost::Message as _;
 
 /// Bytes of an environment that are read.
 const MAX_ENVIRONMENT: usize = 1 << 20;
+/// Bytes of a published resource that are read.
+const MAX_RESOURCE: u32 = 1 << 16;
+/// Readings of a published resource that is just being changed.
+const ATTEMPTS: u32 = 3;
 
-/// `service.name` of a process: from the environment with which it was started (`OTEL_SERVICE_NAME`, else
-/// `service.name` in `OTEL_RESOURCE_ATTRIBUTES`). `None` when it says nothing, or has gone.
+/// `service.name` of a process: from the resource that its OpenTelemetry SDK publishes (OTEP 4719), else from
+/// the environment with which it was started (`OTEL_SERVICE_NAME`, else `service.name` in
+/// `OTEL_RESOURCE_ATTRIBUTES`). `None` when it says nothing, or has gone.
 ///
 /// <https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/>
 pub fn name_of(pid: u32) -> Option<String> {
-    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
-    named_in(&environment[..environment.len().min(MAX_ENVIRONMENT)])
+    published(pid).or_else(|| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+        named_in(&environment[..environment.len().min(MAX_ENVIRONMENT)])
+    })
+}
+
+/// `service.name` in the process context, a memory mapping with a name of its own.
+///
+/// <https://github.com/open-telemetry/opentelemetry-specification/blob/main/oteps/profiles/4719-process-ctx.md>
+fn published(pid: u32) -> Option<String> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
+    let is_context = |line: &&str| {
+        [
+            "[anon:OTEL_CTX]",
+            "[anon_shmem:OTEL_CTX]",
+            "/memfd:OTEL_CTX",
+        ]
+        .iter()
+        .any(|name| line.contains(name))
+    };
+    let mut places = maps.lines().filter(is_context).filter_map(|line| {
+        let (start, _) = line.split_once('-')?;
+        u64::from_str_radix(start, 16).ok()
+    });
+    let memory = File::open(format!("/proc/{pid}/mem")).ok()?;
+    places.find_map(|place| (0..ATTEMPTS).find_map(|_| resource(&memory, place)))
+}
+
+/// Header of the context: signature, version, size, time of publishing, address of the payload.
+fn resource(memory: &File, place: u64) -> Option<String> {
+    const VERSION: u32 = 2;
+    let read = || {
+        let mut header = [0; 32];
+        memory.read_exact_at(&mut header, place).ok()?;
+        Some(header)
+    };
+    let header = read()?;
+    let half = |at: usize| {
+        u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+    };
+    let word = |at: usize| u64::from(half(at)) | u64::from(half(at + 4)) << 32;
+    if &header[..8] != b"OTEL_CTX" || half(8) != VERSION || word(16) == 0 || half(12) > MAX_RESOURCE
+    {
+        return None;
+    }
+    let mut payload = vec![0; half(12) as usize];
+    memory.read_exact_at(&mut payload, word(24)).ok()?;
+    // Changed meanwhile: read again.
+    (read()? == header).then(|| service_name(&payload))?
+}
+
+/// `service.name` of an encoded `opentelemetry.proto.resource.v1.Resource`, or of one that is the first field
+/// of a message around it, as some writers have it.
+fn service_name(payload: &[u8]) -> Option<String> {
+    let find = |resource: proto::Resource| {
+        let named = resource
+            .attributes
+            .into_iter()
+            .find(|pair| pair.key == "service.name")?;
+        let name = named.value?.string_value?;
+        (!name.is_empty()).then_some(name)
+    };
+    let inner = |payload| Some(proto::Around::decode(payload).ok()?.resource?);
+    proto::Resource::decode(payload)
+        .ok()
+        .and_then(find)
+        .or_else(|| find(inner(payload)?))
+}
+
+/// The part of OpenTelemetry's messages that is read.
+mod proto {
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Around {
+        #[prost(message, optional, tag = "1")]
+        pub resource: Option<Resource>,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Resource {
+        #[prost(message, repeated, tag = "1")]
+        pub attributes: Vec<KeyValue>,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct KeyValue {
+        #[prost(string, tag = "1")]
+        pub key: String,
+        #[prost(message, optional, tag = "2")]
+        pub value: Option<AnyValue>,
+    }
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct AnyValue {
+        #[prost(string, optional, tag = "1")]
+        pub string_value: Option<String>,
+    }
 }
 
 fn named_in(environment: &[u8]) -> Option<String> {
@@ -36,6 +137,32 @@ fn named_in(environment: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A resource by itself, and one in a message around it; hostile bytes are no name.
+    #[test]
+    fn resources() {
+        let pair = proto::KeyValue {
+            key: "service.name".to_owned(),
+            value: Some(proto::AnyValue {
+                string_value: Some("shop".to_owned()),
+            }),
+        };
+        let resource = proto::Resource {
+            attributes: vec![proto::KeyValue::default(), pair],
+        };
+        let bytes = resource.encode_to_vec();
+        assert_eq!(service_name(&bytes).as_deref(), Some("shop"));
+        for cut in 0..bytes.len() {
+            assert_eq!(service_name(&bytes[..cut]), None, "cut at {cut}");
+        }
+        let around = proto::Around {
+            resource: Some(resource),
+        };
+        assert_eq!(
+            service_name(&around.encode_to_vec()).as_deref(),
+            Some("shop")
+        );
+    }
 
     /// The variable of its own goes first.
     #[test]

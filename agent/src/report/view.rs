@@ -148,32 +148,32 @@ struct Folded {
 
 impl Folded {
     fn stack(&mut self, profile: &ResolvedProfile, stack: &[LocationId]) -> Arc<[LocationId]> {
-        let mut lines: Vec<(LocationId, Line, &Function)> = Vec::new();
-        for id in stack {
+        // With the position in the stack: a recursive function is at one place many times.
+        let mut lines: Vec<(usize, LocationId, Line, &Function)> = Vec::new();
+        for (position, id) in stack.iter().enumerate() {
             let Some(location) = profile.locations.get(id.0 as usize) else {
                 continue;
             };
             lines.extend(location.lines.iter().filter_map(|line| {
-                Some((*id, *line, profile.functions.get(line.function.0 as usize)?))
+                let function = profile.functions.get(line.function.0 as usize)?;
+                Some((position, *id, *line, function))
             }));
         }
         let names: Vec<&str> = lines
             .iter()
-            .map(|(_, _, function)| &*function.name)
+            .map(|(_, _, _, function)| &*function.name)
             .collect();
         let kept = fold(&names);
         let mut places: Vec<(LocationId, Vec<(FunctionId, u32)>)> = Vec::new();
         let mut last = None;
         for (index, name) in kept {
-            let (id, line, function) = lines[index];
+            let (position, id, line, function) = lines[index];
             let line = (self.function(function, line.function, &name), line.line);
-            // Inlined functions of one place stay together; a place met twice in a row is met twice.
-            let first_of_place = index == 0 || lines[index - 1].0 != id;
             match places.last_mut() {
-                Some((_, lines)) if last == Some(id) && !first_of_place => lines.push(line),
+                Some((_, inlined)) if last == Some(position) => inlined.push(line),
                 _ => places.push((id, vec![line])),
             }
-            last = Some(id);
+            last = Some(position);
         }
         places
             .into_iter()

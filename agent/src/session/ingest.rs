@@ -168,8 +168,11 @@ impl Ingest {
         objects: &mut Objects,
     ) -> Option<Wanted> {
         let mut user = std::mem::take(&mut self.user_frames);
-        let (process, _) = self.unwound(caller, registry, objects, &mut user);
-        if let Some(stack) = self.window.intern(&user, &[]) {
+        let (process, outcome) = self.unwound(caller, registry, objects, &mut user);
+        // What nobody could walk is no caller.
+        if !outcome.is_continuable()
+            && let Some(stack) = self.window.intern(&user, &[])
+        {
             let (cpu, time) = (caller.header.cpu, caller.header.time);
             self.backends.caller(cpu, time, process, stack);
         }
@@ -304,6 +307,19 @@ impl Ingest {
             module: self.module(key, objects, pid),
             address: avma,
             exact,
+        }
+    }
+
+    /// Asks the processes that are still there once more for their service: one may have said it after its
+    /// first sample.
+    pub fn learn_services(&mut self, registry: &Registry) {
+        for process in registry.iter() {
+            if let Some(index) = self.processes.get(&process.incarnation)
+                && let Some(name) = service::name_of(process.pid)
+                && let Some(process) = self.window.process_mut(*index)
+            {
+                process.service = name;
+            }
         }
     }
 

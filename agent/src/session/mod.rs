@@ -400,6 +400,7 @@ impl Session {
     fn finish(&mut self) -> Result<()> {
         self.kernel.stop()?;
         self.cycle();
+        self.ingest.learn_services(&self.control.registry);
         Ok(())
     }
 

@@ -34,9 +34,16 @@ impl Recording {
     fn run(hertz: u32, program: &Path, args: &[&str]) -> Self {
         let directory = TempDir::new().expect("temporary directory");
         let folded = directory.path().join("out.folded");
-        let mut words: Vec<OsString> = ["record", "--summary", "json", "--frequency"]
-            .map(OsString::from)
-            .to_vec();
+        let mut words: Vec<OsString> = [
+            "record",
+            "--summary",
+            "json",
+            "--frames",
+            "raw",
+            "--frequency",
+        ]
+        .map(OsString::from)
+        .to_vec();
         words.push(hertz.to_string().into());
         words.extend(["--output".into(), folded.clone().into(), "--".into()]);
         words.push(program.into());

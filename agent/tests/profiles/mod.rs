@@ -109,6 +109,7 @@ impl Builder {
             stack: Arc::from(stack),
             count,
             cpu_ns: count * self.profile.meta.period_ns(),
+            executions: 0,
         });
     }
 }
