@@ -113,7 +113,8 @@ pub enum Unknown {
     NoSend,
     /// The client is on another host.
     Remote,
-    /// The statement began before the recording.
+    /// The statement began before the sends to its server were watched: before the recording, or right
+    /// after a new server had started.
     Before,
     /// Only later sends are remembered.
     Forgotten,

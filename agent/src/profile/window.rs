@@ -367,6 +367,24 @@ impl Window {
         self.queries = queries;
     }
 
+    /// Gives rows a better attribution, where `better` has one for a row, its attribution and its samples.
+    pub fn reattribute(
+        &mut self,
+        mut better: impl FnMut(&Counted, &Attribution, u64) -> Option<Attribution>,
+    ) {
+        for (mut row, tally) in std::mem::take(&mut self.rows) {
+            let better = self
+                .attribution(&row)
+                .and_then(|attribution| better(&row, attribution, tally.samples));
+            if let Some(better) = better {
+                row.attribution = intern_bounded(&mut self.attributions, better, MAX_ROWS);
+            }
+            let known = self.rows.entry(row).or_default();
+            known.samples += tally.samples;
+            known.executions += tally.executions;
+        }
+    }
+
     /// Samples whose stack found a table full.
     pub fn overflow(&self) -> impl ExactSizeIterator<Item = (ProcessIndex, Outcome, u64)> + '_ {
         self.overflow.iter().map(|((p, o), count)| (*p, *o, *count))

@@ -400,6 +400,10 @@ impl Session {
     fn finish(&mut self) -> Result<()> {
         self.kernel.stop()?;
         self.cycle();
+        let Ingest {
+            backends, window, ..
+        } = &mut self.ingest;
+        backends.complete_workers(window);
         self.ingest.learn_services(&self.control.registry);
         Ok(())
     }
