@@ -6,9 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::evidence::{
-    self, Attribution, Caller, EvidenceError, ProcessShare, Query, TopFunction,
-};
+use super::evidence::{self, Attribution, Caller, EvidenceError, ProcessShare, Query, TopFunction};
 use super::recording::Recording;
 use super::visitors::{Latency, Searches};
 use super::{FUNCTION, Options};

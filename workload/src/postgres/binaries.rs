@@ -255,7 +255,13 @@ mod tests {
             assert_eq!(text.parse::<Source>().unwrap().to_string(), text);
         }
         // A version becomes a part of a path.
-        for text in ["bin", "embedded:", "embedded:14.20", "embedded:14.20.0/x", "embedded:../.."] {
+        for text in [
+            "bin",
+            "embedded:",
+            "embedded:14.20",
+            "embedded:14.20.0/x",
+            "embedded:../..",
+        ] {
             assert!(text.parse::<Source>().is_err(), "{text}");
         }
     }
