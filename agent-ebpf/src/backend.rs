@@ -85,7 +85,9 @@ pub fn tell(server: u32, cpu: u32, now: u64) {
     counting::add(Counter::BackendNanos, end.wrapping_sub(start));
 }
 
-/// Reads the status; the address of the text, 0 when there is none.
+/// Reads the status; the address of the text, 0 when there is none. A status that was being written is not
+/// taken: its text may be the beginning of one statement and the end of another, in which a literal looks
+/// like anything.
 #[inline(always)]
 fn status_of(variables: &Server, header: &mut BackendHeader) -> u64 {
     header.status[status::STATE] = 0;
@@ -93,6 +95,7 @@ fn status_of(variables: &Server, header: &mut BackendHeader) -> u64 {
     if let Some(entry) = follow(variables.my_be_entry)
         && read(entry, &mut header.status)
         && Some(half(&header.status, status::PROCESS)) == own_pid()
+        && half(&header.status, status::CHANGE_COUNT) & 1 == 0
     {
         header.flags |= HAS_STATUS;
         let application = word(&header.status, status::APPLICATION);

@@ -140,7 +140,7 @@ pub enum CallerSearch {
     Several = 4,
 }
 
-/// Flag of a backend record: the status was read and is this process's own.
+/// Flag of a backend record: the status was read, is this process's own, and was not being written.
 pub const HAS_STATUS: u32 = 1;
 /// Flag of a backend record: the text is `debug_query_string`'s, because the status has none.
 pub const TEXT_OF_DEBUG: u32 = 2;

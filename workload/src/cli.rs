@@ -86,8 +86,8 @@ struct Product {
 
 #[derive(Debug, Args)]
 struct Cluster {
-    /// Where PostgreSQL's programs come from: auto, embedded (fetched once), system, or an
-    /// absolute directory
+    /// Where PostgreSQL's programs come from: auto, embedded (fetched once), embedded:VERSION,
+    /// system, or an absolute directory
     #[arg(long, default_value_t = postgres::Source::Auto)]
     source: postgres::Source,
     /// The cluster's own directory [default: a cache directory]

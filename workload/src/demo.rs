@@ -15,7 +15,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-pub use evidence::{EvidenceError, FunctionFound, ProcessShare, TopFunction};
+pub use evidence::{Attribution, Caller, EvidenceError, ProcessShare, Query, TopFunction};
 pub use recording::RecordingError;
 pub use report::{Report, VerdictError};
 pub use visitors::{Latency, Searches};
@@ -29,7 +29,7 @@ use crate::db::{Database, DbError};
 use crate::postgres::Source;
 use crate::user::{self, UserError};
 
-/// The searches' function, which the recording has to show.
+/// The searches' function, which the recording has to show as the caller of PostgreSQL's work.
 pub const FUNCTION: &str = "search_products_unindexed";
 
 /// Searches run this long before the recording starts: caches are warm, plans are made.
@@ -147,11 +147,13 @@ async fn play(options: &Options, stage: &mut Stage) -> Result<Report, DemoError>
         .finish(stage.agent()?, options.seconds, &visitors, &progress)
         .await?;
     let searches = visitors.stop();
+    progress.say("reading what was recorded");
+    recording.draw_views(&options.agent).await?;
+    let queries = recording.queries(&options.agent).await?;
     for file in recording.files() {
         give_away(file)?;
     }
-    progress.say("reading what was recorded");
-    let report = Report::new(options, searches, summary, &recording)?;
+    let report = Report::new(options, searches, summary, queries, &recording)?;
     progress.say("done");
     Ok(report)
 }

@@ -69,7 +69,7 @@ pub enum PostgresError {
     )]
     Fetch {
         /// The version wanted.
-        version: &'static str,
+        version: String,
         /// What went wrong.
         reason: String,
     },

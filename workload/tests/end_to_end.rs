@@ -1,50 +1,17 @@
 //! The whole: the release programs, a real PostgreSQL, a recording of the machine, and what it
 //! has to show.
-//!
-//! Needs `make build`, root, and a kernel that lets root record. Where one is missing the test
-//! says so and ends; with `FLAMESTORM_REQUIRE_BPF=1` it fails.
 #![expect(clippy::unwrap_used, reason = "a failure in a helper is a failed test")]
 
 mod common;
 
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use common::recording::{self, Stack, can_record, count, release};
 use common::{processes_with, run, scratch};
 use serde_json::Value;
 
 /// The source that the recording has to lead to.
 const SOURCE: &str = include_str!("../src/services/product.rs");
-
-/// A release program of this workspace.
-fn release(name: &str) -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"),
-        PathBuf::from,
-    );
-    target.join("release").join(name)
-}
-
-/// Whether this machine can do it: its release programs are there, and the agent's doctor agrees.
-fn can_record() -> bool {
-    let agent = release("flamestorm");
-    let able = release("workload").exists()
-        && nix::unistd::geteuid().is_root()
-        && Command::new(&agent)
-            .arg("doctor")
-            .output()
-            .is_ok_and(|o| o.status.success());
-    let required = std::env::var_os("FLAMESTORM_REQUIRE_BPF").is_some_and(|value| value == "1");
-    assert!(
-        able || !required,
-        "cannot record: needs root, {agent:?} and `workload` beside it (make build), \
-         and a kernel that `flamestorm doctor` is content with"
-    );
-    if !able {
-        eprintln!("skipped: needs root, `make build`, and a content `flamestorm doctor`");
-    }
-    able
-}
 
 /// The lines of the function in its source.
 fn lines_of_function() -> std::ops::RangeInclusive<i64> {
@@ -81,11 +48,9 @@ fn the_demo_shows_the_search() {
 
     // The function that waits for the database, by name, file and line.
     let function = &report["function"];
-    assert!(
-        function["name"]
-            .as_str()
-            .unwrap()
-            .contains("search_products_unindexed")
+    assert_eq!(
+        function["function"],
+        "workload::services::product::search_products_unindexed"
     );
     assert!(
         function["file"]
@@ -96,6 +61,25 @@ fn the_demo_shows_the_search() {
     );
     let line = function["line"].as_i64().unwrap();
     assert!(lines_of_function().contains(&line), "{function}");
+    assert_eq!(function["service"], "workload");
+
+    // Nearly every sample of PostgreSQL's backends has its query and who asked.
+    let attribution = &report["attribution"];
+    assert!(
+        attribution["query_share"].as_f64() >= Some(0.99),
+        "{attribution}"
+    );
+    assert!(
+        attribution["caller_share"].as_f64() >= Some(0.97),
+        "{attribution}"
+    );
+    let search = &report["queries"][0];
+    assert!(
+        search["query"].as_str().unwrap().contains("ILIKE"),
+        "{search}"
+    );
+    assert!(search["share"].as_f64() >= Some(0.9), "{search}");
+    assert!(search["executions"].as_u64() >= Some(10), "{search}");
 
     // PostgreSQL's stacks: there, complete, and through the sequential scan.
     let processes = report["processes"].as_array().unwrap();
@@ -105,14 +89,31 @@ fn the_demo_shows_the_search() {
     let rooted = postgres["rooted_share"].as_f64().unwrap();
     assert!(rooted >= 0.75, "{rooted} of postgres' stacks are complete");
     let folded = std::fs::read_to_string(output.join("first-flame.folded")).unwrap();
-    let mut scans = folded
-        .lines()
-        .filter(|line| line.starts_with("postgres;_start;"));
+    let stacks: Vec<Stack> = folded.lines().map(Stack::parse).collect();
     // Without the network it is the system's PostgreSQL, which has no names for its own functions.
     let named = !stderr.contains("no embedded PostgreSQL");
     assert!(
-        !named || scans.any(|line| line.contains(";ExecSeqScan")),
+        !named || stacks.iter().any(|stack| stack.has("ExecSeqScan")),
         "no sequential scan"
+    );
+
+    // One picture from the visitor's request to PostgreSQL's scan.
+    let backends: Vec<Stack> = stacks
+        .into_iter()
+        .filter(|stack| stack.has("PostgresMain") && stack.frames[0] == "workload")
+        .collect();
+    let stitched = recording::share(&backends, |stack| {
+        stack.has_in_order(&[
+            "search_products_unindexed",
+            "ILIKE",
+            "postgres",
+            "PostgresMain",
+        ])
+    });
+    let all = count(&backends, |_| true);
+    assert!(
+        all > 100 && stitched >= 0.99,
+        "{stitched} of {all} stitched"
     );
 
     // Every frame has a name; and even a machine that lets the agent starve loses little.

@@ -28,9 +28,6 @@ pub struct Attribution {
     pub backend: Option<Arc<Backend>>,
 }
 
-/// [`Backend::kind`] of a process that helps another backend with one statement, and then ends.
-pub const PARALLEL_WORKER: &str = "parallel worker";
-
 /// What a process of a PostgreSQL server was doing. Texts are empty where nothing is known.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Backend {
@@ -66,8 +63,6 @@ pub enum Phase {
     /// It had reported its end: sends what is left of the answer, reads what comes next. The statement is
     /// the one that ended.
     Between,
-    /// A parallel worker before it had its statement, which a later sample of it told.
-    Starting,
     /// It runs no statements, or had run none yet.
     NoStatement,
 }
@@ -78,7 +73,6 @@ impl Phase {
         match self {
             Phase::Executing => "executing",
             Phase::Between => "between statements",
-            Phase::Starting => "starting",
             Phase::NoStatement => "no statement",
         }
     }
@@ -119,7 +113,8 @@ pub enum Unknown {
     NoSend,
     /// The client is on another host.
     Remote,
-    /// The statement began before the recording.
+    /// The statement began before the sends to its server were watched: before the recording, or right
+    /// after a new server had started.
     Before,
     /// Only later sends are remembered.
     Forgotten,

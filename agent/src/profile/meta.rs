@@ -168,8 +168,8 @@ pub struct AttributionStats {
     pub backend_samples: u64,
     /// Of those, with the query.
     pub with_query: u64,
-    /// Samples of parallel workers that had no statement yet, and none later that would tell it: neither with
-    /// the query nor, by right, without.
+    /// Samples of parallel workers that had no statement yet or none any more, and of which no other sample
+    /// tells it.
     pub starting_workers: u64,
     /// Of those with the query, taken between two statements.
     pub between_statements: u64,

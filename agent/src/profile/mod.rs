@@ -8,9 +8,7 @@ mod meta;
 mod resolved;
 mod window;
 
-pub use attribution::{
-    Attribution, Backend, Caller, PARALLEL_WORKER, Phase, Query, QueryIndex, Unknown,
-};
+pub use attribution::{Attribution, Backend, Caller, Phase, Query, QueryIndex, Unknown};
 pub use meta::{
     AgentCost, AttributionStats, CpuSeconds, KernelCost, MaxRss, RecordingMeta, Runtime,
     StackCopies, Ticks, UnwindTables,

@@ -7,7 +7,6 @@
 //! Memory at the bounds: [`MAX_STACK_NODES`] × 24 B + [`MAX_FRAMES`] × 40 B + [`MAX_ROWS`] × 100 B,
 //! together about 50 MB; a minute of a busy machine needs about a tenth.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,7 +14,7 @@ use std::sync::Arc;
 use agent_ebpf::sample::Outcome;
 use indexmap::{IndexMap, IndexSet};
 
-use super::attribution::{Attribution, Backend, PARALLEL_WORKER, Phase, Query};
+use super::attribution::{Attribution, Query};
 
 /// Distinct nodes of the stack trie (12 MB). A whole machine at work for a minute has about 20,000;
 /// a process that never takes the same path twice must not grow the agent without end.
@@ -368,51 +367,22 @@ impl Window {
         self.queries = queries;
     }
 
-    /// Gives the samples of parallel workers that were just starting to the statement for which they were
-    /// started: a worker has one in its life, and its later samples tell it. Returns how many.
-    pub fn attribute_starts(&mut self) -> u64 {
-        let worker = |row: &Counted| {
-            let attribution = self.attribution(row)?;
-            let backend = attribution.backend.as_deref()?;
-            (&*backend.kind == PARALLEL_WORKER).then_some((attribution, backend))
-        };
-        let mut statements = HashMap::new();
-        for row in self.rows.keys() {
-            if let Some((attribution, backend)) = worker(row)
-                && backend.query.is_some()
-            {
-                let starting = Attribution {
-                    trace: attribution.trace,
-                    backend: Some(Arc::new(Backend {
-                        phase: Phase::Starting,
-                        ..backend.clone()
-                    })),
-                };
-                statements.insert((row.process, row.tid), starting);
+    /// Gives rows a better attribution, where `better` has one for a row, its attribution and its samples.
+    pub fn reattribute(
+        &mut self,
+        mut better: impl FnMut(&Counted, &Attribution, u64) -> Option<Attribution>,
+    ) {
+        for (mut row, tally) in std::mem::take(&mut self.rows) {
+            let better = self
+                .attribution(&row)
+                .and_then(|attribution| better(&row, attribution, tally.samples));
+            if let Some(better) = better {
+                row.attribution = intern_bounded(&mut self.attributions, better, MAX_ROWS);
             }
+            let known = self.rows.entry(row).or_default();
+            known.samples += tally.samples;
+            known.executions += tally.executions;
         }
-        let starts: Vec<_> = self
-            .rows
-            .keys()
-            .filter(|row| worker(row).is_some_and(|(_, backend)| backend.query.is_none()))
-            .filter_map(|row| Some((*row, statements.get(&(row.process, row.tid))?.clone())))
-            .collect();
-        let mut samples = 0;
-        for (row, attribution) in starts {
-            let Some(attribution) = intern_bounded(&mut self.attributions, attribution, MAX_ROWS)
-            else {
-                continue;
-            };
-            if let Some(tally) = self.rows.swap_remove(&row) {
-                let row = Counted {
-                    attribution: Some(attribution),
-                    ..row
-                };
-                self.rows.entry(row).or_default().samples += tally.samples;
-                samples += tally.samples;
-            }
-        }
-        samples
     }
 
     /// Samples whose stack found a table full.

@@ -63,8 +63,8 @@ pub struct Texts {
     mode: TextMode,
     queries: Vec<Query>,
     by_id: HashMap<(u64, i64), QueryRef>,
-    /// By normalised text, those without id.
-    by_text: HashMap<Arc<str>, QueryRef>,
+    /// By scope and normalised text.
+    by_text: HashMap<(u64, Arc<str>), QueryRef>,
     recent: Recent,
     /// Keyed at random, so that no client can make texts that are taken for one another.
     hasher: RandomState,
@@ -98,11 +98,13 @@ impl Texts {
     ///
     /// Of an id the first text stays. `scope` says where ids mean the same: any number that differs
     /// by cluster and database, for two clusters may use the same ids for different queries (they
-    /// are made of the tables' OIDs). A text that was seen a short time ago costs one hash.
+    /// are made of the tables' OIDs). A server that computes ids has none while it parses: a text
+    /// without id is the query whose id comes with that text in the same scope, before or after.
+    /// A text that was seen a short time ago costs one hash.
     pub fn insert(&mut self, scope: u64, query_id: i64, raw: &[u8], cut: bool) -> QueryRef {
         let known = match query_id {
             0 => {
-                let hash = self.hasher.hash_one((raw, cut));
+                let hash = self.hasher.hash_one((scope, raw, cut));
                 self.recent.get(hash).ok_or(hash)
             }
             id => self.by_id.get(&(scope, id)).copied().ok_or(0),
@@ -110,15 +112,14 @@ impl Texts {
         let query = match known {
             Ok(query) => query,
             Err(_) if query_id != 0 => {
-                let kept = self.kept(raw, cut);
-                let query = self.add(query_id, query_id as u64, kept);
+                let query = self.with_id(scope, query_id, raw, cut);
                 if query != QueryRef::OTHER {
                     self.by_id.insert((scope, query_id), query);
                 }
                 query
             }
             Err(hash) => {
-                let query = self.by_text(raw, cut);
+                let query = self.by_text(scope, raw, cut);
                 self.recent.insert(hash, query);
                 query
             }
@@ -127,30 +128,49 @@ impl Texts {
         query
     }
 
-    /// The query with this text and no id.
-    fn by_text(&mut self, raw: &[u8], cut: bool) -> QueryRef {
-        let normalized = normalize(raw, cut);
-        if let Some(query) = self.by_text.get(normalized.text.as_str()) {
-            return *query;
+    /// The query with an id that was not seen before.
+    fn with_id(&mut self, scope: u64, id: i64, raw: &[u8], cut: bool) -> QueryRef {
+        let (place, kept) = self.kept(scope, raw, cut);
+        let key = id as u64;
+        if let Some(known) = self.by_text.get(&place).copied() {
+            let query = &mut self.queries[known.0 as usize];
+            if query.id == 0 {
+                (query.id, query.key) = (id, key);
+                return known;
+            }
         }
-        let form: Arc<str> = normalized.text.as_str().into();
-        let kept = match self.mode {
-            TextMode::Normalized => (form.clone(), normalized.cut),
-            TextMode::Full => self.kept(raw, cut),
-        };
-        let query = self.add(0, fnv1a(form.as_bytes()), kept);
+        let query = self.add(id, key, kept);
         if query != QueryRef::OTHER {
-            self.by_text.insert(form, query);
+            self.by_text.entry(place).or_insert(query);
         }
         query
     }
 
-    fn kept(&self, raw: &[u8], cut: bool) -> (Arc<str>, bool) {
-        let Normalized { text, cut } = match self.mode {
-            TextMode::Normalized => normalize(raw, cut),
-            TextMode::Full => verbatim(raw, cut),
+    /// The query with this text and no id.
+    fn by_text(&mut self, scope: u64, raw: &[u8], cut: bool) -> QueryRef {
+        let (place, kept) = self.kept(scope, raw, cut);
+        if let Some(query) = self.by_text.get(&place) {
+            return *query;
+        }
+        let query = self.add(0, fnv1a(place.1.as_bytes()), kept);
+        if query != QueryRef::OTHER {
+            self.by_text.insert(place, query);
+        }
+        query
+    }
+
+    /// What a text is known by, and what is kept of it.
+    fn kept(&self, scope: u64, raw: &[u8], cut: bool) -> ((u64, Arc<str>), (Arc<str>, bool)) {
+        let normalized = normalize(raw, cut);
+        let form: Arc<str> = normalized.text.into();
+        let kept = match self.mode {
+            TextMode::Normalized => (form.clone(), normalized.cut),
+            TextMode::Full => {
+                let Normalized { text, cut } = verbatim(raw, cut);
+                (text.into(), cut)
+            }
         };
-        (text.into(), cut)
+        ((scope, form), kept)
     }
 
     fn add(&mut self, id: i64, key: u64, (text, cut): (Arc<str>, bool)) -> QueryRef {
@@ -230,19 +250,47 @@ mod tests {
     fn same_and_different() {
         let mut texts = Texts::new(TextMode::Normalized);
         let one = texts.insert(1, 0, b"SELECT 1", false);
-        assert_eq!(texts.insert(2, 0, b"SELECT  2 /* x */", false), one);
+        assert_eq!(texts.insert(1, 0, b"SELECT  2 /* x */", false), one);
         assert_ne!(texts.insert(1, 0, b"SELECT a", false), one);
-        let id = texts.insert(1, -7, b"SELECT 1", false);
+        assert_ne!(texts.insert(2, 0, b"SELECT 1", false), one);
+        let id = texts.insert(1, -7, b"SELECT 1, 2", false);
         assert_ne!(id, one);
         assert_eq!(texts.insert(1, -7, b"SELECT another", false), id);
         assert_ne!(texts.insert(2, -7, b"SELECT another", false), id);
         let query = texts.get(id);
         assert_eq!(
             (query.id, query.key, &*query.text),
-            (-7, -7i64 as u64, "SELECT ?")
+            (-7, -7i64 as u64, "SELECT ?, ?")
         );
-        assert_eq!(texts.queries().len(), 5);
+        assert_eq!(texts.queries().len(), 6);
         assert_eq!(texts.overflow(), 0);
+    }
+
+    /// While a statement is parsed it has no id yet: it is the same query nevertheless.
+    #[test]
+    fn ids_that_come_later() {
+        let mut texts = Texts::new(TextMode::Normalized);
+        let parsing = texts.insert(1, 0, b"SELECT a FROM t WHERE b = 1", false);
+        assert_eq!(
+            texts.insert(1, 7, b"SELECT a FROM t WHERE b = 2", false),
+            parsing
+        );
+        assert_eq!((texts.get(parsing).id, texts.get(parsing).key), (7, 7));
+        assert_eq!(
+            texts.insert(1, 0, b"SELECT a FROM t WHERE b = 3", false),
+            parsing
+        );
+        // The same text with other tables; another database.
+        let other = texts.insert(1, 8, b"SELECT a FROM t WHERE b = 2", false);
+        assert_ne!(other, parsing);
+        assert_ne!(
+            texts.insert(2, 7, b"SELECT a FROM t WHERE b = 2", false),
+            parsing
+        );
+        // An id that came first.
+        let known = texts.insert(1, 9, b"SELECT c", false);
+        assert_eq!(texts.insert(1, 0, b"SELECT c", false), known);
+        assert_eq!(texts.get(other).id, 8);
     }
 
     /// With full texts queries are told apart as without literals, and the first is the example.

