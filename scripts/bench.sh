@@ -10,9 +10,9 @@
 #
 #   SECONDS_EACH=60   length of the recording for CPU and memory
 #   RUNS=3            recordings for the medians, SECONDS_SHORT=10 each
-#   SWITCHES=18       how often the agent is switched on while pgbench runs, SECONDS_PHASE=4 each, and as
+#   SWITCHES=14       how often the agent is switched on while pgbench runs, SECONDS_PHASE=4 each, and as
 #                     long off before, between and after: the throughput with it and without
-#   ONLY=throughput   that alone
+#   ONLY=throughput   that alone; ONLY=attribution: which query, which caller, and what that costs, alone
 #   ROWS=400000       rows searched
 #   FREQUENCY=99      samples a second and CPU
 #   PG_BIN=…          directory of initdb, postgres and pgbench
@@ -27,7 +27,7 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 SECONDS_EACH=${SECONDS_EACH:-60}
 SECONDS_SHORT=${SECONDS_SHORT:-10}
 RUNS=${RUNS:-3}
-SWITCHES=${SWITCHES:-18}
+SWITCHES=${SWITCHES:-14}
 SECONDS_PHASE=${SECONDS_PHASE:-4}
 ONLY=${ONLY:-}
 ROWS=${ROWS:-400000}
@@ -43,7 +43,7 @@ die() {
 }
 [ "$(id -u)" = 0 ] || die "needs root: sudo $0"
 [ -x "$PG_BIN/initdb" ] || die "no PostgreSQL: apt-get install --no-install-recommends postgresql-15"
-[ "$ONLY" = throughput ] || command -v perf >/dev/null || die "no perf: apt-get install --no-install-recommends linux-perf"
+[ -n "$ONLY" ] || command -v perf >/dev/null || die "no perf: apt-get install --no-install-recommends linux-perf"
 if [ -z "${AGENT-}" ]; then
     say "building the agent"
     (cd "$here" && cargo build --quiet --release -p agent)
@@ -166,7 +166,7 @@ perf_figures() {
 field() { cut -d' ' -f"$1"; }
 
 # --- stacks and cost, medians of runs -------------------------------------------------------------------
-record() { "$AGENT" record --frequency "$FREQUENCY" --duration "$1s" --summary json --output "$work/out/$2.folded" >"$work/out/$2.json" 2>"$work/out/$2.log" || die "the agent failed: $(tail -n 5 "$work/out/$2.log")"; }
+record() { "$AGENT" record --view database --frames raw --frequency "$FREQUENCY" --duration "$1s" --summary json --output "$work/out/$2.folded" >"$work/out/$2.json" 2>"$work/out/$2.log" || die "the agent failed: $(tail -n 5 "$work/out/$2.log")"; }
 perf_run() {
     local name=$1
     shift
@@ -174,7 +174,7 @@ perf_run() {
     perf script -i "$work/out/$name.data" --comms postgres --no-inline -F comm,ip,sym 2>/dev/null | perf_figures >>"$work/out/$name.figures"
     rm -f "$work/out/$name.data"
 }
-if [ "$ONLY" != throughput ]; then
+if [ -z "$ONLY" ]; then
     start_load
     for run in $(seq "$RUNS"); do
         say "stacks, run $run of $RUNS: flamestorm, perf -g, perf dwarf ($SECONDS_SHORT s each)"
@@ -212,7 +212,8 @@ fi
 readonly SECONDS_ON=3 SECONDS_OFF=1
 # CPU time of these processes so far, user and system, in clock ticks.
 cpu_of() { for pid in $1; do sed 's/.*) //' "/proc/$pid/stat"; done | awk '{ ticks += $12 + $13 } END { print ticks }'; }
-throughput() {
+throughput() { # ARGUMENTS of the recording
+    rm -f "$work/out/phases" "$work"/out/transactions.*
     local from to cpu phase postmaster loaded
     # Before other programs, like the agent itself: their noise is not what is asked for.
     read -r postmaster <"$work/data/postmaster.pid"
@@ -223,7 +224,7 @@ throughput() {
     loaded="$load $(psql -c "SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE application_name = 'pgbench'")"
     for phase in $(seq 0 $((2 * SWITCHES))); do
         if [ $((phase % 2)) = 1 ]; then
-            "$AGENT" record --frequency "$FREQUENCY" --output "$work/out/switched.folded" >/dev/null 2>&1 &
+            "$AGENT" record "$@" --frequency "$FREQUENCY" --output "$work/out/switched.folded" >/dev/null 2>&1 &
             agent=$!
             sleep "$SECONDS_ON"
         else
@@ -284,14 +285,104 @@ throughput_figures() {
             print figures(tps), figures(by_cpu), ratios + 0
         }' "$work/out/phases" "$work"/out/transactions.*
 }
-say "throughput: $SWITCHES times on, $((SWITCHES * (2 * SECONDS_PHASE + SECONDS_ON + SECONDS_OFF) + SECONDS_PHASE + 4)) s in all"
-throughput
-read -r ratio ratio_error by_cpu by_cpu_error ratios < <(throughput_figures)
+if [ "$ONLY" != attribution ]; then
+    say "throughput: $SWITCHES times on, $((SWITCHES * (2 * SECONDS_PHASE + SECONDS_ON + SECONDS_OFF) + SECONDS_PHASE + 4)) s in all"
+    throughput --caller-stacks 0
+    read -r ratio ratio_error by_cpu by_cpu_error ratios < <(throughput_figures)
+fi
 if [ "$ONLY" = throughput ]; then
     echo "pgbench throughput with/without: $ratio ± $ratio_error (standard error of the median of $ratios ratios)"
     echo "the same for a second of its own CPU time: $by_cpu ± $by_cpu_error"
     exit
 fi
+
+# --- attribution: which query, which caller, what that costs -------------------------------------------------
+# attributed NAME COMMAND…: records while the command runs.
+attributed() {
+    local name=$1 load
+    shift
+    "$@" >"$work/load.log" 2>&1 &
+    load=$!
+    sleep 1.5
+    "$AGENT" record --frequency "$FREQUENCY" --duration "${SECONDS_SHORT}s" --summary json --frames raw \
+        --output "$work/out/$name.folded" >"$work/out/$name.json" 2>"$work/out/$name.log" || die "the agent failed: $(tail -n 5 "$work/out/$name.log")"
+    wait "$load" || die "$1 failed: $(tail -n 3 "$work/load.log")"
+}
+bench_pgbench() { "$PG_BIN/pgbench" -n -S -c 4 -j 2 -T $((SECONDS_SHORT + 5)) "$@"; }
+for mode in prepared simple extended; do
+    say "attribution: pgbench -S -M $mode at 2,000 queries a second"
+    attributed "attributed-$mode" bench_pgbench -M "$mode" -R 2000
+done
+say "attribution: unindexed search with parallel workers"
+attributed attributed-search "$PG_BIN/pgbench" -n -M prepared -c 2 -j 1 -T $((SECONDS_SHORT + 5)) -f "$work/search.sql"
+say "attribution: pgbench -S as fast as it goes"
+attributed attributed-saturated bench_pgbench -M prepared
+shop=$here/target/release/workload
+if [ -x "$shop" ]; then
+    say "attribution: the product service's unindexed search (workload demo)"
+    "$shop" demo --agent "$AGENT" --seconds "$SECONDS_SHORT" --output-dir "$work/demo" >"$work/load.log" 2>&1 || die "the demo failed: $(tail -n 3 "$work/load.log")"
+    "$AGENT" report "$work/demo/first-flame.pb.gz" --summary json >"$work/out/attributed-shop.json"
+fi
+# Two functions of one client take turns with a query each, a third of a millisecond and less long.
+say "attribution: two queries that switch, at 997 Hz"
+psql -c "CREATE ROLE test SUPERUSER LOGIN" >/dev/null
+cc -O2 -fomit-frame-pointer -fno-optimize-sibling-calls "$here/agent/tests/programs/two_queries.c" -o "$work/two_queries"
+two_queries() {
+    "$work/two_queries" "$work/.s.PGSQL.5432" prepared 3000 1000 $((SECONDS_SHORT + 5)) one &
+    "$work/two_queries" "$work/.s.PGSQL.5432" simple 3000 1000 $((SECONDS_SHORT + 5)) other
+    wait $!
+}
+FREQUENCY=997 attributed switching two_queries
+switching() {
+    awk '{
+        count = $NF
+        query = /AS heavy/ ? "heavy" : /AS light/ ? "light" : ""
+        if (query == "") next
+        caller = /;ask_heavy;/ ? "heavy" : /;ask_light;/ ? "light" : ""
+        all += count
+        if (caller != "" && caller != query) wrong += count
+    } END { if (all) printf "%.3f %d\n", 100 * wrong / all, all; else print "- 0" }' "$work/out/switching.folded"
+}
+# Throughput at a rate that the machine can serve, with and without, and at saturation.
+say "attribution: throughput at 5,000 queries a second"
+tps() { "$PG_BIN/pgbench" -n -S -M prepared -c 4 -j 2 -T "$SECONDS_SHORT" -R 5000 2>/dev/null | sed -n 's/^tps = \([0-9.]*\).*/\1/p'; }
+for run in $(seq "$RUNS"); do
+    without=$(tps)
+    "$AGENT" record --frequency "$FREQUENCY" --output "$work/out/paired.folded" >/dev/null 2>&1 &
+    agent=$!
+    sleep 2
+    with=$(tps)
+    kill -INT "$agent" && wait "$agent" || die "the agent failed"
+    awk -v a="$with" -v b="$without" 'BEGIN { print a / b }' >>"$work/out/fixed"
+done
+say "attribution: throughput at saturation, $SWITCHES times on"
+throughput
+read -r full full_error full_by_cpu full_by_cpu_error full_ratios < <(throughput_figures)
+attribution_table() {
+    share() { awk -v a="$(json "$1" "$2")" -v b="$(json "$1" "$3")" -v c="$(json "$1" "${4:-nothing}")" 'BEGIN { if (b - c > 0) printf "%.2f", 100 * a / (b - c); else print "-" }'; }
+    micro() { json "$work/out/$1.json" "$2" | awk '$1 != "" { printf "%.2f", $1 / 1000; found = 1 } END { if (!found) printf "-" }'; }
+    echo
+    row "attribution" "with query, %" "caller, %" "between, %" "to reach"
+    row ---- ---- ---- ---- ----
+    for name in prepared simple extended search shop saturated; do
+        file=$work/out/attributed-$name.json
+        [ -f "$file" ] || continue
+        to_reach="≥ 99, ≥ 99"
+        [ "$name" != saturated ] || to_reach="printed"
+        row "$name" "$(share "$file" with_query backend_samples starting_workers)" "$(share "$file" with_caller with_query)" "$(share "$file" between_statements with_query)" "$to_reach"
+    done
+    echo
+    row "cost of attribution" "" "" "" "to reach"
+    row ---- ---- ---- ---- ----
+    read -r wrong of < <(switching)
+    row "wrong attributions, % of $of samples" "$wrong" "" "" "≤ 0.5"
+    row "a send without a stack (saturated), µs" "$(micro attributed-saturated send_ns)" "" "" "≤ 1"
+    row "a send with one: pgbench, shop, µs" "$(micro attributed-saturated caller_stack_ns), $(micro attributed-shop caller_stack_ns)" "" "" "≤ 12"
+    row "a backend's state: search, shop, µs" "$(micro attributed-search backend_ns), $(micro attributed-shop backend_ns)" "" "" "≤ 4"
+    row "throughput at 5,000/s, with/without" "$(median <"$work/out/fixed")" "" "" "≥ 0.97"
+    row "throughput at saturation, $full_ratios ratios" "$full ± $full_error" "" "" "≥ 0.93"
+    row "  for a second of its own CPU time" "$full_by_cpu ± $full_by_cpu_error" "" "" "printed apart"
+}
 
 # --- the table -----------------------------------------------------------------------------------------------
 figure() { field "$2" <"$work/out/$1.figures" | median; }
@@ -299,6 +390,10 @@ all_short() { for run in $(seq "$RUNS"); do json "$work/out/short-$run.json" "$1
 long=$work/out/long.json
 rounded() { awk -v format="$1" '$1 == "-" || $1 == "" { print "-"; next } { printf format "\n", $1 }'; }
 row() { printf '| %-44s | %-16s | %-10s | %-10s | %s |\n' "$@"; }
+if [ "$ONLY" = attribution ]; then
+    attribution_table
+    exit
+fi
 lost=0
 for file in "$work"/out/short-*.json "$long"; do lost=$((lost + $(json_sum "$file" lost))); done
 samples=$(json "$long" samples)
@@ -339,3 +434,4 @@ if [ "$PEERS" = 1 ]; then
         row "${line#* }" "$(figure bee "${line%% *}")" "$(figure bee--dwarf "${line%% *}")" "" ""
     done
 fi
+attribution_table

@@ -8,7 +8,7 @@ use agent_ebpf::{
     limits::SENDS,
     postgres::{
         BackendHeader, BackendKey, CallerSearch, CallerStack, Connection, HAS_CONNECTION,
-        HAS_LEADER, HAS_STATUS, START_TOLERANCE, STATUS_BYTES, Send, Server, TEXT_BYTES,
+        HAS_LEADER, HAS_STATUS, START_TOLERANCE, STATUS_BYTES, Send, Served, Server, TEXT_BYTES,
         TEXT_OF_DEBUG, TITLE_BYTES, statement_start, status,
     },
     sample::KIND_BACKEND,
@@ -27,7 +27,7 @@ use crate::{
     lifecycle::field,
     maps::{
         BACKEND, BACKENDS, CONNECTIONS, MM_ARG_START, PID_LEVEL, PID_NUMBERS, SERVERS, SIGNAL_PIDS,
-        TASK_MM, TASK_SIGNAL, WALL_OFFSET,
+        TASK_MM, TASK_SIGNAL, TASK_START_TIME, WALL_OFFSET,
     },
     sampling::send,
     socket,
@@ -72,10 +72,10 @@ pub fn tell(server: u32, cpu: u32, now: u64) {
     let text = status_of(variables, header);
     header.text_bytes = read_text(text, &mut backend.text);
     let header = &mut backend.header;
-    if let Some(connection) = connection_of(variables, header) {
-        header.connection = connection;
+    if let Some(served) = connection_of(variables, header) {
+        header.connection = served.connection;
         header.flags |= HAS_CONNECTION;
-        find_send(header);
+        find_send(header, served.since);
     }
     let bytes = size_of::<BackendHeader>() + header.text_bytes as usize;
     send(backend, bytes, BPF_RB_NO_WAKEUP);
@@ -117,11 +117,10 @@ fn status_of(variables: &Server, header: &mut BackendHeader) -> u64 {
 
 /// The client connection: the process's own, or its leader's if it is a parallel worker.
 #[inline(always)]
-fn connection_of(variables: &Server, header: &mut BackendHeader) -> Option<Connection> {
+fn connection_of(variables: &Server, header: &mut BackendHeader) -> Option<Served> {
     if let Some(port) = follow(variables.my_proc_port) {
         let connection = own_connection(port)?;
-        remember(header.server, &connection);
-        return Some(connection);
+        return remember(header.server, connection);
     }
     header.leader = leader(follow(variables.my_bgworker_entry)?)?;
     header.flags |= HAS_LEADER;
@@ -141,15 +140,24 @@ fn own_connection(port: u64) -> Option<Connection> {
 
 /// Notes the connection of the current backend, for its parallel workers.
 #[inline(always)]
-fn remember(server: u32, connection: &Connection) {
-    let Some(pid) = own_pid() else {
-        return;
+fn remember(server: u32, connection: Connection) -> Option<Served> {
+    let key = BackendKey {
+        server,
+        pid: own_pid()?,
     };
-    let key = BackendKey { server, pid };
+    // SAFETY: the current task, and an offset from the kernel's own BTF.
+    let since = unsafe {
+        field(
+            bpf_get_current_task() as *const c_void,
+            TASK_START_TIME.load(),
+        )
+    }?;
+    let served = Served { connection, since };
     // SAFETY: the value is compared at once.
-    if unsafe { BACKENDS.get(key) } != Some(connection) {
-        let _ = BACKENDS.insert(key, connection, 0);
+    if unsafe { BACKENDS.get(key) } != Some(&served) {
+        let _ = BACKENDS.insert(key, served, 0);
     }
+    Some(served)
 }
 
 /// At a send of the current process on `sock`, if it is a backend and the socket its client's.
@@ -159,7 +167,7 @@ pub fn at_send(server: u32, sock: socket::Pointer) -> Option<()> {
     let port = follow(variables.my_proc_port)?;
     if socket::of_descriptor(user(port)?)? == sock {
         let connection = socket::of_server(sock)?;
-        remember(server - 1, &connection);
+        remember(server - 1, connection);
         caller::answered(&connection);
     }
     Some(())
@@ -194,7 +202,7 @@ fn leader(entry: u64) -> Option<u32> {
 /// Finds the newest send that is not later than the statement's start, and sends its stack on if that
 /// was not done yet. (Never simply the last send: a client may send more while the statement runs.)
 #[inline(always)]
-fn find_send(header: &mut BackendHeader) {
+fn find_send(header: &mut BackendHeader, since: u64) {
     let start = word(&header.status, status::STATEMENT_START) as i64;
     if header.flags & HAS_STATUS == 0 || start == 0 {
         return;
@@ -212,7 +220,7 @@ fn find_send(header: &mut BackendHeader) {
     let mut slot = 0;
     while slot < SENDS {
         let time = ring.sends[slot].time;
-        if time > best.0 && time <= start {
+        if time > best.0 && time <= start && time >= since {
             best = (time, slot);
         }
         slot += 1;
@@ -222,7 +230,7 @@ fn find_send(header: &mut BackendHeader) {
         return;
     }
     hand_over(ring, best.1, &mut header.send);
-    header.search = match waited_with_others(ring, &header.send, start) {
+    header.search = match waited_with_others(ring, &header.send, since, start) {
         true => CallerSearch::Several as u32,
         false => CallerSearch::Found as u32,
     };
@@ -230,12 +238,13 @@ fn find_send(header: &mut BackendHeader) {
 
 /// Whether a send of another stack was in the server as well when the statement began.
 #[inline(always)]
-fn waited_with_others(ring: &Ring, send: &Send, start: u64) -> bool {
+fn waited_with_others(ring: &Ring, send: &Send, since: u64, start: u64) -> bool {
     let mut others = false;
     let mut slot = 0;
     while slot < SENDS {
         let other = &ring.sends[slot];
         others |= other.time != 0
+            && other.time >= since
             && other.time <= start
             && other.turn == send.turn
             && other.hash != send.hash;

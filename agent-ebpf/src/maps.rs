@@ -13,7 +13,7 @@ use agent_ebpf::{
         BLOCK_WORDS, CACHED_RULES, MAX_BACKENDS, MAX_CONNECTIONS, MAX_PROCESSES, MAX_SEGMENTS,
         MAX_SERVERS, MAX_TARGET_NAMES, MAX_TARGETS, MIN_RING_BYTES, SEGMENT_BLOCKS,
     },
-    postgres::{BackendKey, Connection, Server},
+    postgres::{BackendKey, Connection, Served, Server},
     table::Space,
 };
 
@@ -91,8 +91,7 @@ pub static BACKEND: PerCpuArray<Backend> = PerCpuArray::with_max_entries(1, 0);
 
 /// The connection of each backend, for its parallel workers.
 #[map]
-pub static BACKENDS: LruHashMap<BackendKey, Connection> =
-    LruHashMap::with_max_entries(MAX_BACKENDS, 0);
+pub static BACKENDS: LruHashMap<BackendKey, Served> = LruHashMap::with_max_entries(MAX_BACKENDS, 0);
 
 /// The last sends on each connection.
 #[map]
@@ -144,6 +143,9 @@ pub static TASK_SIGNAL: Global<u32> = Global::new(0);
 /// Offset of `live` in `struct signal_struct`.
 #[unsafe(no_mangle)]
 pub static SIGNAL_LIVE: Global<u32> = Global::new(0);
+/// Offset of `start_time` in `struct task_struct`.
+#[unsafe(no_mangle)]
+pub static TASK_START_TIME: Global<u32> = Global::new(0);
 /// Offset of `files` in `struct task_struct`.
 #[unsafe(no_mangle)]
 pub static TASK_FILES: Global<u32> = Global::new(0);

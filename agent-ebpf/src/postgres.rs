@@ -76,6 +76,17 @@ pub struct Connection {
     pub network_namespace: u32,
 }
 
+/// A backend's end of a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Served {
+    /// The connection.
+    pub connection: Connection,
+    /// When the backend was started, `CLOCK_MONOTONIC`, nanoseconds. The name of a connection is used again;
+    /// what was sent before was for another backend.
+    pub since: u64,
+}
+
 /// A process of a server: what a parallel worker knows its leader by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]

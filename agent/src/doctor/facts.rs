@@ -87,7 +87,7 @@ fn load() -> (
     let kernel = Kernel::load(&Options {
         period_ns: PERIOD_NS,
         filter: false,
-        callers_per_second: 0,
+        callers_per_second: 1,
     });
     match kernel {
         Ok(mut kernel) => {

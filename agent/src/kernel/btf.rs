@@ -33,6 +33,7 @@ const REQUIRED: &[Field] = &[
 
 /// Without one of these something of the attribution of database work is not known.
 const OPTIONAL: &[Field] = &[
+    ("TASK_START_TIME", &[("task_struct", "start_time")]),
     ("TASK_FILES", &[("task_struct", "files")]),
     (
         "TASK_FSBASE",

@@ -98,7 +98,7 @@ pub struct Options {
     pub period_ns: u64,
     /// Only selected processes (see [`Kernel::select_process`] and [`Kernel::select_name`]).
     pub filter: bool,
-    /// Stacks that each CPU may take in one second at sends to PostgreSQL servers.
+    /// Stacks that each CPU may take in one second at sends to PostgreSQL servers; 0: sends are not looked at.
     pub callers_per_second: u32,
 }
 
@@ -137,6 +137,7 @@ pub struct Kernel {
     segments: Vec<Segment>,
     cpus: Vec<u32>,
     clocks: Vec<PerfEventLinkId>,
+    callers_per_second: u32,
     follows_senders: bool,
     missing_fields: Vec<String>,
 }
@@ -198,6 +199,7 @@ impl Kernel {
             servers: take(&mut ebpf, "SERVERS")?,
             server_ports: take(&mut ebpf, "SERVER_PORTS")?,
             wall_offset: take(&mut ebpf, "WALL_OFFSET")?,
+            callers_per_second: options.callers_per_second,
             follows_senders: false,
             missing_fields: offsets.missing,
             outer: take(&mut ebpf, "SEGMENTS")?,
@@ -226,7 +228,7 @@ impl Kernel {
     /// # Errors
     /// The kernel refuses the program.
     pub fn follow_senders(&mut self) -> Result<(), Error> {
-        if self.follows_senders {
+        if self.follows_senders || self.callers_per_second == 0 {
             return Ok(());
         }
         self.follows_senders = true;

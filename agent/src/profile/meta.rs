@@ -168,6 +168,9 @@ pub struct AttributionStats {
     pub backend_samples: u64,
     /// Of those, with the query.
     pub with_query: u64,
+    /// Samples of parallel workers that had no statement yet or none any more, and of which no other sample
+    /// tells it.
+    pub starting_workers: u64,
     /// Of those with the query, taken between two statements.
     pub between_statements: u64,
     /// Of those with the query, with the caller's stack.
@@ -194,9 +197,12 @@ pub struct AttributionStats {
 }
 
 impl AttributionStats {
-    /// Share of the backends' samples whose query is known.
+    /// Share of the backends' samples whose query is known, without the starting workers'.
     pub fn query_share(&self) -> Option<f64> {
-        share(self.with_query, self.backend_samples)
+        share(
+            self.with_query,
+            self.backend_samples.saturating_sub(self.starting_workers),
+        )
     }
 
     /// Share of those with the query whose caller is known.

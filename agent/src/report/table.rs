@@ -240,6 +240,13 @@ fn attribution(out: &mut String, stats: &AttributionStats, style: Style) {
         grouped(stats.backend_samples),
         percent(stats.between_statements as f64 / stats.with_query.max(1) as f64),
     );
+    if stats.starting_workers > 0 {
+        let _ = write!(
+            text,
+            "{} were of parallel workers that had none yet; ",
+            grouped(stats.starting_workers)
+        );
+    }
     let with_caller = stats.caller_share().unwrap_or(1.0);
     let _ = write!(text, "{} have their caller", exact(with_caller));
     let reasons: Vec<_> = stats

@@ -69,6 +69,8 @@ struct Known {
 pub struct Counts {
     /// Samples of processes of a server.
     pub samples: u64,
+    /// Samples of parallel workers that had no statement yet, or none any more.
+    pub starting: u64,
     /// Of these, of processes that run statements for clients.
     pub for_clients: u64,
     /// Of those, with the query.
@@ -245,16 +247,17 @@ impl Backends {
             _ => Caller::None,
         };
         let starts = query.is_some() && self.starts_execution(header);
-        self.count(runs_for_clients, query.is_some(), phase, &caller);
         let kind = match &title.kind {
             Kind::Client { .. } => "client backend",
             Kind::ParallelWorker { .. } => PARALLEL_WORKER,
+            Kind::Unknown if header.flags & HAS_LEADER != 0 => PARALLEL_WORKER,
             Kind::Autovacuum { .. } => "autovacuum worker",
             Kind::Background { name } => name.as_str(),
             Kind::Postmaster => "postmaster",
             Kind::Unknown if header.flags & HAS_CONNECTION != 0 => "client backend",
             Kind::Unknown => "unknown",
         };
+        self.count(runs_for_clients, kind, query.is_some(), phase, &caller);
         let backend = Backend {
             kind: self.string(kind),
             port: server.and_then(|server| server.port).unwrap_or(0),
@@ -371,7 +374,14 @@ impl Backends {
         self.executions.len() < MAX_EXECUTIONS && self.executions.insert(hasher.finish())
     }
 
-    fn count(&mut self, for_clients: bool, has_query: bool, phase: Phase, caller: &Caller) {
+    fn count(
+        &mut self,
+        for_clients: bool,
+        kind: &str,
+        has_query: bool,
+        phase: Phase,
+        caller: &Caller,
+    ) {
         let counts = &mut self.counts;
         counts.samples += 1;
         if !for_clients {
@@ -380,6 +390,8 @@ impl Backends {
         counts.for_clients += 1;
         if has_query {
             self.count_query(phase, caller, 1);
+        } else {
+            counts.starting += u64::from(kind == PARALLEL_WORKER);
         }
     }
 
@@ -423,6 +435,7 @@ impl Backends {
             let told = told.get(&row.process)?;
             let backend = told.backend.as_ref()?;
             self.count_query(Phase::Executing, &backend.caller, samples);
+            self.counts.starting = self.counts.starting.saturating_sub(samples);
             let backend = Backend {
                 state: silent.state,
                 wait: silent.wait,

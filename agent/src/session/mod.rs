@@ -536,6 +536,7 @@ impl Session {
             server_samples: counts.samples,
             backend_samples: counts.for_clients,
             with_query: counts.with_query,
+            starting_workers: counts.starting,
             between_statements: counts.between,
             with_caller: counts.with_caller,
             without_caller: unknown.into(),

@@ -122,7 +122,7 @@ impl Tables {
         let (done, built) = mpsc::channel();
         thread::spawn(move || {
             go_first();
-            for (id, image) in todo {
+            for (id, image) in shortest_first(todo) {
                 if done.send((id, compile(&image))).is_err() {
                     break;
                 }
@@ -515,6 +515,23 @@ impl Tables {
             keep
         });
     }
+}
+
+/// The jobs that have come, the shortest of them first: most programs should not wait for the tables of the
+/// few large ones.
+fn shortest_first(
+    jobs: mpsc::Receiver<(ObjectId, Image)>,
+) -> impl Iterator<Item = (ObjectId, Image)> {
+    let mut waiting: Vec<(ObjectId, Image)> = Vec::new();
+    std::iter::from_fn(move || {
+        if waiting.is_empty() {
+            waiting.push(jobs.recv().ok()?);
+        }
+        waiting.extend(jobs.try_iter());
+        let sizes = waiting.iter().map(|(_, image)| image.bytes().len());
+        let (shortest, _) = sizes.enumerate().min_by_key(|(_, size)| *size)?;
+        Some(waiting.swap_remove(shortest))
+    })
 }
 
 fn compile(image: &Image) -> Result<Table, unwind::Error> {
