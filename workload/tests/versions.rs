@@ -7,8 +7,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::recording::{
-    BEFORE_RECORDING, MachineLock, Recorded, Recording, Stack, can_record, count, is_required,
-    share, skipped,
+    MachineLock, Recorded, Recording, Stack, can_record, count, is_required, share, skipped,
 };
 use common::{Watched, program, run, scratch};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -17,9 +16,14 @@ use sqlx::{Executor, PgPool};
 /// One release of each major version, as the archive numbers them.
 const VERSIONS: [&str; 5] = ["14.20.0", "15.15.0", "16.10.0", "17.6.0", "18.0.0"];
 
-/// For how long the clients ask, and how much longer is recorded.
-const ASKING: Duration = Duration::from_secs(8);
-const RECORDED: u32 = 9;
+/// For how long the clients ask; before that, until the agent knows this program; and how long is recorded.
+const ASKING: Duration = Duration::from_secs(7);
+const WARMING_UP: Duration = Duration::from_secs(2);
+const RECORDED: u32 = 10;
+
+/// What the clients call themselves, followed by the version.
+const APPLICATION: &str = "shop";
+const APPLICATION_BEFORE: &str = "warming-up";
 
 /// Two processes work for each query on the table: the parallel plan must look cheap.
 const SETTINGS: [(&str, &str); 6] = [
@@ -84,28 +88,25 @@ impl Server {
         self.version.split('.').next().unwrap()
     }
 
-    /// What this server's clients call themselves.
-    fn application(&self) -> String {
-        format!("shop-{}", self.major())
-    }
-
     fn port(&self) -> u16 {
         let options: PgConnectOptions = self.url().parse().unwrap();
         options.get_port()
     }
 
-    /// Connections for two tasks, and the table that they ask for.
-    async fn pool(&self) -> PgPool {
+    /// Connections for two tasks.
+    async fn pool(&self, application: &str) -> PgPool {
         let options: PgConnectOptions = self.url().parse().unwrap();
-        let options = options
-            .application_name(&self.application())
-            .options(SETTINGS);
-        let pool = PgPoolOptions::new()
-            .min_connections(2)
+        let application = format!("{application}-{}", self.major());
+        PgPoolOptions::new()
             .max_connections(2)
-            .connect_with(options)
+            .connect_with(options.application_name(&application).options(SETTINGS))
             .await
-            .unwrap();
+            .unwrap()
+    }
+
+    /// The table that the clients ask for.
+    async fn fill(&self) {
+        let pool = self.pool("setup").await;
         let told: String = sqlx::query_scalar("SHOW server_version")
             .fetch_one(&pool)
             .await
@@ -115,7 +116,24 @@ impl Server {
         for statement in [table, "VACUUM ANALYZE large"] {
             pool.execute(statement).await.unwrap();
         }
-        pool
+        pool.close().await;
+    }
+}
+
+/// The clients of all servers, two of each, until the time is over.
+async fn ask_all(servers: &[Server], application: &str, time: Duration) {
+    let mut pools = Vec::new();
+    for server in servers {
+        pools.push(server.pool(application).await);
+    }
+    let until = Instant::now() + time;
+    let clients = pools.iter().flat_map(|pool| [pool.clone(), pool.clone()]);
+    let clients: Vec<_> = clients.map(|pool| tokio::spawn(ask(pool, until))).collect();
+    for client in clients {
+        client.await.unwrap();
+    }
+    for pool in pools {
+        pool.close().await;
     }
 }
 
@@ -140,18 +158,13 @@ async fn all_versions_at_once() {
     for server in starting {
         servers.extend(server.await.unwrap());
     }
-    let mut pools = Vec::new();
     for server in &servers {
-        pools.push(server.pool().await);
+        server.fill().await;
     }
     let _lock = MachineLock::exclusive();
     let recording = Recording::start(RECORDED);
-    let until = Instant::now() + ASKING;
-    let clients = pools.iter().flat_map(|pool| [pool.clone(), pool.clone()]);
-    let clients: Vec<_> = clients.map(|pool| tokio::spawn(ask(pool, until))).collect();
-    for client in clients {
-        client.await.unwrap();
-    }
+    ask_all(&servers, APPLICATION_BEFORE, WARMING_UP).await;
+    ask_all(&servers, APPLICATION, ASKING).await;
     let recorded = tokio::task::spawn_blocking(|| recording.finish())
         .await
         .unwrap();
@@ -160,9 +173,6 @@ async fn all_versions_at_once() {
     }
     let seen = recorded.summary["attribution"]["servers"].as_u64();
     assert!(seen >= Some(servers.len() as u64), "{}", recorded.summary);
-    for pool in pools {
-        pool.close().await;
-    }
 }
 
 /// The function whose query a stack is of, and the one of ours that it has.
@@ -176,36 +186,38 @@ fn asked_and_asker(stack: &Stack) -> (Option<&'static str>, Option<&'static str>
 fn check(server: &Server, recorded: &Recorded) {
     let version = server.version;
     let port = format!("db_port={}", server.port());
+    let application = |name: &str| format!("application={name}-{}", server.major());
+    let (before, own) = (application(APPLICATION_BEFORE), application(APPLICATION));
     let of = |filters: &[&str]| recorded.stacks(&[&[port.as_str()], filters].concat());
-    let clients = [
-        "backend_type=client backend",
-        "backend_type=parallel worker",
-    ];
-    let stacks = of(&clients);
+    let leaders = "backend_type=client backend";
+    let workers = "backend_type=parallel worker";
+
+    let stacks = of(&[leaders, workers]);
     let all = count(&stacks, |_| true);
     assert!(all > 300, "{version}: {all} samples");
     let with_query = share(&stacks, |stack| asked_and_asker(stack).0.is_some());
     assert!(with_query >= 0.99, "{version}: {with_query} have a query");
-    check_callers(&format!("{version}, all"), &stacks, None);
-    let workers = of(&["backend_type=parallel worker"]);
-    let of_workers = count(&workers, |_| true);
-    assert!(of_workers > 50, "{version}: {of_workers} of workers");
-    check_callers(&format!("{version}, workers"), &workers, Some("count_rows"));
+
+    check_callers(&format!("{version}, all"), &of(&[&own]), None);
+    let workers_stacks = of(&[workers, &own]);
+    let number = count(&workers_stacks, |_| true);
+    assert!(number > 50, "{version}: {number} samples of workers");
+    let only = Some("count_rows");
+    check_callers(&format!("{version}, workers"), &workers_stacks, only);
 
     // The labels, by how many of the samples each selects. (A worker that starts or ends has no state.)
-    let leaders = count(&of(&clients[..1]), |_| true);
-    let application = format!("application={}", server.application());
-    for (label, kinds, whole) in [
-        ("state=active", &clients[..1], leaders),
-        ("phase=executing", &clients, all),
-        ("database=productcatalog", &clients, all),
-        ("user=shop", &clients, all),
-        (application.as_str(), &clients, all),
+    for (labels, kinds) in [
+        (["state=active"].as_slice(), [leaders].as_slice()),
+        (&["phase=executing"], &[leaders, workers]),
+        (&["database=productcatalog"], &[leaders, workers]),
+        (&["user=shop"], &[leaders, workers]),
+        (&[&before, &own], &[leaders, workers]),
     ] {
-        let labelled = count(&of(&[kinds, &[label]].concat()), |_| true);
+        let whole = count(&of(kinds), |_| true);
+        let labelled = count(&of(&[kinds, labels].concat()), |_| true);
         assert!(
             labelled as f64 >= 0.98 * whole as f64,
-            "{version}: {labelled} of {whole} have {label}"
+            "{version}: {labelled} of {whole} have {labels:?}"
         );
     }
     let queries = recorded.queries(&[&port]);
@@ -235,9 +247,7 @@ fn check(server: &Server, recorded: &Recorded) {
 
 /// A query is its own function's: nearly always known, never another's.
 fn check_callers(what: &str, stacks: &[Stack], only: Option<&str>) {
-    let with_query = count(stacks, |stack| {
-        asked_and_asker(stack).0.is_some() && stack.frames[0] != BEFORE_RECORDING
-    }) as f64;
+    let with_query = count(stacks, |stack| asked_and_asker(stack).0.is_some()) as f64;
     let known = count(stacks, |stack| {
         let (asked, asker) = asked_and_asker(stack);
         asked.is_some() && asked == asker && only.is_none_or(|only| asker == Some(only))

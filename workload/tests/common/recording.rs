@@ -18,9 +18,6 @@ use super::{scratch, wait};
 /// own tick.
 const HERTZ: &str = "997";
 
-/// The root of the stacks of statements that ran before anybody watched who asks.
-pub const BEFORE_RECORDING: &str = "[asked before the recording]";
-
 /// A release program of this workspace.
 pub fn release(name: &str) -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
