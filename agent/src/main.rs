@@ -150,6 +150,9 @@ fn symbolize(recording: Recording, status: &mut StatusLine) -> ResolvedProfile {
     for note in notes {
         profile.runtime.note(note);
     }
+    for note in report::caller_notes(&profile) {
+        profile.runtime.note(note);
+    }
     profile.runtime.agent.cpu_seconds.symbolising = session::cpu_seconds() - before;
     profile.runtime.agent.max_rss_bytes.peak = session::max_rss_bytes();
     profile

@@ -161,7 +161,7 @@ fn two_queries() {
     let _lock = MachineLock::exclusive();
     let (v4, v6) = (format!("4:{}", cluster.port), format!("6:{}", cluster.port));
     let socket = cluster.socket();
-    let ways: [(&str, &str, &str, &str); 11] = [
+    let ways: [(&str, &str, &str, &str); 12] = [
         ("simple", &socket, "simple", "4000"),
         ("extended", &socket, "extended", "4000"),
         ("prepared", &socket, "prepared", "4000"),
@@ -170,6 +170,7 @@ fn two_queries() {
         ("nested", &v6, "nested", "4000"),
         ("ping", &v4, "ping", "4000"),
         ("error", &socket, "error", "4000"),
+        ("fork", &v4, "fork", "4000"),
         ("workers", &socket, "workers", "5"),
         ("ipv4", &v4, "simple", "4000"),
         ("ipv6", &v6, "prepared", "4000"),
@@ -190,6 +191,11 @@ fn two_queries() {
             .finish()
             .succeeded()
             .stdout;
+        if mode == "fork" {
+            let child = format!("caller_pid={}", printed(&truth, "child"));
+            let of_child = recorded.folded(&["--filter", "application=fork", "--filter", &child]);
+            assert!(of_child.total() > 50, "{child}");
+        }
         // What stands between two statements belongs to the one before; BEGIN and COMMIT have queries of
         // their own.
         let filter = format!("application={name}");
@@ -246,6 +252,12 @@ fn two_queries() {
         recorded.stdout
     );
     assert_eq!(recorded.summary.lost(), 0.0, "{}", recorded.summary);
+    // The clients have symbols and no debug information.
+    let notes = recorded.summary.0["notes"].to_string();
+    assert!(
+        notes.contains("the callers in two_queries have no debug information"),
+        "{notes}"
+    );
     let queries = recorded.queries(&["application=simple"]);
     let heavy = queries
         .iter()

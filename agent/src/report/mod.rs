@@ -13,7 +13,7 @@ mod view;
 pub use filter::{Filter, FilterError, filter};
 pub use load::{LoadError, MAX_FILE, load, run};
 pub use outputs::{Format, OutputError, Outputs, WriteReport, Written};
-pub use queries::{CallerCost, QueryCost, queries, queries_table};
+pub use queries::{CallerCost, QueryCost, caller_notes, queries, queries_table};
 pub use summary::{ProcessSummary, StackDepth, Summary};
 pub use table::{Style, table};
 pub use top::{TopFunction, top_functions};

@@ -59,6 +59,8 @@ pub struct CallerCost {
     pub file: String,
     /// Source line of the call; 0 when unknown.
     pub line: u32,
+    /// Whether it is a connection pooler: who asked that one is not known.
+    pub pooler: bool,
     /// Samples.
     pub samples: u64,
     /// Of the query's samples.
@@ -140,6 +142,7 @@ fn finish(id: &str, text: &str, group: Group<'_>, all: u64, seconds: f64) -> Que
         .callers
         .into_iter()
         .map(|((service, function, file, line), count)| CallerCost {
+            pooler: is_pooler(&service),
             service,
             function,
             file,
@@ -179,6 +182,59 @@ fn finish(id: &str, text: &str, group: Group<'_>, all: u64, seconds: f64) -> Que
     }
 }
 
+/// Whether a process stands between a server and its clients, by its name.
+fn is_pooler(name: &str) -> bool {
+    const POOLERS: [&str; 7] = [
+        "pgbouncer",
+        "pgcat",
+        "odyssey",
+        "pgpool",
+        "supavisor",
+        "pgagroal",
+        "pgdog",
+    ];
+    POOLERS.contains(&name)
+}
+
+/// What the builds of callers lack, so that their functions have no better names; a line a program.
+pub fn caller_notes(profile: &ResolvedProfile) -> Vec<String> {
+    let marks = Marks::find(profile);
+    let mut poor: BTreeMap<&str, (u64, u64, bool)> = BTreeMap::new();
+    for sample in &profile.samples {
+        if sample.label(key::CALLER) != Some("known") {
+            continue;
+        }
+        let service = sample.label(key::SERVICE).unwrap_or_default();
+        let Some(frame) = calling_frame(profile, &marks, sample) else {
+            continue;
+        };
+        let entry = poor.entry(service).or_default();
+        entry.0 += sample.count;
+        if frame.function.file.is_empty() {
+            entry.1 += sample.count;
+            entry.2 |= frame.function.is_module_only();
+        }
+    }
+    let lacking = poor
+        .into_iter()
+        .filter(|(_, (all, lacking, _))| lacking * 2 > *all);
+    lacking
+        .map(|(service, (_, _, stripped))| match () {
+            () if is_pooler(service) => format!(
+                "{service} is a connection pooler: who asked it is not known"
+            ),
+            () if stripped => format!(
+                "the callers in {service} have no symbols: install its debug symbols, or build it with them \
+                 (Cargo: debug = 1, C: -g1)"
+            ),
+            () => format!(
+                "the callers in {service} have no debug information, so inlined functions (most async ones) have no \
+                 name: build it with debug = 1 in the Cargo profile, or -g1 in C"
+            ),
+        })
+        .collect()
+}
+
 /// The innermost function of the caller's own code, its file and line: not the system's libraries, not the
 /// database driver, not the runtime.
 fn calling_function(
@@ -186,18 +242,7 @@ fn calling_function(
     marks: &Marks,
     sample: &ResolvedSample,
 ) -> (String, String, u32) {
-    let above = marks.query(&sample.stack).map_or(0, |query| query + 1);
-    let frames = || {
-        let locations = sample.stack[above..].iter();
-        locations
-            .filter_map(|id| profile.locations.get(id.0 as usize))
-            .flat_map(|location| profile.frames_at(location))
-    };
-    let own = frames()
-        .find(|frame| is_own_source(frame))
-        .or_else(|| frames().find(|frame| !is_library(frame)))
-        .or_else(|| frames().next());
-    own.map_or_else(Default::default, |frame| {
+    calling_frame(profile, marks, sample).map_or_else(Default::default, |frame| {
         (
             readable(&frame.function.name, true)
                 .map_or_else(|| frame.function.name.to_string(), Cow::into_owned),
@@ -205,6 +250,24 @@ fn calling_function(
             frame.line,
         )
     })
+}
+
+fn calling_frame<'a>(
+    profile: &'a ResolvedProfile,
+    marks: &Marks,
+    sample: &'a ResolvedSample,
+) -> Option<FrameRef<'a>> {
+    let above = marks.query(&sample.stack).map_or(0, |query| query + 1);
+    let frames = || {
+        let locations = sample.stack[above..].iter();
+        locations
+            .filter_map(|id| profile.locations.get(id.0 as usize))
+            .flat_map(|location| profile.frames_at(location))
+    };
+    frames()
+        .find(is_own_source)
+        .or_else(|| frames().find(|frame| !is_library(frame)))
+        .or_else(|| frames().next())
 }
 
 /// Whether a frame has a source file that is neither the compiler's nor a dependency's.
@@ -268,7 +331,10 @@ pub fn queries_table(queries: &[QueryCost], style: Style) -> String {
                 "{:>49}{} {} {} {}",
                 "",
                 table::percent(caller.share),
-                table::printable(&caller.service),
+                table::printable(&match caller.pooler {
+                    true => format!("{} (a pooler)", caller.service),
+                    false => caller.service.clone(),
+                }),
                 table::printable(&caller.function),
                 table::printable(&place),
             );

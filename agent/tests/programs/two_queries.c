@@ -2,9 +2,11 @@
 // One connection, two functions: `ask_heavy` and `ask_light` take turns, each with a query of its own (HEAVY
 // and LIGHT rows are counted). APPLICATION is the connection's name, MODE by default. MODE: simple, extended, prepared, pipelined, transaction, cursor, nested,
 // ping (between asking and the answer another function sends a Sync, as a pool does that tests its
-// connection), error, workers (a table is counted, by parallel workers too). Prints the truth: the CPU time of the backend for each, microseconds.
+// connection), error, fork (a child asks on the connection that
+// its parent made), workers (a table is counted, by parallel workers too). Prints the truth: the CPU time of the backend for each, microseconds.
 // True stacks: _start … main → alternate → ask_heavy → send_text → flush, and the same with ask_light.
 #include "postgres.h"
+#include <sys/wait.h>
 
 static const char *mode;
 static char heavy[512], light[512];
@@ -93,6 +95,13 @@ int main(int argc, char **argv) {
         sync_(&c);
         flush(&c);
         until_ready(&c);
+    }
+    if (is("fork")) {
+        pid_t child = fork();
+        if (child < 0) fail("fork");
+        int status;
+        if (child > 0) return waitpid(child, &status, 0) != child || status != 0;
+        printf("child %d\n", getpid());
     }
     alternate(&c, seconds);
     if (c.errors && !is("error")) {
