@@ -36,7 +36,7 @@ pub fn is_required() -> bool {
 /// test prints to itself.
 pub fn skipped(what: &str) {
     let test = std::thread::current().name().unwrap_or("?").to_owned();
-    writeln!(io::stderr(), "{test}: SKIPPED, {what}").unwrap();
+    writeln!(io::stderr(), "{test}: SKIPPED, {what}").expect("standard error");
 }
 
 /// Whether this machine can do it: the release programs are there, and the agent's doctor agrees.
