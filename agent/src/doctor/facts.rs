@@ -76,12 +76,15 @@ impl Facts {
     }
 }
 
-/// Loads what recording loads, without starting its clock.
-fn load() -> (
+/// [`Facts::programs`], [`Facts::process_events`], [`Facts::senders`].
+type Loaded = (
     Result<Option<u32>, String>,
     Result<(), String>,
     Result<Vec<String>, String>,
-) {
+);
+
+/// Loads what recording loads, without starting its clock.
+fn load() -> Loaded {
     /// Never used: the clock is not started.
     const PERIOD_NS: u64 = 1_000_000_000;
     let kernel = Kernel::load(&Options {

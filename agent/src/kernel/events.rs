@@ -18,7 +18,7 @@ pub enum Record<'a> {
     /// The stack that belongs to the sample or caller which follows from the same CPU.
     StackCopy(StackCopy<'a>),
     /// What the PostgreSQL backend said whose sample follows from the same CPU.
-    Backend(Backend<'a>),
+    Backend(Box<Backend<'a>>),
     /// The stack of a send to a PostgreSQL server: the header's `cpu` and `time` are the send's.
     Caller(Sample<'a>),
 }
@@ -70,10 +70,10 @@ impl<'a> Record<'a> {
             KIND_CALLER => sample(bytes).map(Record::Caller),
             KIND_BACKEND => {
                 let (header, text) = split::<BackendHeader>(bytes)?;
-                Some(Record::Backend(Backend {
+                Some(Record::Backend(Box::new(Backend {
                     text: text.get(..header.text_bytes as usize)?,
                     header,
-                }))
+                })))
             }
             KIND_STACK_COPY => {
                 let (header, stack) = split::<StackCopyHeader>(bytes)?;

@@ -82,7 +82,7 @@ fn service_name(payload: &[u8]) -> Option<String> {
         let name = named.value?.string_value?;
         (!name.is_empty()).then_some(name)
     };
-    let inner = |payload| Some(proto::Around::decode(payload).ok()?.resource?);
+    let inner = |payload| proto::Around::decode(payload).ok()?.resource;
     proto::Resource::decode(payload)
         .ok()
         .and_then(find)

@@ -194,7 +194,7 @@ pub struct Counted {
     pub outcome: Outcome,
     /// The stack, from the root of its user part to the leaf of its kernel part.
     pub stack: StackId,
-    /// What it was for: index into [`Window::attributions`].
+    /// What it was for: see [`Window::attribution`].
     pub attribution: Option<u32>,
 }
 

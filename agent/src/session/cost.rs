@@ -78,6 +78,18 @@ pub fn steal_seconds() -> Option<f64> {
     (per_second > 0).then(|| ticks / per_second as f64)
 }
 
+/// `CLOCK_REALTIME` − `CLOCK_MONOTONIC`, nanoseconds: the middle of the narrowest of three readings.
+pub fn wall_offset() -> i64 {
+    let read = || {
+        let before = now() as i64;
+        let wall = clock(libc::CLOCK_REALTIME) as i64;
+        let after = now() as i64;
+        (after - before, wall - (before + (after - before) / 2))
+    };
+    let readings = [read(), read(), read()];
+    readings.into_iter().min().map_or(0, |(_, offset)| offset)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,16 +107,4 @@ mod tests {
         assert!(now() > time);
         assert!(steal_seconds().is_some());
     }
-}
-
-/// `CLOCK_REALTIME` − `CLOCK_MONOTONIC`, nanoseconds: the middle of the narrowest of three readings.
-pub fn wall_offset() -> i64 {
-    let read = || {
-        let before = now() as i64;
-        let wall = clock(libc::CLOCK_REALTIME) as i64;
-        let after = now() as i64;
-        (after - before, wall - (before + (after - before) / 2))
-    };
-    let readings = [read(), read(), read()];
-    readings.into_iter().min().map_or(0, |(_, offset)| offset)
 }
