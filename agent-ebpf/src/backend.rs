@@ -63,6 +63,7 @@ pub fn tell(server: u32, cpu: u32, now: u64) {
     header.wait_event = 0;
     header.search = CallerSearch::None as u32;
     header.text_bytes = 0;
+    header.send = Send::default();
     header.application[0] = 0;
     header.title[0] = 0;
     title(&mut header.title);
@@ -92,6 +93,8 @@ pub fn tell(server: u32, cpu: u32, now: u64) {
 fn status_of(variables: &Server, header: &mut BackendHeader) -> u64 {
     header.status[status::STATE] = 0;
     word_set(&mut header.status, status::STATEMENT_START, 0);
+    word_set(&mut header.status, status::DATABASE, 0);
+    word_set(&mut header.status, status::CHANGE_COUNT, 0);
     if let Some(entry) = follow(variables.my_be_entry)
         && read(entry, &mut header.status)
         && Some(half(&header.status, status::PROCESS)) == own_pid()
@@ -168,9 +171,17 @@ pub fn at_send(server: u32, sock: socket::Pointer) -> Option<()> {
     if socket::of_descriptor(user(port)?)? == sock {
         let connection = socket::of_server(sock)?;
         remember(server - 1, connection);
-        caller::answered(&connection);
+        caller::answered(&connection, statement_of(variables));
     }
     Some(())
+}
+
+/// Start of the current backend's statement, in PostgreSQL's own time; 0 when it cannot be read.
+#[inline(always)]
+fn statement_of(variables: &Server) -> u64 {
+    follow(variables.my_be_entry)
+        .and_then(|entry| user(entry.wrapping_add(status::STATEMENT_START as u64)))
+        .unwrap_or(0)
 }
 
 /// The leader's pid from the entry of a parallel worker: it begins with the name, `parallel worker for PID
@@ -217,37 +228,51 @@ fn find_send(header: &mut BackendHeader, since: u64) {
     // the time 0, and what is overwritten now is the oldest.
     let ring = unsafe { &mut *ring };
     let mut best = (0, 0);
+    let mut later = false;
     let mut slot = 0;
     while slot < SENDS {
         let time = ring.sends[slot].time;
+        later |= time > start;
         if time > best.0 && time <= start && time >= since {
             best = (time, slot);
         }
         slot += 1;
     }
     if best.0 == 0 {
-        header.search = CallerSearch::Forgotten as u32;
+        header.search = match later {
+            true => CallerSearch::Forgotten as u32,
+            false => CallerSearch::NoSend as u32,
+        };
         return;
     }
     hand_over(ring, best.1, &mut header.send);
-    header.search = match waited_with_others(ring, &header.send, since, start) {
-        true => CallerSearch::Several as u32,
-        false => CallerSearch::Found as u32,
+    header.search = match () {
+        // The client has just sent once more, over this.
+        () if header.send.time != best.0 => CallerSearch::Forgotten as u32,
+        () if waited_with_others(ring, best.1, &header.send, since, start) => {
+            CallerSearch::Several as u32
+        }
+        () => CallerSearch::Found as u32,
     };
 }
 
-/// Whether a send of another stack was in the server as well when the statement began.
+/// Whether a send of another stack, or for another trace, was in the server as well when the statement began.
+/// Where a stack was not taken, nobody knows that it was the same.
 #[inline(always)]
-fn waited_with_others(ring: &Ring, send: &Send, since: u64, start: u64) -> bool {
+fn waited_with_others(ring: &Ring, found: usize, send: &Send, since: u64, start: u64) -> bool {
     let mut others = false;
     let mut slot = 0;
     while slot < SENDS {
         let other = &ring.sends[slot];
-        others |= other.time != 0
+        others |= slot != found
+            && other.time != 0
             && other.time >= since
             && other.time <= start
             && other.turn == send.turn
-            && other.hash != send.hash;
+            && (other.hash == 0
+                || other.hash != send.hash
+                || other.trace.span != send.trace.span
+                || other.trace.trace != send.trace.trace);
         slot += 1;
     }
     others

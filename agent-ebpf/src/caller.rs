@@ -8,6 +8,7 @@ use agent_ebpf::{
     limits::{MAX_CALLER_FRAMES, SENDS},
     postgres::{CallerStack, Connection, Send, may_start_statement},
     sample::{KIND_CALLER, Outcome, SampleHeader},
+    table::Space,
 };
 use aya_ebpf::{
     bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, pt_regs},
@@ -54,6 +55,8 @@ pub struct Ring {
     /// Sends in this turn.
     asked: u32,
     padding: u32,
+    /// Start of the statement whose answer ended the last turn.
+    answered: u64,
     /// The sends.
     pub sends: [Send; SENDS],
     /// Their stacks.
@@ -95,11 +98,8 @@ pub fn system_call(ctx: &RawTracePointContext) -> Option<()> {
         )
     };
     let sock = socket::of_descriptor(descriptor as u32)?;
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    // SAFETY: the value is copied at once.
-    let space = unsafe { PROCESSES.get(pid) }.copied();
     let Some(connection) = socket::to_server(sock) else {
-        return backend::at_send(space?.server, sock);
+        return backend::at_send(space_of_current()?.server, sock);
     };
     if !may_start_statement(user(data(number, argument)?)?) {
         return None;
@@ -109,9 +109,15 @@ pub fn system_call(ctx: &RawTracePointContext) -> Option<()> {
     note(
         unsafe { &mut *ring },
         now,
-        space.map_or(0, |space| space.trace_offset),
+        space_of_current().map_or(0, |space| space.trace_offset),
     );
     Some(())
+}
+
+#[inline(always)]
+fn space_of_current() -> Option<&'static Space> {
+    // SAFETY: read at once. An entry that is replaced meanwhile is torn between two of the same process.
+    unsafe { PROCESSES.get((bpf_get_current_pid_tgid() >> 32) as u32) }
 }
 
 /// Address of the first bytes that are sent.
@@ -132,14 +138,16 @@ fn user<T>(address: u64) -> Option<T> {
     unsafe { bpf_probe_read_user(address as *const T) }.ok()
 }
 
-/// The server answers on a connection.
+/// The server answers on a connection: the statement that began at `statement`. A long answer leaves in many
+/// pieces, of which the first ends the turn.
 #[inline(always)]
-pub fn answered(connection: &Connection) {
+pub fn answered(connection: &Connection, statement: u64) {
     if let Some(ring) = CONNECTIONS.get_ptr_mut(connection) {
         // SAFETY: the client waits for what is just being sent; one that does not is pipelining, and its
         // sends are then taken for one turn more or less.
         let ring = unsafe { &mut *ring };
-        if ring.asked != 0 {
+        if ring.asked != 0 && (statement == 0 || ring.answered != statement) {
+            ring.answered = statement;
             ring.asked = 0;
             ring.turn = ring.turn.wrapping_add(1);
         }

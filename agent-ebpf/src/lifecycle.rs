@@ -4,7 +4,7 @@
 
 use core::ffi::c_void;
 
-use agent_ebpf::{counters::Counter, table::Space};
+use agent_ebpf::{counters::Counter, limits::ABSENT_FIELD, table::Space};
 use aya_ebpf::{
     helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel},
     programs::RawTracePointContext,
@@ -16,12 +16,15 @@ use crate::{
     maps::{PROCESSES, SIGNAL_LIVE, TARGETS, TASK_MM, TASK_SIGNAL, TASK_TGID},
 };
 
-/// Reads a field of a kernel object.
+/// Reads a field of a kernel object; `None` for one that this kernel lacks.
 ///
 /// # Safety
 /// `base + offset` must be meant to be a `T`; a bad address only makes the read fail.
 #[inline(always)]
 pub unsafe fn field<T>(base: *const c_void, offset: u32) -> Option<T> {
+    if offset == ABSENT_FIELD {
+        return None;
+    }
     let address = base.cast::<u8>().wrapping_add(offset as usize).cast::<T>();
     // SAFETY: the helper checks the address.
     unsafe { bpf_probe_read_kernel(address) }.ok()

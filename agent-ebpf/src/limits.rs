@@ -106,3 +106,6 @@ pub const MAX_BACKENDS: u32 = 8192;
 /// Stacks at sends that each CPU may take in one second, when nothing else is asked for: at two sends a
 /// query it suffices for 2,000 queries a second on one CPU.
 pub const CALLER_STACKS_PER_SECOND: u32 = 4096;
+
+/// Stands for the offset of a member that a kernel struct lacks.
+pub const ABSENT_FIELD: u32 = u32::MAX;

@@ -19,6 +19,8 @@ pub mod status {
     pub const PROCESS: usize = 0x04;
     /// `TimestampTz st_activity_start_timestamp`: microseconds since 2000-01-01 UTC.
     pub const STATEMENT_START: usize = 0x20;
+    /// `Oid st_databaseid`, and behind it `Oid st_userid`.
+    pub const DATABASE: usize = 0x30;
     /// `BackendState st_state`.
     pub const STATE: usize = 0xe8;
     /// `char *st_appname`: `application_name`, at most 63 bytes.

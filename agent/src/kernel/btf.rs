@@ -5,6 +5,8 @@
 
 use std::{collections::HashMap, fs};
 
+use agent_ebpf::limits::ABSENT_FIELD;
+
 use super::Error;
 
 /// Where the running kernel tells its types (`CONFIG_DEBUG_INFO_BTF`).
@@ -65,9 +67,6 @@ const OPTIONAL: &[Field] = &[
     ("MM_ARG_START", &[("mm_struct", "arg_start")]),
 ];
 
-/// Stands for the offset of a member that this kernel lacks: a read there fails.
-const ABSENT: u32 = 1 << 30;
-
 /// Byte offsets of the fields that the kernel programs read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offsets {
@@ -110,7 +109,7 @@ impl Offsets {
         for (global, members) in OPTIONAL {
             let found = offset(members).unwrap_or_else(|_| {
                 missing.extend(members.iter().map(|(of, field)| format!("{of}.{field}")));
-                ABSENT
+                ABSENT_FIELD
             });
             globals.push((*global, found));
         }

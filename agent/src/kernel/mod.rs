@@ -10,7 +10,7 @@ use std::{collections::HashSet, io, os::fd::AsRawFd as _, time::Duration};
 
 use agent_ebpf::{
     counters::{COUNTERS, Counter},
-    limits::{CACHED_RULES, MAX_SEGMENTS, SEGMENT_BLOCKS, ring_bytes},
+    limits::{CACHED_RULES, MAX_CONNECTIONS, MAX_SEGMENTS, SEGMENT_BLOCKS, ring_bytes},
     postgres::Server,
     table::{Block, BlockId, Space},
 };
@@ -175,6 +175,8 @@ impl Kernel {
             .map_max_entries("RING", ring_bytes(cpus.len() as u32, frequency))
             .map_max_entries("STACK_COPY", WALKS * cpu_numbers)
             .map_max_entries("CACHE", WALKS * CACHED_RULES * cpu_numbers)
+            // The kernel sets entries of such maps aside for each CPU.
+            .map_max_entries("CONNECTIONS", MAX_CONNECTIONS + 256 * cpu_numbers)
             .override_global("PERIOD_NS", &options.period_ns, true)
             .override_global("CALLERS_PER_WINDOW", &callers, true)
             .override_global("TASK_IN_EXECVE", &in_execve_byte, true)

@@ -106,12 +106,12 @@ pub enum Caller {
 pub enum Unknown {
     /// The budget of stacks was spent.
     Budget,
-    /// The stack was taken, but not kept (a bound was reached).
+    /// The stack was taken, but could not be walked to its end, or not kept (a bound was reached).
     Lost,
     /// No send was seen on the connection: it is older than the recording, or it was made by a way that is
     /// not watched.
     NoSend,
-    /// The client is on another host.
+    /// The client is at another address: on another host, or behind a translation of addresses.
     Remote,
     /// The statement began before the sends to its server were watched: before the recording, or right
     /// after a new server had started.
@@ -161,7 +161,7 @@ impl Unknown {
             Unknown::Budget => "[caller not captured]",
             Unknown::Lost => "[caller's stack lost]",
             Unknown::NoSend => "[caller not seen]",
-            Unknown::Remote => "[caller on another host]",
+            Unknown::Remote => "[caller at another address]",
             Unknown::Before => "[asked before the recording]",
             Unknown::Forgotten => "[caller forgotten]",
             Unknown::Several => "[one of several callers]",

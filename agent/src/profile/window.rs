@@ -11,7 +11,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use agent_ebpf::sample::Outcome;
+use agent_ebpf::sample::{Outcome, TraceContext};
 use indexmap::{IndexMap, IndexSet};
 
 use super::attribution::{Attribution, Query};
@@ -285,9 +285,14 @@ impl Window {
     pub fn add(&mut self, sample: &RawSample<'_>) {
         self.counters.samples += 1;
         let stack = self.intern(sample.user, sample.kernel);
-        let attribution = sample
-            .attribution
-            .clone()
+        // Traces make rows of their own: at half of the room they are left out, so that stacks are not.
+        let mut attribution = sample.attribution.clone();
+        if self.rows.len() >= MAX_ROWS / 2
+            && let Some(attribution) = &mut attribution
+        {
+            attribution.trace = TraceContext::default();
+        }
+        let attribution = attribution
             .and_then(|attribution| intern_bounded(&mut self.attributions, attribution, MAX_ROWS));
         let row = stack.map(|stack| Counted {
             attribution,

@@ -24,7 +24,7 @@ pub struct QueryCost {
     pub query_id: String,
     /// Text, without literals unless the recording kept them.
     pub query: String,
-    /// Database; the one with most samples where there are several.
+    /// Database: a text that is asked of two is two queries.
     pub database: String,
     /// CPU time of the backends and their parallel workers, seconds.
     pub cpu_seconds: f64,
@@ -71,7 +71,6 @@ pub struct CallerCost {
 struct Group<'a> {
     cost: QueryCost,
     nanoseconds: u64,
-    databases: BTreeMap<&'a str, u64>,
     callers: HashMap<(String, String, String, u32), u64>,
     known: u64,
     traces: BTreeMap<&'a str, u64>,
@@ -80,19 +79,22 @@ struct Group<'a> {
 /// Every query of a profile, the most expensive first.
 pub fn queries(profile: &ResolvedProfile) -> Vec<QueryCost> {
     let marks = Marks::find(profile);
-    let mut groups: BTreeMap<(&str, &str), Group<'_>> = BTreeMap::new();
+    // One text may be asked of many databases.
+    let mut groups: BTreeMap<[&str; 4], Group<'_>> = BTreeMap::new();
     for sample in &profile.samples {
         let (Some(id), Some(text)) = (sample.label(key::QUERY_ID), sample.label(key::QUERY)) else {
             continue;
         };
-        let group = groups.entry((id, text)).or_default();
+        let [database, port] =
+            [key::DATABASE, key::PORT].map(|key| sample.label(key).unwrap_or_default());
+        let group = groups.entry([id, text, database, port]).or_default();
         add(group, profile, &marks, sample);
     }
     let all: u64 = groups.values().map(|group| group.nanoseconds).sum();
     let seconds = profile.meta.duration_ns as f64 / 1e9;
     let mut queries: Vec<_> = groups
         .into_iter()
-        .map(|((id, text), group)| finish(id, text, group, all, seconds))
+        .map(|([id, text, database, _], group)| finish(id, text, database, group, all, seconds))
         .collect();
     queries.sort_by(|a, b| {
         b.samples
@@ -114,9 +116,6 @@ fn add<'a>(
     if sample.label(key::PHASE) == Some(crate::profile::Phase::Between.name()) {
         group.cost.samples_between_statements += sample.count;
     }
-    if let Some(database) = sample.label(key::DATABASE) {
-        *group.databases.entry(database).or_default() += sample.count;
-    }
     if let Some(trace) = sample.label(key::TRACE) {
         *group.traces.entry(trace).or_default() += sample.count;
     }
@@ -136,7 +135,14 @@ fn add<'a>(
     }
 }
 
-fn finish(id: &str, text: &str, group: Group<'_>, all: u64, seconds: f64) -> QueryCost {
+fn finish(
+    id: &str,
+    text: &str,
+    database: &str,
+    group: Group<'_>,
+    all: u64,
+    seconds: f64,
+) -> QueryCost {
     let samples = group.cost.samples.max(1) as f64;
     let mut callers: Vec<_> = group
         .callers
@@ -158,12 +164,11 @@ fn finish(id: &str, text: &str, group: Group<'_>, all: u64, seconds: f64) -> Que
     });
     let mut traces: Vec<_> = group.traces.into_iter().collect();
     traces.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-    let database = group.databases.into_iter().max_by_key(|(_, count)| *count);
     let cpu_seconds = group.nanoseconds as f64 / 1e9;
     QueryCost {
         query_id: id.to_owned(),
         query: text.to_owned(),
-        database: database.map_or("", |(name, _)| name).to_owned(),
+        database: database.to_owned(),
         cpu_seconds,
         share: group.nanoseconds as f64 / all.max(1) as f64,
         mean_cores: if seconds > 0.0 {
@@ -342,11 +347,19 @@ pub fn queries_table(queries: &[QueryCost], style: Style) -> String {
         }
         if let Some((reason, samples)) = query.callers_unknown.iter().max_by_key(|(_, n)| **n) {
             let share = *samples as f64 / query.samples.max(1) as f64;
-            let row = format!("{:>49}{} {}", "", table::percent(share), reason);
+            let row = format!(
+                "{:>49}{} {}",
+                "",
+                table::percent(share),
+                table::printable(reason)
+            );
             table::push(&mut out, &style.paint("33", &row));
         }
         if let Some(trace) = query.trace_ids.first() {
-            table::push(&mut out, &format!("{:>49}trace {trace}", ""));
+            table::push(
+                &mut out,
+                &format!("{:>49}trace {}", "", table::printable(trace)),
+            );
         }
     }
     let more = queries.len().saturating_sub(ROWS);

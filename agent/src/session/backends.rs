@@ -28,10 +28,8 @@ use crate::{
     query::{self, Client, Kind, TextMode, Texts},
 };
 
-/// Offset of `Oid st_databaseid` in the status.
-const DATABASE: usize = 0x30;
-/// Offset of `Oid st_userid`.
-const USER: usize = 0x34;
+/// Offset of `Oid st_userid` in the status.
+const USER: usize = status::DATABASE + 4;
 
 /// Stacks of sends kept at most, the oldest go first. A query that runs longer than this many others need to
 /// be sampled loses its caller: half an hour at a hundred new statements a second.
@@ -105,8 +103,8 @@ impl Default for Backends {
     }
 }
 
-/// Gives the number of the process that sent, where it is still known.
-pub type SenderIndex<'a> = &'a mut dyn FnMut(u32) -> ProcessIndex;
+/// Gives the number of the process that sent; its thread's name, for one of which nothing is known any more.
+pub type SenderIndex<'a> = &'a mut dyn FnMut(u32, &[u8; 16]) -> ProcessIndex;
 
 impl Backends {
     /// `full_text`: queries keep their literals.
@@ -229,7 +227,12 @@ impl Backends {
         ) || header.flags & (HAS_CONNECTION | HAS_LEADER) != 0;
         let (database, user) = self.names(header, has_status, &title.kind);
         let application = until_nul(&header.application);
-        let mut trace = header.send.trace;
+        let found = header.search == CallerSearch::Found as u32;
+        let mut trace = if found {
+            header.send.trace
+        } else {
+            TraceContext::default()
+        };
         if trace == TraceContext::default() {
             let said = query::traceparent(text).or_else(|| query::traceparent_in_name(application));
             trace = said.map_or(trace, |said| TraceContext {
@@ -267,7 +270,11 @@ impl Backends {
             wait: wait(header.wait_event),
             database,
             user,
-            application: self.string(&String::from_utf8_lossy(application)),
+            // A name that is a trace's is another with each request.
+            application: match query::traceparent_in_name(application) {
+                Some(_) => self.string(""),
+                None => self.string(&String::from_utf8_lossy(application)),
+            },
             client: self.string(&client),
             caller,
         };
@@ -277,7 +284,7 @@ impl Backends {
     fn query(&mut self, header: &BackendHeader, query_id: i64, text: &[u8]) -> QueryIndex {
         // Query ids are made of the tables' numbers, which are a database's own. (It stays where it is when
         // the rest of the status is being written.)
-        let database = half(&header.status, DATABASE);
+        let database = half(&header.status, status::DATABASE);
         let scope = u64::from(header.server) << 32 | u64::from(database);
         // `track_activity_query_size` is usually a power of two, one byte of which is the NUL.
         let is_cut = text.len() >= 127 && (text.len() + 1).is_power_of_two();
@@ -294,7 +301,7 @@ impl Backends {
     ) -> (Arc<str>, Arc<str>) {
         let numbers = has_status.then(|| {
             let of = |at| (header.server, half(&header.status, at));
-            (of(DATABASE), of(USER))
+            (of(status::DATABASE), of(USER))
         });
         let (database, user) = match kind {
             Kind::Client { database, user, .. } => (Some(database.as_str()), Some(user.as_str())),
@@ -330,7 +337,7 @@ impl Backends {
         let is = |search: CallerSearch| header.search == search as u32;
         if is(CallerSearch::Several) {
             return Caller::Process {
-                process: sender(send.pid),
+                process: sender(send.pid, &send.comm),
                 reason: Unknown::Several,
             };
         }
@@ -354,7 +361,7 @@ impl Backends {
             _ => Unknown::Lost,
         };
         Caller::Process {
-            process: sender(send.pid),
+            process: sender(send.pid, &send.comm),
             reason,
         }
     }

@@ -169,8 +169,8 @@ impl Ingest {
     ) -> Option<Wanted> {
         let mut user = std::mem::take(&mut self.user_frames);
         let (process, outcome) = self.unwound(caller, registry, objects, &mut user);
-        // What nobody could walk is no caller.
-        if !outcome.is_continuable()
+        // What could not be walked is no caller. (Of a very deep stack the root end is missing, not the caller.)
+        if (outcome.is_complete() || outcome == Outcome::TooDeep)
             && let Some(stack) = self.window.intern(&user, &[])
         {
             let (cpu, time) = (caller.header.cpu, caller.header.time);
@@ -188,7 +188,8 @@ impl Ingest {
     ) -> (Option<Attribution>, bool) {
         let (cpu, time) = (sample.header.cpu, sample.header.time);
         let mut backends = std::mem::take(&mut self.backends);
-        let mut sender = |pid: u32| self.process_of(pid, "", registry);
+        let mut sender =
+            |pid: u32, comm: &[u8; 16]| self.process_of(pid, &thread_name(comm), registry);
         let attributed = backends.attribute(cpu, time, sample.header.trace, servers, &mut sender);
         self.backends = backends;
         attributed

@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     fs,
+    io::Read as _,
     path::Path,
     time::{Duration, Instant},
 };
@@ -12,7 +13,7 @@ use agent_ebpf::{limits::MAX_SERVERS, postgres};
 
 use super::{
     cost::now,
-    objects::{Backing, ObjectId, Objects},
+    objects::{Backing, ObjectId, Objects, open_regular},
 };
 use crate::{
     kernel::{Error, Kernel},
@@ -31,6 +32,9 @@ const SERVER_SYMBOLS: [&str; 5] = [
 
 /// The thread-local variable of OTEP 4947.
 const TRACE_SYMBOL: &str = "otel_thread_ctx_v1";
+
+/// Bytes that are read of a file in a data directory.
+const MAX_FILE: u64 = 4096;
 
 /// How long a server that starts may take to say on which port it listens.
 const PORT_PATIENCE: Duration = Duration::from_secs(60);
@@ -69,8 +73,8 @@ pub struct Server {
 #[derive(Debug, Default)]
 pub struct Servers {
     exports: HashMap<ObjectId, Exports>,
-    /// A server's processes have one executable at one address.
-    by_place: HashMap<(ObjectId, u64), u32>,
+    /// A server's processes have one executable at one address, and one postmaster.
+    by_place: HashMap<(ObjectId, u64, u32), u32>,
     servers: Vec<Server>,
     /// Servers beyond the bound.
     pub refused: u64,
@@ -128,7 +132,9 @@ impl Servers {
         place: (ObjectId, u64),
         symbols: [Option<u64>; 5],
     ) -> Result<u32, Error> {
-        if let Some(index) = self.by_place.get(&place) {
+        let postmaster = postmaster_of(pid);
+        let key = (place.0, place.1, postmaster);
+        if let Some(index) = self.by_place.get(&key) {
             return Ok(index + 1);
         }
         let index = self.servers.len() as u32;
@@ -152,9 +158,9 @@ impl Servers {
         };
         kernel.set_server(index, variables)?;
         kernel.follow_senders()?;
-        self.by_place.insert(place, index);
+        self.by_place.insert(key, index);
         self.servers.push(Server {
-            pid: postmaster_of(pid),
+            pid: postmaster,
             version: version(pid),
             port: None,
             watched_since: None,
@@ -194,8 +200,8 @@ fn exports(image: &[u8]) -> Exports {
     let [trace] = exported(image, [TRACE_SYMBOL]);
     let symbols = exported(image, SERVER_SYMBOLS);
     Exports {
-        // `debug_query_string` alone is exported by versions that are not supported.
-        server: symbols[1].is_some().then_some(symbols),
+        // Versions that are not supported export less.
+        server: (symbols[0].is_some() && symbols[1].is_some()).then_some(symbols),
         trace_offset: trace
             .and_then(|offset| i32::try_from(offset.cast_signed()).ok())
             .filter(|offset| *offset < 0)
@@ -222,7 +228,11 @@ fn postmaster_of(pid: u32) -> u32 {
 
 /// Every process of a server works in its data directory.
 fn in_data_directory(pid: u32, file: &str) -> Option<String> {
-    fs::read_to_string(format!("/proc/{pid}/cwd/{file}")).ok()
+    // Whoever runs a program of this name chooses what lies there.
+    let file = open_regular(format!("/proc/{pid}/cwd/{file}").as_ref()).ok()?;
+    let mut text = String::new();
+    file.take(MAX_FILE).read_to_string(&mut text).ok()?;
+    Some(text)
 }
 
 fn version(pid: u32) -> Option<u32> {

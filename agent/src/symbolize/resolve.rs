@@ -307,7 +307,7 @@ fn attributed(
     let trace = attribution
         .map(|attribution| attribution.trace)
         .unwrap_or_default();
-    let mut service = process.map_or("", |process| process.service.as_str());
+    let mut service = process.map_or("", Process::service_name);
     let mut labels = Vec::new();
     if let Some(backend) = backend {
         let query = backend
