@@ -57,14 +57,15 @@ pub const MIN_RING_BYTES: u32 = 1024 * 1024;
 pub const MAX_RING_BYTES: u32 = 64 * 1024 * 1024;
 
 /// Bytes of the ring buffer for this many CPUs and samples per second and CPU: room for an eighth of a
-/// second in which every sample carries the largest stack copy. The agent reads ten times a second,
-/// and at once when there is a stack copy.
+/// second in which every sample carries the largest stack copy, and so do the sends of a new program to a
+/// server. The agent reads ten times a second, and at once when there is a stack copy.
 pub const fn ring_bytes(cpus: u32, frequency: u32) -> u32 {
-    let copies = if frequency < STACK_COPIES_PER_SECOND {
+    let of_samples = if frequency < STACK_COPIES_PER_SECOND {
         frequency
     } else {
         STACK_COPIES_PER_SECOND
     };
+    let copies = of_samples + STACK_COPIES_PER_SECOND;
     let a_second = cpus as u64 * (frequency as u64 * 1024 + copies as u64 * MAX_STACK_COPY as u64);
     let bytes = (a_second / 8).next_power_of_two();
     if bytes < MIN_RING_BYTES as u64 {
@@ -76,7 +77,7 @@ pub const fn ring_bytes(cpus: u32, frequency: u32) -> u32 {
     }
 }
 
-/// Stack copies a CPU may send in one second: at the default 99 Hz it is never reached, at 10 kHz it
+/// Stack copies a CPU may send in one second, of samples and as many of sends: at the default 99 Hz it is never reached, at 10 kHz it
 /// keeps broken stacks from flooding the ring buffer. What is refused is counted.
 pub const STACK_COPIES_PER_SECOND: u32 = 256;
 

@@ -7,7 +7,7 @@ use agent_ebpf::{
 };
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE},
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_get_stack,
         bpf_ktime_get_ns, bpf_loop, bpf_probe_read_user_buf, bpf_ringbuf_output,
@@ -142,6 +142,13 @@ fn take_stacks(ctx: &PerfEventContext, walk: &mut Walk) {
 pub fn send_stack_copy<const SLOT: u32>(walk: &mut Walk, now: u64) -> bool {
     if !within_budget(SLOT, now) {
         counting::one(Counter::StackCopyBudget);
+        return false;
+    }
+    // A program that sends much before the agent knows it leaves half of the buffer to the samples.
+    if SLOT == walk::CALLER
+        && RING.query(BPF_RB_AVAIL_DATA.into()) > RING.query(BPF_RB_RING_SIZE.into()) / 2
+    {
+        counting::one(Counter::StackCopyRingFull);
         return false;
     }
     let Some(copy) = STACK_COPY.get_ptr_mut(walk.header.cpu * SLOTS + SLOT) else {
