@@ -106,7 +106,7 @@ pub struct Tables {
     placed: HashMap<SpaceKey, Placed>,
     /// What each process was given: the kernel's identity of its address space, and ours.
     given: HashMap<u32, (u64, SpaceKey)>,
-    jobs: mpsc::Sender<(ObjectId, Image)>,
+    jobs: mpsc::Sender<Job>,
     built: mpsc::Receiver<(ObjectId, Result<Table, unwind::Error>)>,
     /// Objects whose tables are counted in `coverage`.
     counted: HashSet<ObjectId>,
@@ -118,12 +118,12 @@ pub struct Tables {
 impl Tables {
     /// Nothing in the kernel yet. Starts the thread that compiles; it ends with this value.
     pub fn new() -> Tables {
-        let (jobs, todo) = mpsc::channel::<(ObjectId, Image)>();
+        let (jobs, todo) = mpsc::channel();
         let (done, built) = mpsc::channel();
         thread::spawn(move || {
             go_first();
-            for (id, image) in shortest_first(todo) {
-                if done.send((id, compile(&image))).is_err() {
+            for job in in_order(todo) {
+                if done.send((job.id, compile(&job.image))).is_err() {
                     break;
                 }
             }
@@ -163,7 +163,16 @@ impl Tables {
         if !self.placed.contains_key(&key) && !self.place(kernel, objects, pid, space)? {
             return Ok(());
         }
-        kernel.set_space(pid, self.placed[&key].as_space(mm))?;
+        let placed = &self.placed[&key];
+        if mm != UNSEEN {
+            for &id in &placed.waiting {
+                let image = objects.get(id).image.clone();
+                let wanted = true;
+                // Without the thread there are no tables: the samples are unwound here.
+                let _ = self.jobs.send(Job { id, image, wanted });
+            }
+        }
+        kernel.set_space(pid, placed.as_space(mm))?;
         self.given.insert(pid, (mm, key));
         Ok(())
     }
@@ -236,6 +245,10 @@ impl Tables {
         }
         let mut arrived = HashSet::new();
         while let Ok((id, table)) = self.built.try_recv() {
+            // Asked for twice, and there already.
+            if !matches!(self.states.get(&id), Some(TableState::Building)) {
+                continue;
+            }
             self.load(kernel, id, table, time)?;
             arrived.insert(id);
         }
@@ -422,7 +435,8 @@ impl Tables {
     fn state(&mut self, objects: &Objects, id: ObjectId) -> &TableState {
         self.states.entry(id).or_insert_with(|| {
             let image = objects.get(id).image.clone();
-            match self.jobs.send((id, image)) {
+            let wanted = false;
+            match self.jobs.send(Job { id, image, wanted }) {
                 Ok(()) => TableState::Building,
                 Err(_) => TableState::Failed,
             }
@@ -517,20 +531,31 @@ impl Tables {
     }
 }
 
-/// The jobs that have come, the shortest of them first: most programs should not wait for the tables of the
-/// few large ones.
-fn shortest_first(
-    jobs: mpsc::Receiver<(ObjectId, Image)>,
-) -> impl Iterator<Item = (ObjectId, Image)> {
-    let mut waiting: Vec<(ObjectId, Image)> = Vec::new();
+/// A table to compile.
+struct Job {
+    id: ObjectId,
+    image: Image,
+    /// A process that uses the object was seen at work.
+    wanted: bool,
+}
+
+/// The jobs that have come: what is wanted before what may be, and the shortest first, so that most programs do
+/// not wait for the tables of the few large ones.
+fn in_order(jobs: mpsc::Receiver<Job>) -> impl Iterator<Item = Job> {
+    let mut waiting: Vec<Job> = Vec::new();
     std::iter::from_fn(move || {
         if waiting.is_empty() {
             waiting.push(jobs.recv().ok()?);
         }
         waiting.extend(jobs.try_iter());
-        let sizes = waiting.iter().map(|(_, image)| image.bytes().len());
-        let (shortest, _) = sizes.enumerate().min_by_key(|(_, size)| *size)?;
-        Some(waiting.swap_remove(shortest))
+        let order = |job: &Job| (!job.wanted, job.image.bytes().len());
+        let (next, _) = waiting
+            .iter()
+            .enumerate()
+            .min_by_key(|(_, job)| order(job))?;
+        let job = waiting.swap_remove(next);
+        waiting.retain(|other| other.id != job.id);
+        Some(job)
     })
 }
 
