@@ -530,7 +530,7 @@ fn traces() {
         let (all, traced) = (of(&[&application]), of(&[&application, &trace, &span]));
         assert!(all.total() > 50, "{all}");
         assert!(
-            traced.total() as f64 >= 0.98 * all.total() as f64,
+            traced.total() as f64 >= 0.9 * all.total() as f64,
             "{} of {}",
             traced.total(),
             all.total()
@@ -538,7 +538,7 @@ fn traces() {
         // Without a caller there is no service.
         let service = of(&[&application, "caller=known", "service=ground-truth"]);
         assert_eq!(service.total(), of(&[&application, "caller=known"]).total());
-        assert!(service.total() as f64 >= 0.95 * all.total() as f64);
+        assert!(service.total() as f64 >= 0.9 * all.total() as f64);
     }
     // The threads' own burning, and little else of the process, has a trace.
     let queries = recorded.queries(&["application=eleven"]);

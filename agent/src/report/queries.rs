@@ -90,6 +90,7 @@ pub fn queries(profile: &ResolvedProfile) -> Vec<QueryCost> {
         let group = groups.entry([id, text, database, port]).or_default();
         add(group, profile, &marks, sample);
     }
+    complete(&mut groups);
     let all: u64 = groups.values().map(|group| group.nanoseconds).sum();
     let seconds = profile.meta.duration_ns as f64 / 1e9;
     let mut queries: Vec<_> = groups
@@ -102,6 +103,43 @@ pub fn queries(profile: &ResolvedProfile) -> Vec<QueryCost> {
             .then_with(|| a.query.cmp(&b.query))
     });
     queries
+}
+
+/// Database and port are learnt a moment after a server's first samples: what came before belongs to the query
+/// of the same id and text, where there is one.
+fn complete<'a>(groups: &mut BTreeMap<[&'a str; 4], Group<'a>>) {
+    let keys: Vec<_> = groups.keys().copied().collect();
+    for key in &keys {
+        let fits = |other: &&[&str; 4]| {
+            let mut parts = key.iter().zip(other.iter());
+            *other != key && parts.all(|(part, other)| part == other || part.is_empty())
+        };
+        let mut fitting = keys.iter().filter(fits);
+        if let (Some(other), None) = (fitting.next(), fitting.next())
+            && let Some(part) = groups.remove(key)
+        {
+            groups.entry(*other).or_default().merge(part);
+        }
+    }
+}
+
+impl<'a> Group<'a> {
+    fn merge(&mut self, part: Group<'a>) {
+        self.nanoseconds += part.nanoseconds;
+        self.known += part.known;
+        self.cost.samples += part.cost.samples;
+        self.cost.samples_between_statements += part.cost.samples_between_statements;
+        self.cost.executions += part.cost.executions;
+        for (caller, samples) in part.callers {
+            *self.callers.entry(caller).or_default() += samples;
+        }
+        for (reason, samples) in part.cost.callers_unknown {
+            *self.cost.callers_unknown.entry(reason).or_default() += samples;
+        }
+        for (trace, samples) in part.traces {
+            *self.traces.entry(trace).or_default() += samples;
+        }
+    }
 }
 
 fn add<'a>(

@@ -132,11 +132,17 @@ impl Servers {
         place: (ObjectId, u64),
         symbols: [Option<u64>; 5],
     ) -> Result<u32, Error> {
+        // Two servers may lie at one address (no randomisation), so the postmaster counts as well. A process
+        // that has gone cannot be asked for it.
         let postmaster = postmaster_of(pid);
-        let key = (place.0, place.1, postmaster);
-        if let Some(index) = self.by_place.get(&key) {
+        let known = self.by_place.iter().find(|((object, bias, known), _)| {
+            (*object, *bias) == place && postmaster.is_none_or(|asked| asked == *known)
+        });
+        if let Some((_, index)) = known {
             return Ok(index + 1);
         }
+        let postmaster = postmaster.unwrap_or(pid);
+        let key = (place.0, place.1, postmaster);
         let index = self.servers.len() as u32;
         if index >= MAX_SERVERS {
             self.refused += 1;
@@ -217,13 +223,16 @@ pub fn is_likely_server(exe: &Path) -> bool {
     name == "postgres" || name == "postmaster" || name == "edb-postgres"
 }
 
-/// The process's parent, if that runs the same executable; else itself.
-fn postmaster_of(pid: u32) -> u32 {
+/// The process's parent, if that runs the same executable; else itself. `None` when it has gone.
+fn postmaster_of(pid: u32) -> Option<u32> {
     let exe = |pid: u32| fs::read_link(format!("/proc/{pid}/exe")).ok();
-    match parent_of(pid) {
-        Some(parent) if exe(parent).is_some() && exe(parent) == exe(pid) => parent,
-        _ => pid,
-    }
+    let own = exe(pid)?;
+    let parent = parent_of(pid)?;
+    Some(if exe(parent) == Some(own) {
+        parent
+    } else {
+        pid
+    })
 }
 
 /// Every process of a server works in its data directory.

@@ -160,8 +160,11 @@ impl Tables {
         if self.given.get(&pid) == Some(&(mm, key)) || space.mappings().is_empty() {
             return Ok(());
         }
-        if !self.placed.contains_key(&key) && !self.place(kernel, objects, pid, space)? {
-            return Ok(());
+        if !self.placed.contains_key(&key) {
+            let facts = self.servers.facts(kernel, objects, pid, space)?;
+            if !self.place(kernel, objects, pid, space, facts)? {
+                return Ok(());
+            }
         }
         let placed = &self.placed[&key];
         if mm != UNSEEN {
@@ -356,6 +359,7 @@ impl Tables {
         objects: &mut Objects,
         pid: u32,
         address_space: &Rc<AddressSpace>,
+        facts: Facts,
     ) -> Result<bool, Error> {
         let mut waiting = HashSet::new();
         let mut used = Vec::new();
@@ -374,7 +378,6 @@ impl Tables {
         let most = &mut self.coverage.mappings_left_out;
         *most = left_out.max(*most);
         let (root, depth) = (written.root, written.depth);
-        let facts = self.servers.facts(kernel, objects, pid, address_space)?;
         let placed = Placed {
             facts,
             space: Rc::clone(address_space),
@@ -469,7 +472,7 @@ impl Tables {
                 .map(|(pid, (mm, _))| (*pid, *mm))
                 .collect();
             let pid = users.first().map_or(0, |(pid, _)| *pid);
-            if self.place(kernel, objects, pid, &old.space)? {
+            if self.place(kernel, objects, pid, &old.space, old.facts)? {
                 for (pid, mm) in users {
                     kernel.set_space(pid, self.placed[&key].as_space(mm))?;
                 }
