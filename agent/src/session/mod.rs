@@ -349,7 +349,9 @@ impl Session {
                 continue;
             };
             let (kernel, objects) = (&mut self.kernel, &mut self.objects);
-            let told = match servers::is_likely_server(&process.exe) {
+            // What was forked has what its parent had.
+            let is_new = servers::is_likely_server(&process.exe) && kernel.space(pid).is_none();
+            let told = match is_new {
                 true => self
                     .tables
                     .give_unseen(kernel, objects, pid, &process.space),
