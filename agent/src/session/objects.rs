@@ -115,7 +115,7 @@ pub struct Objects {
     vdso: Option<Backing>,
     lost: HashSet<(u32, FileKey)>,
     /// By mount namespace, as `/proc/PID/ns/mnt` tells it.
-    debug_dirs: HashMap<PathBuf, Option<Arc<File>>>,
+    debug_dirs: HashMap<(PathBuf, PathBuf), Option<Arc<File>>>,
     /// Files that could not be opened or read.
     pub unreadable: u64,
 }
@@ -174,7 +174,10 @@ impl Objects {
     /// The directory of debug files that a process sees, if its mount namespace is not the agent's.
     fn debug_dir(&mut self, pid: u32) -> Option<Arc<File>> {
         let theirs = fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()?;
-        if let Some(known) = self.debug_dirs.get(&theirs) {
+        // A container's first process has its namespace before it has its root.
+        let root = fs::read_link(format!("/proc/{pid}/root")).ok()?;
+        let place = (theirs.clone(), root);
+        if let Some(known) = self.debug_dirs.get(&place) {
             return known.clone();
         }
         if self.debug_dirs.len() >= MAX_DEBUG_DIRS {
@@ -187,7 +190,7 @@ impl Objects {
             .read(true)
             .custom_flags(libc::O_PATH | libc::O_DIRECTORY);
         let dir = dir.and_then(|dir| options.open(dir).ok()).map(Arc::new);
-        self.debug_dirs.insert(theirs, dir.clone());
+        self.debug_dirs.insert(place, dir.clone());
         dir
     }
 
