@@ -114,7 +114,7 @@ pub struct Objects {
     by_key: HashMap<FileKey, Backing>,
     vdso: Option<Backing>,
     lost: HashSet<(u32, FileKey)>,
-    /// By mount namespace, as `/proc/PID/ns/mnt` tells it.
+    /// By mount namespace, as `/proc/PID/ns/mnt` tells it, and root directory.
     debug_dirs: HashMap<(PathBuf, PathBuf), Option<Arc<File>>>,
     /// Files that could not be opened or read.
     pub unreadable: u64,
