@@ -67,11 +67,11 @@ struct Known {
 pub struct Counts {
     /// Samples of processes of a server.
     pub samples: u64,
-    /// Samples of parallel workers that had no statement yet, or none any more.
-    pub starting: u64,
     /// Of these, of processes that run statements for clients.
     pub for_clients: u64,
-    /// Of those, with the query.
+    /// Of those, of parallel workers that had no statement yet, or none any more.
+    pub starting: u64,
+    /// Of those for clients, with the query.
     pub with_query: u64,
     /// Of those with the query, between two statements.
     pub between: u64,
