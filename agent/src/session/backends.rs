@@ -227,6 +227,7 @@ impl Backends {
         ) || header.flags & (HAS_CONNECTION | HAS_LEADER) != 0;
         let (database, user) = self.names(header, has_status, &title.kind);
         let application = until_nul(&header.application);
+        let in_name = query::traceparent_in_name(application);
         let found = header.search == CallerSearch::Found as u32;
         let mut trace = if found {
             header.send.trace
@@ -234,7 +235,7 @@ impl Backends {
             TraceContext::default()
         };
         if trace == TraceContext::default() {
-            let said = query::traceparent(text).or_else(|| query::traceparent_in_name(application));
+            let said = query::traceparent(text).or(in_name);
             trace = said.map_or(trace, |said| TraceContext {
                 trace: said.trace_id,
                 span: said.span_id,
@@ -271,7 +272,7 @@ impl Backends {
             database,
             user,
             // A name that is a trace's is another with each request.
-            application: match query::traceparent_in_name(application) {
+            application: match in_name {
                 Some(_) => self.string(""),
                 None => self.string(&String::from_utf8_lossy(application)),
             },
