@@ -8,11 +8,11 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
-use tracing_subscriber::EnvFilter;
 use workload::catalogue::{Catalogue, MAX_PRODUCTS};
 use workload::db::Database;
 use workload::serve::Listener;
 use workload::services::product;
+use workload::telemetry::{self, Lines, terminal};
 use workload::user::Account;
 use workload::{child, demo, postgres};
 
@@ -35,12 +35,27 @@ enum Command {
 }
 
 impl Command {
-    fn is_child(&self) -> bool {
-        match self {
+    /// Services start telemetry, which has the log.
+    fn is_service(&self) -> bool {
+        matches!(self, Self::Product(_))
+    }
+
+    fn lines(&self) -> Lines {
+        let is_child = match self {
             Self::Product(product) => product.with_parent,
             Self::Postgres(postgres) => postgres.with_parent,
             Self::Demo(_) => false,
-        }
+        };
+        lines(is_child)
+    }
+}
+
+/// A child's lines stand among its parent's, which tell the time.
+fn lines(is_child: bool) -> Lines {
+    if is_child {
+        Lines::Untimed
+    } else {
+        Lines::Timed
     }
 }
 
@@ -147,18 +162,8 @@ impl Arguments {
             Command::Demo(_) => "warn",
             _ => "info,sqlx=warn",
         };
-        let filter =
-            EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_level));
-        let log = tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_writer(std::io::stderr)
-            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-            .with_target(false);
-        if self.command.is_child() {
-            // Its lines stand among the parent's, which tell the time.
-            log.without_time().init();
-        } else {
-            log.init();
+        if !self.command.is_service() {
+            terminal::start(self.command.lines(), default_level);
         }
         match run(self.command) {
             Ok(()) => ExitCode::SUCCESS,
@@ -203,8 +208,10 @@ impl Product {
         if let Some(user) = &self.user {
             Account::unprivileged(Some(user))?.become_it()?;
         }
-        let runtime = runtime("workload")?;
-        runtime.block_on(self.serve())
+        let telemetry = telemetry::start(product::NAME, lines(self.with_parent));
+        let served = runtime("workload").and_then(|runtime| runtime.block_on(self.serve()));
+        telemetry.shutdown();
+        served
     }
 
     async fn serve(self) -> anyhow::Result<()> {

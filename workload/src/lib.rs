@@ -4,6 +4,7 @@
 //! - [`db`]: the pool, the migrations, and what a database error means;
 //! - [`catalogue`]: the products, generated inside the database;
 //! - [`postgres`]: a private PostgreSQL that never outlives the process that asked for it;
+//! - [`telemetry`]: traces, metrics and logs;
 //! - [`demo`]: one command that starts all of it, records it with the agent, and reports.
 
 pub mod catalogue;
@@ -15,4 +16,5 @@ pub mod problem;
 pub mod profiling;
 pub mod serve;
 pub mod services;
+pub mod telemetry;
 pub mod user;

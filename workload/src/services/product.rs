@@ -14,7 +14,7 @@ use sqlx::{PgConnection, PgPool};
 
 use crate::db::{self, ACQUIRE_TIMEOUT, PoolHealth, STATEMENT_TIMEOUT};
 use crate::problem::Problem;
-use crate::profiling;
+use crate::{profiling, telemetry};
 
 /// The service's name, on its connections and in its answers.
 pub const NAME: &str = "product-service";
@@ -41,8 +41,10 @@ pub fn router(pool: PgPool) -> Router {
         .with_state(pool)
         .layer(middleware::from_fn(time_limit))
         .merge(profiling::router())
+        .merge(telemetry::routes())
         .fallback(no_such_page)
         .method_not_allowed_fallback(no_such_method)
+        .layer(middleware::from_fn(telemetry::http::serve))
 }
 
 /// One product, as a search lists it.
