@@ -4,10 +4,12 @@
 //! The services speak to OpenTelemetry's own interface for spans and metrics, and to `tracing` for
 //! logs: a span needs no bridge then, and no log filter can take one away.
 
+pub mod database;
 pub mod http;
 pub mod memory;
 pub mod terminal;
 
+mod context;
 mod export;
 mod loss;
 
@@ -63,6 +65,9 @@ pub struct Telemetry {
 pub fn start(service: &'static str, lines: Lines) -> Telemetry {
     let resource = resource(service);
     let mut exports = Exports::default();
+    // First of all, so that no thread enters a context that it would then leave unseen.
+    context::thread::publish();
+    let published = context::process::publish(&resource);
     let meter = exports.meter(resource.clone());
     opentelemetry::global::set_meter_provider(meter.clone());
     let tracer = exports.tracer(resource.clone(), service);
@@ -76,6 +81,9 @@ pub fn start(service: &'static str, lines: Lines) -> Telemetry {
         .try_init();
     if let Err(error) = started {
         tracing::warn!(%error, "another subscriber has the log");
+    }
+    if let Err(error) = published {
+        tracing::warn!(%error, "profilers cannot read this service's name");
     }
     exports.measure();
     exports.tell();
