@@ -269,3 +269,50 @@ impl<P: LogProcessor> LogProcessor for Bounded<P> {
         self.processor.set_resource(resource);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn destination(signal: &str, variables: &[(&str, &str)]) -> Option<Destination> {
+        Destination::from_variables(signal, |name| {
+            let found = variables.iter().find(|(key, _)| *key == name);
+            found.map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    /// A signal's own variables go before the general ones, and nothing goes nowhere.
+    #[test]
+    fn variables_say_where_to() {
+        assert_eq!(destination("TRACES", &[]), None);
+        let all = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://one:4317");
+        let traces = destination("TRACES", &[all]).unwrap();
+        assert_eq!(traces.endpoint, "http://one:4317");
+        assert_eq!((traces.protocol(), traces.timeout), ("grpc", TIMEOUT));
+
+        let own = [
+            all,
+            ("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "https://two/v1/logs"),
+            ("OTEL_EXPORTER_OTLP_LOGS_PROTOCOL", "http/protobuf"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "500"),
+        ];
+        let logs = destination("LOGS", &own).unwrap();
+        assert_eq!(logs.endpoint, "https://two/v1/logs");
+        assert_eq!(logs.protocol(), "http/protobuf");
+        assert_eq!(logs.timeout, Duration::from_millis(500));
+        assert_eq!(destination("TRACES", &own).unwrap().protocol(), "grpc");
+    }
+
+    /// Each way of saying that nothing is wanted is heard.
+    #[test]
+    fn variables_say_no() {
+        let all = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://one:4317");
+        let none = [all, ("OTEL_METRICS_EXPORTER", "none")];
+        assert_eq!(destination("METRICS", &none), None);
+        assert!(destination("LOGS", &none).is_some());
+        assert_eq!(
+            destination("LOGS", &[all, ("OTEL_SDK_DISABLED", "TRUE")]),
+            None
+        );
+    }
+}

@@ -152,3 +152,39 @@ impl Account {
             .build();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use opentelemetry_sdk::error::OTelSdkError;
+
+    /// Only so many wait; the rest is refused and counted, and there is room again after an
+    /// export, whatever became of it.
+    #[test]
+    fn a_full_queue_refuses() {
+        let account = Account::queued("spans", "span", 3);
+        let admitted = |account: &Account| (0..5).filter(|_| account.admit()).count();
+        assert_eq!(admitted(&account), 3);
+        assert_eq!(account.lost(), 2);
+        account.settle(3, &Ok(()));
+        assert_eq!(admitted(&account), 3);
+        account.settle(2, &Err(OTelSdkError::Timeout(Duration::ZERO)));
+        assert_eq!(account.lost(), 2 + 2 + 2);
+        assert_eq!(account.delivered.load(Relaxed), 3);
+        assert_eq!(account.waiting.load(Relaxed), 1);
+    }
+
+    /// Threads that come at once never get more in than there is room for.
+    #[test]
+    fn the_bound_holds_among_threads() {
+        let account = Account::queued("spans", "span", 100);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..1000).filter(|_| account.admit()).count());
+            }
+        });
+        let waiting = account.waiting.load(Relaxed) as u64;
+        assert!(waiting <= 100, "{waiting}");
+        assert_eq!(waiting + account.refused.load(Relaxed), 4000);
+    }
+}

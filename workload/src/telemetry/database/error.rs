@@ -58,3 +58,22 @@ impl Failure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A failure is named by its kind, and says nothing of what the statement was about.
+    #[test]
+    fn a_driver_s_words_stay_inside() {
+        let secret = sqlx::Error::Protocol("the secret value 4711".to_owned());
+        let failure = Failure::of(&secret);
+        assert_eq!(
+            failure.attributes(),
+            [KeyValue::new("error.type", "protocol")]
+        );
+        assert_eq!(failure.reason(), "protocol");
+        let timed_out = Failure::of(&sqlx::Error::PoolTimedOut);
+        assert_eq!(timed_out.reason(), "pool_timed_out");
+    }
+}

@@ -166,3 +166,64 @@ pub fn merge_lines(lists: impl IntoIterator<Item = Vec<Line>>, limit: usize) -> 
     let first = all.len().saturating_sub(limit);
     all.split_off(first)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(severity: Severity, number: u64, trace: u128) -> Kept {
+        Kept {
+            time: UNIX_EPOCH + Duration::from_secs(number),
+            severity,
+            service: "shop",
+            message: format!("line {number}"),
+            trace: Some((TraceId::from(trace), SpanId::from(1))),
+            fields: vec![("n".to_owned(), number.into())],
+        }
+    }
+
+    fn query(level: tracing::Level, limit: usize) -> LogQuery {
+        LogQuery {
+            trace: None,
+            level,
+            limit,
+        }
+    }
+
+    /// Any number of lines that say that all is well leave the warnings where they are.
+    #[test]
+    fn warnings_outlive_chatter() {
+        let mut lines = Lines::default();
+        lines.add(line(Severity::Error, 1, 1));
+        lines.add(line(Severity::Warn, 2, 2));
+        for number in 3..5000 {
+            lines.add(line(Severity::Info, number, 3));
+        }
+        assert_eq!(lines.quiet.len(), MAX_LINES);
+        let all = lines.newest(&query(tracing::Level::TRACE, 5000));
+        assert_eq!(all.len(), MAX_LINES + 2);
+        assert_eq!(all[0].level, "ERROR");
+        let loud = lines.newest(&query(tracing::Level::WARN, 5000));
+        let messages: Vec<_> = loud.iter().map(|line| &*line.message).collect();
+        assert_eq!(messages, ["line 1", "line 2"]);
+        assert_eq!(loud[0].fields["n"], 1);
+    }
+
+    /// The newest are given, oldest first, and those of one trace alone when that is asked for.
+    #[test]
+    fn lines_are_asked_for() {
+        let mut lines = Lines::default();
+        for number in 1..=10 {
+            lines.add(line(Severity::Info, number, u128::from(number % 2)));
+        }
+        let newest = lines.newest(&query(tracing::Level::INFO, 2));
+        let messages: Vec<_> = newest.iter().map(|line| &*line.message).collect();
+        assert_eq!(messages, ["line 9", "line 10"]);
+        let odd = LogQuery {
+            trace: Some(TraceId::from(1)),
+            ..query(tracing::Level::INFO, 100)
+        };
+        assert_eq!(lines.newest(&odd).len(), 5);
+        assert!(lines.newest(&query(tracing::Level::WARN, 9)).is_empty());
+    }
+}

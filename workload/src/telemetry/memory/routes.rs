@@ -134,3 +134,30 @@ async fn trace(Path(id): Path<String>) -> Result<Json<Trace>, Problem> {
 async fn logs(uri: Uri) -> Result<Json<Vec<Line>>, Problem> {
     Ok(Json(super::lines(&LogQuery::of(&uri)?)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn query(text: &str) -> Result<LogQuery, &'static str> {
+        let uri = format!("http://shop/debug/logs?{text}").parse().unwrap();
+        LogQuery::of(&uri).map_err(|problem| problem.code)
+    }
+
+    /// What a person may type is understood, or answered with what is wrong.
+    #[test]
+    fn queries_are_checked() {
+        let all = query("").unwrap();
+        assert_eq!((all.trace, all.level), (None, tracing::Level::TRACE));
+        let id = "0af7651916cd43dd8448eb211c80319c";
+        let one = query(&format!("trace_id={id}&level=WARN&limit=7")).unwrap();
+        assert_eq!(one.trace.unwrap().to_string(), id);
+        assert_eq!((one.level, one.limit), (tracing::Level::WARN, 7));
+        assert_eq!(query("trace_id=&level=").unwrap(), all);
+        assert_eq!(query("trace_id=1"), Err("bad_trace_id"));
+        assert_eq!(query("trace_id=zz"), Err("bad_trace_id"));
+        assert_eq!(query("level=loud"), Err("bad_level"));
+        assert_eq!(query("limit=0"), Err("limit_out_of_range"));
+        assert_eq!(query("limit=x"), Err("bad_query"));
+    }
+}

@@ -333,3 +333,150 @@ pub fn merge_traces(parts: impl IntoIterator<Item = Trace>) -> Option<Trace> {
     whole.spans.sort_by_key(|span| span.start_unix_nano);
     Some(whole)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use opentelemetry::InstrumentationScope;
+    use opentelemetry::trace::{SpanContext, TraceFlags, TraceState};
+    use opentelemetry_sdk::trace::{SpanEvents, SpanLinks};
+
+    /// A span `span` of trace `trace`, under `parent`, from `start` on for `duration` milliseconds.
+    fn span(trace: u128, span: u64, parent: u64, start: u64, duration: u64) -> SpanData {
+        let ids = SpanContext::new(
+            TraceId::from(trace),
+            SpanId::from(span),
+            TraceFlags::SAMPLED,
+            false,
+            TraceState::NONE,
+        );
+        let start_time = UNIX_EPOCH + Duration::from_millis(start);
+        SpanData {
+            span_context: ids,
+            parent_span_id: SpanId::from(parent),
+            parent_span_is_remote: false,
+            span_kind: SpanKind::Server,
+            name: format!("span {span}").into(),
+            start_time,
+            end_time: start_time + Duration::from_millis(duration),
+            attributes: vec![
+                KeyValue::new("n", 7),
+                KeyValue::new("text", "a".repeat(5000)),
+            ],
+            dropped_attributes_count: 0,
+            events: SpanEvents::default(),
+            links: SpanLinks::default(),
+            status: Status::Unset,
+            instrumentation_scope: InstrumentationScope::default(),
+        }
+    }
+
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    /// A trace is named after the span that nobody here is the parent of, whichever ends first.
+    #[test]
+    fn a_trace_is_put_together() {
+        let mut traces = Traces::default();
+        let mut failed = span(1, 3, 2, 120, 30);
+        failed.status = Status::error("");
+        traces.add(failed, "shop", at(1));
+        traces.add(span(1, 2, 0, 100, 60), "shop", at(1));
+        let all = traces.slowest(10);
+        assert_eq!(all.len(), 1);
+        assert_eq!(all[0].root, "span 2");
+        assert_eq!((all[0].start_unix_ms, all[0].spans), (100, 2));
+        assert!((all[0].duration_ms - 60.0).abs() < 1e-6);
+        assert!(all[0].error);
+
+        let trace = traces.trace(TraceId::from(1)).unwrap();
+        let ids: Vec<_> = trace.spans.iter().map(|span| &*span.span_id).collect();
+        assert_eq!(ids, ["0000000000000002", "0000000000000003"]);
+        assert_eq!(trace.spans[0].parent_span_id, None);
+        assert_eq!(trace.spans[1].parent_span_id.as_deref(), Some(ids[0]));
+        assert_eq!(trace.spans[1].status, "error");
+        assert_eq!(trace.spans[0].attributes["n"], 7);
+        let text = trace.spans[0].attributes["text"].as_str().unwrap();
+        assert_eq!(text.len(), super::super::MAX_VALUE);
+        assert_eq!(traces.trace(TraceId::from(2)), None);
+    }
+
+    /// Thousands of fast traces do not push out the slow ones of a storm; the newest are there as
+    /// well, and there are never more than the bound.
+    #[test]
+    fn slow_traces_outlive_fast_ones() {
+        let mut traces = Traces::default();
+        for storm in 1..=300 {
+            traces.add(span(storm, 1, 0, 0, 2500), "shop", at(10));
+        }
+        for fast in 1000..9000 {
+            traces.add(span(fast, 1, 0, 0, 2), "shop", at(20));
+        }
+        assert_eq!(traces.traces.len(), MAX_TRACES);
+        let slowest = traces.slowest(300);
+        assert!(slowest.iter().all(|trace| trace.duration_ms > 2000.0));
+        for newest in 9000 - NEWEST as u128..9000 {
+            assert!(traces.trace(TraceId::from(newest)).is_some(), "{newest}");
+        }
+    }
+
+    /// What was slow long ago makes room for what is slow now.
+    #[test]
+    fn an_old_storm_is_forgotten() {
+        let mut traces = Traces::default();
+        let full = MAX_TRACES as u128;
+        for old in 1..=full {
+            traces.add(span(old, 1, 0, 0, 9000), "shop", at(0));
+        }
+        let later = at(SLOW_FOR.as_secs() + 1);
+        for new in 1..=full {
+            traces.add(span(full + new, 1, 0, 0, 100), "shop", later);
+        }
+        assert_eq!(traces.traces.len(), MAX_TRACES);
+        let slowest = traces.slowest(MAX_TRACES);
+        let left = slowest.iter().filter(|trace| trace.duration_ms > 8000.0);
+        assert_eq!(left.count(), 0);
+    }
+
+    /// A trace of very many spans is counted whole and kept in part.
+    #[test]
+    fn a_long_trace_is_bounded() {
+        let mut traces = Traces::default();
+        for id in 1..=1000 {
+            traces.add(span(1, id, 0, id, 1), "shop", at(1));
+        }
+        assert_eq!(traces.slowest(1)[0].spans, 1000);
+        assert_eq!(
+            traces.trace(TraceId::from(1)).unwrap().spans.len(),
+            MAX_SPANS
+        );
+    }
+
+    /// What several services tell of a trace becomes one, named by the one that took longest.
+    #[test]
+    fn parts_are_merged() {
+        let summary = |id: &str, root: &str, duration_ms, error| Summary {
+            trace_id: id.to_owned(),
+            root: root.to_owned(),
+            start_unix_ms: 5,
+            duration_ms,
+            error,
+            spans: 2,
+        };
+        let services = [
+            vec![
+                summary("a", "GET /x", 10.0, true),
+                summary("b", "GET /y", 20.0, false),
+            ],
+            vec![summary("a", "GET /api/x", 12.0, false)],
+        ];
+        let merged = merge_summaries(services.clone(), 10);
+        let told: Vec<_> = merged
+            .iter()
+            .map(|trace| (&*trace.root, trace.spans, trace.error))
+            .collect();
+        assert_eq!(told, [("GET /y", 2, false), ("GET /api/x", 4, true)]);
+        assert_eq!(merge_summaries(services, 1).len(), 1);
+    }
+}
