@@ -7,6 +7,7 @@
 pub mod database;
 pub mod http;
 pub mod memory;
+pub mod span;
 pub mod terminal;
 
 mod context;

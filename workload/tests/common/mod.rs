@@ -6,6 +6,7 @@
     reason = "each test program uses a part of this, and a failure here is a failed test"
 )]
 
+pub mod otlp;
 pub mod recording;
 
 use std::io::{BufRead, BufReader, Read};
@@ -129,10 +130,15 @@ pub fn run(command: &mut Command) -> (ExitStatus, String, String) {
     (status, reader.join().unwrap(), stderr)
 }
 
-/// The program, without a DATABASE_URL from outside.
+/// The program, without a DATABASE_URL from outside, and without a place to send telemetry to.
 pub fn program(subcommand: &str) -> Command {
     let mut command = Command::new(PROGRAM);
     command.arg(subcommand).env_remove("DATABASE_URL");
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"OTEL_") {
+            command.env_remove(name);
+        }
+    }
     command
 }
 
