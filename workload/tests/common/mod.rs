@@ -6,7 +6,6 @@
     reason = "each test program uses a part of this, and a failure here is a failed test"
 )]
 
-pub mod otlp;
 pub mod recording;
 
 use std::io::{BufRead, BufReader, Read};
@@ -217,8 +216,20 @@ impl Answer {
 
 /// Sends one request.
 pub async fn send(method: &str, uri: &str) -> Result<Answer, String> {
+    send_with(method, uri, &[]).await
+}
+
+/// Sends one request with headers.
+pub async fn send_with(
+    method: &str,
+    uri: &str,
+    headers: &[(&str, String)],
+) -> Result<Answer, String> {
     let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
-    let request = Request::builder().method(method).uri(uri);
+    let mut request = Request::builder().method(method).uri(uri);
+    for (name, value) in headers {
+        request = request.header(*name, value);
+    }
     let request = request.body(Empty::new()).map_err(|e| e.to_string())?;
     let response = client.request(request).await.map_err(|e| e.to_string())?;
     let kind = response.headers().get("content-type");

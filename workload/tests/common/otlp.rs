@@ -183,7 +183,10 @@ async fn listen() -> (TcpListener, SocketAddr) {
 }
 
 /// A route that decodes a message and keeps it.
-fn accept<M: Message + Default>(sink: &Sink, keep: fn(&Sink, M)) -> axum::routing::MethodRouter {
+fn accept<M: Message + Default + 'static>(
+    sink: &Sink,
+    keep: fn(&Sink, M),
+) -> axum::routing::MethodRouter {
     let sink = sink.clone();
     post(move |body: Bytes| async move {
         match M::decode(body) {
@@ -291,7 +294,7 @@ impl TraceService for Sink {
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
         self.traces(request.into_inner());
-        Ok(Response::default())
+        Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }
 
@@ -302,7 +305,7 @@ impl MetricsService for Sink {
         request: Request<ExportMetricsServiceRequest>,
     ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
         self.metrics(request.into_inner());
-        Ok(Response::default())
+        Ok(Response::new(ExportMetricsServiceResponse::default()))
     }
 }
 
@@ -313,7 +316,7 @@ impl LogsService for Sink {
         request: Request<ExportLogsServiceRequest>,
     ) -> Result<Response<ExportLogsServiceResponse>, Status> {
         self.logs(request.into_inner());
-        Ok(Response::default())
+        Ok(Response::new(ExportLogsServiceResponse::default()))
     }
 }
 
