@@ -11,7 +11,12 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
 
+use axum::body::Bytes;
+use axum::http::Request;
 use common::{Watched, get, product, scratch};
+use http_body_util::Full;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
 use nix::sys::signal::Signal;
 use otlp::{Receiver, Span};
 use serde_json::{Value, json};
@@ -150,6 +155,156 @@ async fn a_search_is_two_spans() {
     let resource = &receiver.received().resources["product-service"];
     assert_eq!(resource["process.pid"], service.service.child.id());
     assert_eq!(resource["telemetry.sdk.language"], "rust");
+}
+
+/// Posts `body` and expects that it is done.
+async fn post(uri: &str, body: Value) {
+    let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
+    let request = Request::post(uri).header("content-type", "application/json");
+    let request = request.body(Full::from(body.to_string())).unwrap();
+    let answer = client.request(request).await.unwrap();
+    assert_eq!(answer.status(), 200, "{uri}");
+}
+
+/// A statement that PostgreSQL cancels is a failed span with its SQLSTATE, and a warning in the same
+/// trace with the scene's fields; what simulates that is logged with fields of its own.
+#[tokio::test]
+async fn a_cancelled_statement_is_told() {
+    let receiver = Receiver::grpc().await;
+    let url = common::database().await;
+    let mut command = product(&url);
+    command.arg("--demo");
+    let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", &*receiver.endpoint);
+    let service = Service::start(command, &url, &[endpoint]).await;
+    let slow = json!({ "delay_ms": 4000 });
+    post(&service.at("/demo/enable-slow-queries"), slow).await;
+    let trace = "44444444444444444444444444444444";
+    let uri = service.at("/products/search?q=wireless");
+    let answer = common::send_with("GET", &uri, &traceparent(trace)).await;
+    assert_eq!(answer.unwrap().problem(503), "statement_timeout");
+
+    let spans = spans(&receiver, trace, 2).await;
+    let server = spans.iter().find(|span| span.kind == 2).unwrap();
+    assert_eq!(
+        (server.status, &server.attributes["error.type"]),
+        (2, &json!("503"))
+    );
+    let client = spans.iter().find(|span| span.kind == 3).unwrap();
+    assert_eq!(client.status, 2);
+    assert_eq!(client.attributes["error.type"], "57014");
+    assert_eq!(client.attributes["db.response.status_code"], "57014");
+    assert_eq!(client.attributes["simulation.delay_ms"], 4000);
+    assert!(client.milliseconds >= 3200.0, "{client:?}");
+
+    let log = receiver
+        .wait("a warning of that trace", |received| {
+            let mut logs = received.logs.iter();
+            logs.find(|log| log.trace == trace).cloned()
+        })
+        .await;
+    assert_eq!((&*log.severity, &*log.service), ("WARN", "product-service"));
+    assert_eq!(log.span, server.id);
+    assert_eq!(log.attributes["code"], "statement_timeout");
+    assert_eq!(log.attributes["pool_max"], 15);
+    assert!(log.attributes["connections_held"].as_i64() >= Some(1));
+    assert!(log.attributes["utilization_percent"].as_f64() > Some(0.0));
+    assert!(log.attributes["error"].is_string());
+    assert!(service.count(&format!("trace_id={trace}")) >= 1);
+
+    let simulated = receiver
+        .wait("what is simulated", |received| {
+            let mut logs = received.logs.iter();
+            logs.find(|log| log.attributes.contains_key("simulation_type"))
+                .cloned()
+        })
+        .await;
+    let field = |name: &str| &simulated.attributes[name];
+    assert_eq!(field("simulation_type"), "slow_queries");
+    assert_eq!(field("action"), "enabled");
+    assert_eq!(field("delay_ms"), 4000);
+    assert_eq!(
+        (field("target_p95"), field("target_p99")),
+        (&json!(2800), &json!(3200))
+    );
+
+    let uri = service.at(&format!("/debug/logs?trace_id={trace}&level=warn"));
+    let remembered = get(&uri).await.json();
+    assert_eq!(remembered.as_array().unwrap().len(), 1, "{remembered}");
+    assert_eq!(remembered[0]["fields"]["code"], "statement_timeout");
+    assert_eq!(remembered[0]["message"], log.body);
+    let failed = |received: &otlp::Received| {
+        let mut points = received.points.iter();
+        let is_it = |point: &&otlp::Point| {
+            point.name == "db.client.operation.duration"
+                && point.attributes.get("db.response.status_code") == Some(&json!("57014"))
+        };
+        points.find(is_it).map(|point| point.value)
+    };
+    assert_eq!(receiver.wait("its duration", failed).await, 1.0);
+}
+
+/// One trace from the gateway through a service to the database, each part under the one before.
+#[tokio::test]
+async fn a_trace_goes_through_the_shop() {
+    let receiver = Receiver::grpc().await;
+    let url = common::database().await;
+    let mut command = common::program("all");
+    command
+        .args(["--with-parent", "--port", "0", "--products", "500"])
+        .env("DATABASE_URL", &url);
+    let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", &*receiver.endpoint);
+    let shop = Service::start(command, &url, &[endpoint]).await;
+    for (number, path, route, table) in [
+        (
+            1,
+            "products/search?q=wireless",
+            "products/search",
+            "products",
+        ),
+        (
+            2,
+            "orders/popular-products?q=wireless",
+            "orders/popular-products",
+            "products",
+        ),
+        (3, "inventory/check/1", "inventory/check/{id}", "stock"),
+    ] {
+        let trace = format!("{number:032x}");
+        let uri = shop.at(&format!("/api/{path}"));
+        let answer = common::send_with("GET", &uri, &traceparent(&trace)).await;
+        assert_eq!(answer.unwrap().status, 200, "{path}");
+        let spans = spans(&receiver, &trace, 4).await;
+        let mut parent = CALLER.to_owned();
+        for (kind, name) in [
+            (2, format!("GET /api/{route}")),
+            (3, format!("GET /{route}")),
+            (2, format!("GET /{route}")),
+            (3, format!("SELECT {}.{table}", shop.database)),
+        ] {
+            let span = spans.iter().find(|span| span.parent == parent);
+            let span = span.unwrap_or_else(|| panic!("nothing under {parent}: {spans:#?}"));
+            assert_eq!((span.kind, &span.name), (kind, &name));
+            parent.clone_from(&span.id);
+        }
+        let merged = get(&shop.at(&format!("/api/traces/{trace}"))).await.json();
+        assert_eq!(merged["spans"].as_array().unwrap().len(), 4, "{merged}");
+    }
+    let services: Vec<_> = receiver.received().resources.keys().cloned().collect();
+    assert_eq!(
+        services,
+        [
+            "api-gateway",
+            "inventory-service",
+            "order-service",
+            "product-service"
+        ]
+    );
+    let listed = get(&shop.at("/api/traces?limit=50")).await.json();
+    let listed = listed.as_array().unwrap();
+    let searched = listed
+        .iter()
+        .find(|t| t["root"] == "GET /api/products/search");
+    assert_eq!(searched.unwrap()["spans"], 4);
 }
 
 /// Metrics have the conventions' names and units, and buckets where a storm's statements lie.
