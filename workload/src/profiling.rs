@@ -15,6 +15,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use nix::sys::signal::{self, Signal};
 use pprof::ProfilerGuardBuilder;
 use pprof::protos::Message;
 use serde::Deserialize;
@@ -42,6 +43,21 @@ fn default_seconds() -> u32 {
 
 fn default_frequency() -> i32 {
     99
+}
+
+/// Readies the profiler for the signals that it works by. To be called while the process has one thread.
+///
+/// The crate reads the unwind information of all libraries at its first signal, in the handler: it allocates
+/// there, and waits for ever when the signal has interrupted the allocator. So the first signal is raised here,
+/// where nothing is interrupted; later ones find everything made.
+///
+/// # Errors
+/// The signal's handler or its timer cannot be set.
+pub fn prepare() -> Result<(), pprof::Error> {
+    // The timer's own first tick is a second of CPU time away.
+    let _guard = ProfilerGuardBuilder::default().frequency(1).build()?;
+    signal::raise(Signal::SIGPROF).map_err(std::io::Error::from)?;
+    Ok(())
 }
 
 /// The profiler's route. There is one interval timer per process, so one recording at a time.
