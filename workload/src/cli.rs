@@ -14,7 +14,7 @@ use workload::db::Database;
 use workload::serve::Listener;
 use workload::services::product;
 use workload::user::Account;
-use workload::{child, demo, postgres, profiling};
+use workload::{child, demo, postgres};
 
 /// A shop on a real PostgreSQL whose product search has no index.
 #[derive(Debug, Parser)]
@@ -203,7 +203,6 @@ impl Product {
         if let Some(user) = &self.user {
             Account::unprivileged(Some(user))?.become_it()?;
         }
-        profiling::prepare().context("cannot ready the in-process profiler")?;
         let runtime = runtime("workload")?;
         runtime.block_on(self.serve())
     }
