@@ -27,7 +27,7 @@ use crate::{
     registers, sampling,
     socket::{self, Message},
     trace,
-    walk::{self, Walk, bounded},
+    walk::{self, Record, Walk, bounded},
 };
 
 /// A window of the budget of stacks, nanoseconds. Short, so that a burst is met soon.
@@ -286,18 +286,18 @@ fn take_stack(ring: &mut Ring, slot: usize, now: u64) -> CallerStack {
     // SAFETY: this CPU's only user of this slot is this program, which nothing interrupts on its CPU but
     // the sampling program, which uses the other.
     let walk = unsafe { &mut *walk };
-    walk.header.kind = KIND_CALLER;
-    walk.header.pid = ring.sends[slot & (SENDS - 1)].pid;
-    walk.header.tid = ring.sends[slot & (SENDS - 1)].tid;
-    walk.header.cpu = ring.sends[slot & (SENDS - 1)].cpu;
-    walk.header.comm = ring.sends[slot & (SENDS - 1)].comm;
-    walk.header.time = now;
-    walk.header.trace = ring.sends[slot & (SENDS - 1)].trace;
-    walk.header.mm = walk::current_mm();
-    walk.header.kernel_frames = 0;
-    walk.header.user_frames = 0;
-    walk.header.has_stack_copy = 0;
-    if !registers::from_kernel_entry(&mut walk.cursor.regs, &mut walk.frames) {
+    walk.record.header.kind = KIND_CALLER;
+    walk.record.header.pid = ring.sends[slot & (SENDS - 1)].pid;
+    walk.record.header.tid = ring.sends[slot & (SENDS - 1)].tid;
+    walk.record.header.cpu = ring.sends[slot & (SENDS - 1)].cpu;
+    walk.record.header.comm = ring.sends[slot & (SENDS - 1)].comm;
+    walk.record.header.time = now;
+    walk.record.header.trace = ring.sends[slot & (SENDS - 1)].trace;
+    walk.record.header.mm = walk::current_mm();
+    walk.record.header.kernel_frames = 0;
+    walk.record.header.user_frames = 0;
+    walk.record.header.has_stack_copy = 0;
+    if !registers::from_kernel_entry(&mut walk.cursor.regs, &mut walk.record.frames) {
         return CallerStack::Refused;
     }
     walk::user_stack::<{ walk::CALLER }>(walk);
@@ -308,7 +308,7 @@ fn take_stack(ring: &mut Ring, slot: usize, now: u64) -> CallerStack {
     if is_continuable {
         // Without a copy the agent still learns which process to make known.
         let copied = sampling::send_stack_copy::<{ walk::CALLER }>(walk, now);
-        walk.header.has_stack_copy = copied as u8;
+        walk.record.header.has_stack_copy = copied as u8;
         return match send_walk(walk) && copied {
             true => CallerStack::Sent,
             false => CallerStack::Refused,
@@ -320,27 +320,27 @@ fn take_stack(ring: &mut Ring, slot: usize, now: u64) -> CallerStack {
 
 #[inline(always)]
 fn send_walk(walk: &mut Walk) -> bool {
-    let bytes = walk::FRAMES_OFFSET + walk.header.user_frames as usize * 8;
-    sampling::send(walk, bytes, BPF_RB_FORCE_WAKEUP)
+    let bytes = Record::bytes(walk.record.header.user_frames as usize);
+    sampling::send(&mut walk.record, bytes, BPF_RB_FORCE_WAKEUP)
 }
 
 /// Keeps the leaf end of a stack.
 #[inline(always)]
 fn hold(walk: &mut Walk, stack: &mut Stack) {
-    let mut frames = walk.header.user_frames as usize;
+    let mut frames = walk.record.header.user_frames as usize;
     if frames > MAX_CALLER_FRAMES {
         frames = MAX_CALLER_FRAMES;
-        walk.header.outcome = Outcome::TooDeep as u8;
+        walk.record.header.outcome = Outcome::TooDeep as u8;
     }
-    walk.header.user_frames = frames as u32;
-    stack.header = walk.header;
+    walk.record.header.user_frames = frames as u32;
+    stack.header = walk.record.header;
     if let Some(bytes) = bounded(frames * 8, MAX_CALLER_FRAMES * 8) {
         // SAFETY: both arrays hold as many bytes.
         unsafe {
             bpf_probe_read_kernel(
                 stack.frames.as_mut_ptr().cast(),
                 bytes as u32,
-                walk.frames.as_ptr().cast(),
+                walk.record.frames.as_ptr().cast(),
             )
         };
     }

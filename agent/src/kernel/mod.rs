@@ -174,7 +174,7 @@ impl Kernel {
             .verifier_log_level(VerifierLogLevel::STATS)
             .map_max_entries("RING", ring_bytes(cpus.len() as u32, frequency))
             .map_max_entries("STACK_COPY", WALKS * cpu_numbers)
-            .map_max_entries("CACHE", WALKS * CACHED_RULES * cpu_numbers)
+            .map_max_entries("CACHE", WALKS * CACHED_RULES / 2 * cpu_numbers)
             // The kernel sets entries of such maps aside for each CPU.
             .map_max_entries("CONNECTIONS", MAX_CONNECTIONS + 256 * cpu_numbers)
             .override_global("PERIOD_NS", &options.period_ns, true)
