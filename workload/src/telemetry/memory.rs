@@ -13,7 +13,7 @@ use opentelemetry::Value;
 use opentelemetry::trace::TraceId;
 
 pub use logs::{Line, merge_lines};
-pub use routes::{LogQuery, TraceQuery, router};
+pub use routes::{LogQuery, TraceQuery, router, trace_id};
 pub use spans::{Span, Summary, Trace, merge_summaries, merge_traces};
 
 pub(super) use logs::RememberLogs;

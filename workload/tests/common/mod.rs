@@ -214,6 +214,10 @@ impl Answer {
     }
 }
 
+/// The longest that an answer may take: a recording of some seconds, and patience for a busy machine. A test
+/// that waits for ever tells nobody what it waits for.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Sends one request.
 pub async fn send(method: &str, uri: &str) -> Result<Answer, String> {
     send_with(method, uri, &[]).await
@@ -225,6 +229,11 @@ pub async fn send_with(
     uri: &str,
     headers: &[(&str, String)],
 ) -> Result<Answer, String> {
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, exchange(method, uri, headers)).await;
+    answer.map_err(|_| format!("{uri}: no answer in {ANSWER_TIMEOUT:?}"))?
+}
+
+async fn exchange(method: &str, uri: &str, headers: &[(&str, String)]) -> Result<Answer, String> {
     let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
     let mut request = Request::builder().method(method).uri(uri);
     for (name, value) in headers {

@@ -110,7 +110,7 @@ fn limit(asked: Option<usize>, default: usize, most: usize) -> Result<usize, Pro
 }
 
 /// A trace's id as it was typed.
-fn trace_id(text: &str) -> Result<TraceId, Problem> {
+pub fn trace_id(text: &str) -> Result<TraceId, Problem> {
     let id = TraceId::from_hex(text).ok().filter(|_| text.len() == 32);
     id.ok_or_else(|| {
         let detail = "a trace's id has 32 hexadecimal digits";
