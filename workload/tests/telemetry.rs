@@ -81,12 +81,14 @@ impl Service {
     }
 }
 
-/// The spans of a trace that have arrived, when there are at least `count`.
+/// The spans of requests and statements of a trace that have arrived, when there are at least
+/// `count`. On a busy machine waiting for a connection may be a span as well.
 async fn spans(receiver: &Receiver, trace: &str, count: usize) -> Vec<Span> {
     receiver
         .wait(&format!("{count} spans of {trace}"), |received| {
             let all = received.spans.iter();
-            let found: Vec<_> = all.filter(|span| span.trace == trace).cloned().collect();
+            let is_it = |span: &&Span| span.trace == trace && span.kind != 1;
+            let found: Vec<_> = all.filter(is_it).cloned().collect();
             (found.len() >= count).then_some(found)
         })
         .await
@@ -287,7 +289,9 @@ async fn a_trace_goes_through_the_shop() {
             parent.clone_from(&span.id);
         }
         let merged = get(&shop.at(&format!("/api/traces/{trace}"))).await.json();
-        assert_eq!(merged["spans"].as_array().unwrap().len(), 4, "{merged}");
+        let merged = merged["spans"].as_array().unwrap();
+        let known = merged.iter().filter(|span| span["kind"] != "internal");
+        assert_eq!(known.count(), 4, "{merged:?}");
     }
     let services: Vec<_> = receiver.received().resources.keys().cloned().collect();
     assert_eq!(
@@ -304,7 +308,7 @@ async fn a_trace_goes_through_the_shop() {
     let searched = listed
         .iter()
         .find(|t| t["root"] == "GET /api/products/search");
-    assert_eq!(searched.unwrap()["spans"], 4);
+    assert!(searched.unwrap()["spans"].as_u64() >= Some(4));
 }
 
 /// Metrics have the conventions' names and units, and buckets where a storm's statements lie.
@@ -346,6 +350,7 @@ async fn metrics_are_those_of_the_conventions() {
             0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 2.5, 3.0, 3.5, 5.0, 10.0
         ]
     );
+    assert_eq!(operation.service, "product-service");
     assert_eq!(operation.attributes["db.system.name"], "postgresql");
     assert!(!operation.attributes.contains_key("db.query.text"));
     assert_eq!((request.kind, &*request.unit), ("histogram", "s"));
@@ -454,7 +459,7 @@ async fn nothing_is_exported_without_an_endpoint() {
     assert_eq!(listed[0]["trace_id"], trace);
     assert_eq!(listed[0]["root"], "GET /products/search");
     assert_eq!(listed[0]["error"], false);
-    assert_eq!(listed[0]["spans"], 2);
+    assert!(listed[0]["spans"].as_u64() >= Some(2));
     assert!(listed[0]["duration_ms"].as_f64() > Some(0.0));
 
     let whole = get(&service.at(&format!("/debug/traces/{trace}")))
@@ -463,11 +468,12 @@ async fn nothing_is_exported_without_an_endpoint() {
     let spans = whole["spans"].as_array().unwrap();
     assert_eq!(spans[0]["kind"], "server");
     assert_eq!(spans[0]["parent_span_id"], CALLER);
+    let client = spans.iter().find(|span| span["kind"] == "client").unwrap();
     let database = &*service.database;
-    assert_eq!(spans[1]["name"], format!("SELECT {database}.products"));
-    assert_eq!(spans[1]["parent_span_id"], spans[0]["span_id"]);
-    assert_eq!(spans[1]["service"], "product-service");
-    assert_eq!(spans[1]["attributes"]["db.namespace"], database);
+    assert_eq!(client["name"], format!("SELECT {database}.products"));
+    assert_eq!(client["parent_span_id"], spans[0]["span_id"]);
+    assert_eq!(client["service"], "product-service");
+    assert_eq!(client["attributes"]["db.namespace"], database);
 
     for (path, status, code) in [
         ("/debug/traces?limit=0", 400, "limit_out_of_range"),
@@ -483,6 +489,14 @@ async fn nothing_is_exported_without_an_endpoint() {
     }
     let lines = service.stop().await;
     assert!(!lines.contains("telemetry was lost"), "{lines}");
+}
+
+/// The number behind `name=` in a line.
+#[track_caller]
+fn figure(line: &str, name: &str) -> u64 {
+    let mut fields = line.split(' ').filter_map(|field| field.split_once('='));
+    let (_, value) = fields.find(|(key, _)| *key == name).unwrap();
+    value.parse().unwrap()
 }
 
 /// A receiver that is down: every request is answered, one warning a signal, and the end tells
@@ -510,8 +524,9 @@ async fn a_receiver_that_is_down_costs_a_warning() {
     }
     let lost = lines.lines().find(|l| l.contains("telemetry was lost"));
     let lost = lost.unwrap();
-    assert!(lost.contains("signal=\"spans\" lost=40 "), "{lines}");
-    assert!(lost.contains("delivered=0"), "{lost}");
+    assert!(lost.contains("signal=\"spans\""), "{lines}");
+    assert!(figure(lost, "lost") >= 40, "{lost}");
+    assert_eq!(figure(lost, "delivered"), 0);
 }
 
 /// A receiver that takes connections and answers nothing: the queue fills, the rest is dropped and
@@ -524,6 +539,7 @@ async fn a_receiver_that_hangs_blocks_nobody() {
         ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint),
         ("OTEL_BSP_MAX_QUEUE_SIZE", "16"),
         ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "8"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "60000"),
     ])
     .await;
     for _ in 0..50 {
@@ -532,6 +548,8 @@ async fn a_receiver_that_hangs_blocks_nobody() {
     let lines = service.stop().await;
     let lost = lines.lines().find(|l| l.contains("telemetry was lost"));
     let lost = lost.unwrap();
-    assert!(lost.contains("signal=\"spans\" lost=100 "), "{lines}");
-    assert!(lost.contains("queue_full=84"), "{lost}");
+    assert!(lost.contains("signal=\"spans\""), "{lines}");
+    assert!(figure(lost, "lost") >= 100, "{lost}");
+    assert_eq!(figure(lost, "queue_full"), figure(lost, "lost") - 16);
+    assert_eq!(figure(lost, "unsent"), 16);
 }
