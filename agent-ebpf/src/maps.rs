@@ -18,7 +18,7 @@ use agent_ebpf::{
 };
 
 use crate::{
-    backend::Backend,
+    backend::{Backend, Known},
     caller::{Budget, Ring},
     sampling::{Clock, StackCopy},
     walk::{CacheSet, SLOTS, Walk},
@@ -88,6 +88,10 @@ pub static SERVER_PORTS: Array<u64> = Array::with_max_entries(65_536 / 64, 0);
 /// What a backend says, being built.
 #[map]
 pub static BACKEND: PerCpuArray<Backend> = PerCpuArray::with_max_entries(1, 0);
+
+/// What is known of backends that were sampled, by pid.
+#[map]
+pub static KNOWN: LruHashMap<u32, Known> = LruHashMap::with_max_entries(MAX_BACKENDS, 0);
 
 /// The connection of each backend, for its parallel workers.
 #[map]
