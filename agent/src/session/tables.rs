@@ -64,6 +64,8 @@ struct Placed {
     space: Rc<AddressSpace>,
     root: BlockId,
     depth: u32,
+    /// See [`Space::number`].
+    number: u32,
     blocks: Vec<BlockId>,
     /// Objects to whose tables it refers.
     objects: Vec<ObjectId>,
@@ -77,8 +79,10 @@ impl Placed {
             mm,
             root: self.root,
             depth: self.depth,
+            number: self.number,
             server: self.facts.server,
             trace_offset: self.facts.trace_offset,
+            padding: 0,
         }
     }
 }
@@ -95,8 +99,8 @@ pub struct Tables {
     pool: BlockPool,
     /// The PostgreSQL servers among the address spaces.
     pub servers: Servers,
-    /// Counts how often blocks became free for another use.
-    generation: u32,
+    /// Number of the address space that was written last.
+    last_number: u32,
     states: HashMap<ObjectId, TableState>,
     placed: HashMap<SpaceKey, Placed>,
     /// What each process was given: the kernel's identity of its address space, and ours.
@@ -113,7 +117,7 @@ impl Tables {
         Tables {
             pool: BlockPool::default(),
             servers: Servers::default(),
-            generation: 0,
+            last_number: 0,
             states: HashMap::new(),
             placed: HashMap::new(),
             given: HashMap::new(),
@@ -221,10 +225,7 @@ impl Tables {
         objects: &mut Objects,
         time: u64,
     ) -> Result<(), Error> {
-        if self.pool.settle(time) {
-            self.generation = self.generation.wrapping_add(1);
-            kernel.set_generation(self.generation)?;
-        }
+        self.pool.settle(time);
         let mut arrived = HashSet::new();
         while let Some((id, table)) = self.compiler.finished() {
             // Asked for twice, and there already.
@@ -335,11 +336,14 @@ impl Tables {
         let left_out = mappings.len() - space::placeable(&mappings).len();
         self.coverage.left_out(left_out as u64);
         let (root, depth) = (written.root, written.depth);
+        // After four billion it begins again, but not with that of an empty cache.
+        self.last_number = self.last_number.wrapping_add(1).max(1);
         let placed = Placed {
             facts,
             space: Rc::clone(address_space),
             root,
             depth,
+            number: self.last_number,
             blocks,
             objects: used,
             waiting,
