@@ -73,7 +73,7 @@ function open({ first = false } = {}) {
   document.title = title ? `${title} · Tinderbox` : "Tinderbox";
   if (first) return;
   // Who reads by ear, or goes by keyboard, begins at the new page's beginning.
-  window.scrollTo(0, 0);
+  window.scrollTo({ top: 0, behavior: "instant" });
   main.focus({ preventScroll: true });
 }
 

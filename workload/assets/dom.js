@@ -53,21 +53,24 @@ const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 /** What stands where nothing was measured. */
 export const NOTHING = "–";
 
+/** Between a number and its unit: they stay on one line. */
+const GAP = "\u00a0";
+
 /** `0.3 ms`, `45 ms`, `2.81 s`. */
 export function duration(milliseconds) {
   if (!isNumber(milliseconds)) return NOTHING;
-  if (milliseconds >= 1000) return `${(milliseconds / 1000).toFixed(2)} s`;
-  return `${milliseconds < 10 ? number.format(milliseconds) : Math.round(milliseconds)} ms`;
+  if (milliseconds >= 1000) return `${(milliseconds / 1000).toFixed(2)}${GAP}s`;
+  return `${milliseconds < 10 ? number.format(milliseconds) : Math.round(milliseconds)}${GAP}ms`;
 }
 
 /** `95.6 %`. */
-export const percent = (value) => (isNumber(value) ? `${number.format(value)} %` : NOTHING);
+export const percent = (value) => (isNumber(value) ? `${number.format(value)}${GAP}%` : NOTHING);
 
 /** `1,234`. */
 export const count = (value) => (isNumber(value) ? number.format(value) : NOTHING);
 
-/** `1 round`, `4 rounds`. */
-export const counted = (value, noun) => `${count(value)} ${noun}${value === 1 ? "" : "s"}`;
+/** `1 round`, `4 rounds`; `many` where an s is not enough. */
+export const counted = (value, one, many = `${one}s`) => `${count(value)} ${value === 1 ? one : many}`;
 
 /** Cents as euros. */
 export const price = (cents) => money.format(cents / 100);

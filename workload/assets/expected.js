@@ -1,6 +1,6 @@
 // What the audience is told to expect, and what was measured beside it.
 
-import { count, duration, h, percent } from "./dom.js";
+import { count, duration, h, percent, say } from "./dom.js";
 
 /** Scene 9 as it is announced. A report brings its own; these are for the question before it. */
 export const EXPECTED = {
@@ -25,7 +25,7 @@ const VERDICTS = {
 };
 
 /** How a measured figure stands to what was expected. */
-export function verdict(measure, expected, measured) {
+function verdict(measure, expected, measured) {
   if (typeof measured !== "number") return "unknown";
   if (measured < measure.low(expected)) return "below";
   return measured > measure.high(expected) ? "above" : "as";
@@ -35,21 +35,34 @@ const expectation = (measure, expected) => [measure.format(expected), measure.no
 
 const name = (measure) => [measure.label, measure.of && h("small", {}, ` of ${measure.of}`)];
 
-/** For the question: expected beside what is measured now. */
-export function announcement(now) {
-  const measured = { p95_ms: now?.p95_ms, active: now?.active, pool_utilization_percent: now?.pool_utilization_percent };
-  return h("table.figures", {},
-    h("thead", {}, h("tr", {}, ["Measure", "Expected", "Now"].map((text) => h("th", { scope: "col" }, text)))),
-    h("tbody", {}, MEASURES.filter((measure) => measure.key !== "baseline_p95_ms").map((measure) => h("tr", {},
-      h("th", { scope: "row" }, name(measure)),
-      h("td", {}, expectation(measure, EXPECTED[measure.key])),
-      h("td", {}, measure.format(measured[measure.key]))))));
+const heads = (texts) => h("thead", {}, h("tr", {}, texts.map((text) => h("th", { scope: "col" }, text))));
+
+/** What a storm is expected to show, for the question before it. */
+export const stormExpectations = () => MEASURES
+  .filter((measure) => measure.key !== "baseline_p95_ms")
+  .map((measure) => ({ ...measure, expected: expectation(measure, EXPECTED[measure.key]) }));
+
+/**
+ * Expected beside what is measured now: `[{ label, expected, key, format, holds? }]`. After
+ * `update(figures)` each row says its figure, and a sign once `holds`.
+ */
+export function expectations(rows) {
+  const cells = rows.map(() => h("td.measured"));
+  const element = h("table.figures", {}, heads(["Measure", "Expected", "Now"]),
+    h("tbody", {}, rows.map((row, index) => h("tr", { "data-measure": row.key },
+      h("th", { scope: "row" }, name(row)), h("td", {}, row.expected), cells[index]))));
+  const update = (figures) => rows.forEach((row, index) => {
+    const value = figures?.[row.key];
+    const holds = value !== undefined && value !== null && row.holds?.(value);
+    say(cells[index], `${holds ? "✓ " : ""}${row.format(value)}`);
+    cells[index].classList.toggle("as", Boolean(holds));
+  });
+  return { element, update };
 }
 
 /** For the result: expected beside measured, and beside the storm before if there was one. */
 export function comparison(report, before) {
   const expected = { ...EXPECTED, ...report.expected };
-  const columns = ["Measure", "Expected", "Measured", ...(before ? ["Storm before"] : []), "Verdict"];
   const row = (measure) => {
     const key = measure.measured ?? measure.key;
     const found = verdict(measure, expected[measure.key], report[key]);
@@ -57,12 +70,12 @@ export function comparison(report, before) {
     return h("tr", { "data-measure": measure.key },
       h("th", { scope: "row" }, name(measure)),
       h("td", {}, expectation(measure, expected[measure.key])),
-      h("td.measured", {}, measure.format(report[key])),
       before && h("td", {}, measure.format(before[key])),
-      h(`td.verdict.${found}`, {}, h("span", { "aria-hidden": "true" }, sign), ` ${text}`));
+      h("td.measured", {}, measure.format(report[key])),
+      h(`td.verdict.${found}`, {}, h("span", { "aria-hidden": "true" }, sign), h("span.text", {}, ` ${text}`)));
   };
   return h("div.scroll", { tabindex: "0", role: "region", "aria-label": "Measured against expected" },
     h("table.figures.results", {},
-      h("thead", {}, h("tr", {}, columns.map((text) => h("th", { scope: "col" }, text)))),
+      heads(["Measure", "Expected", ...(before ? ["Storm before"] : []), "Measured", "Verdict"]),
       h("tbody", {}, MEASURES.map(row))));
 }

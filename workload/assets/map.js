@@ -24,7 +24,7 @@ function level(service) {
 /** Where everything stands in a picture of that width. */
 function plan(width, services) {
   const narrow = width < NARROW;
-  const gap = narrow ? 8 : 28;
+  const gap = narrow ? 8 : Math.max(20, width * 0.06);
   const box = { width: Math.min((width - gap * (services.length + 1)) / services.length, 190), height: narrow ? 62 : 68 };
   const step = box.width + gap;
   const left = (width - step * services.length + gap) / 2;
@@ -64,13 +64,14 @@ function draw(width, { services, database }) {
   const at = plan(width, services);
   const wide = { ...at.box, width: at.narrow ? 200 : 260 };
   const kinds = services.map(level);
-  const worst = ["down", "slow", "sluggish", "fine", "idle"].find((kind) => kinds.includes(kind));
+  // Of the database nothing is known but through services that answer.
+  const worst = ["slow", "sluggish", "fine", "idle"].find((kind) => kinds.includes(kind)) ?? "idle";
   const edges = services.flatMap((service, index) => {
     const x = at.column(index);
     const active = service.health?.queries?.active ?? 0;
     const latency = service.health?.latency;
-    const label = service.up && latency?.count ? `${at.narrow ? "" : "P95 "}${duration(latency.p95_ms)}` : NOTHING;
-    const reaches = service.up ? kinds[index] : "down";
+    const label = service.up && latency?.count ? `${at.narrow ? "" : "P95 "}${duration(latency.p95_ms)}` : "";
+    const reaches = service.up ? kinds[index] : "idle";
     return [
       edge({ from: { x: at.middle, y: at.rows.gateway + at.box.height }, to: { x, y: at.rows.services }, kind: service.up ? "plain" : "down" }),
       edge({ from: { x, y: at.rows.services + at.box.height }, to: { x: at.middle + (x - at.middle) * 0.28, y: at.rows.database }, kind: reaches, label, active }),

@@ -69,8 +69,8 @@ export function home(main, _parameters, signal) {
 function suggestions() {
   const links = (list) => list.map((word) => h("a.tag", { href: `#/search?q=${word}` }, word));
   return h("p.suggestions", {},
-    h("span", {}, "Popular "), links(COMMON),
-    h("span", {}, " Rare finds "), links(RARE));
+    h("span", {}, "Popular ", links(COMMON)),
+    h("span", {}, "Rare finds ", links(RARE)));
 }
 
 /** `#/department/NAME` */

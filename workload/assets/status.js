@@ -32,19 +32,21 @@ export function figures(status) {
     pool_active: active,
     pool_max: max,
     pool_utilization_percent: max > 0 ? (100 * active) / max : null,
+    search_index: status.database?.search_index ?? null,
     failed: sum(healths.flatMap((health) => Object.values(health.queries?.failed ?? {}))),
   };
 }
 
-/** What is simulated now, one sentence for each service that simulates anything. */
+/** What is simulated now: one sentence for each simulation, with the services that it is in. */
 export function simulations(status) {
-  const found = [];
+  const found = new Map();
+  const add = (what, name) => found.set(what, [...(found.get(what) ?? []), name]);
   for (const { name, health } of status?.services ?? []) {
     const simulation = health?.simulation ?? {};
-    if (simulation.slow_queries_ms) found.push(`${name}: every statement sleeps ${simulation.slow_queries_ms} ms`);
-    if (simulation.pool_exhaustion) found.push(`${name}: connections are held`);
+    if (simulation.slow_queries_ms) add(`every statement sleeps ${simulation.slow_queries_ms} ms first`, name);
+    if (simulation.pool_exhaustion) add("connections are held", name);
   }
-  return found;
+  return [...found].map(([what, names]) => `${what} (${names.join(", ")})`);
 }
 
 /** Calls `listener` after each answer until `signal` aborts, and at once if one is there. */

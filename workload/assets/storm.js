@@ -80,14 +80,14 @@ export function storm(signal) {
   };
   watch(() => { if (!watching?.running) draw(); }, signal);
   keepLooking();
-  return { live: h("section.card.live", {}, h("header", {}, heading, caption), drawn.element), result, look };
+  return { look, result, live: h("section.card.live", {}, h("header", {}, heading, caption), drawn.element) };
 }
 
 function resultOf(report, before) {
   const failures = Object.entries(report.failures ?? {}).filter(([, number]) => number > 0);
   return [h("section.card", { "aria-labelledby": "result-title" },
     h("header", {}, h("h2", { id: "result-title" }, "Measured against expected"),
-      h("p.muted.caption", {}, `${counted(report.queries, "query").replace("querys", "queries")} in ${counted(report.rounds, "round")}, ${report.seconds.toFixed(1)} s; `
+      h("p.muted.caption", {}, `${counted(report.queries, "query", "queries")} in ${counted(report.rounds, "round")}, ${report.seconds.toFixed(1)} s; `
         + `${count(report.executed)} executed, ${count(report.completed)} completed, ${count(report.failed)} failed.`)),
     comparison(report, before),
     h("dl.facts", {},

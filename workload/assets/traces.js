@@ -55,11 +55,17 @@ export function arrange(spans) {
 
 const failed = (span) => /error/i.test(span.status?.code ?? span.status ?? "");
 
-function row({ span, depth }, start, whole) {
+/** The statement that took longest: it is what a waterfall is opened for. */
+function longestStatement(spans) {
+  const statements = spans.filter((span) => span.attributes?.["db.query.text"]);
+  return statements.toSorted((a, b) => b.duration_ms - a.duration_ms)[0];
+}
+
+function row({ span, depth }, start, whole, opened) {
   const left = (100 * (Number(span.start_unix_nano) - start)) / NANOS / whole;
   const width = Math.max((100 * span.duration_ms) / whole, THINNEST);
   const attributes = Object.entries(span.attributes ?? {}).toSorted(([a], [b]) => a.localeCompare(b));
-  return h("li", {}, h(`details.span${failed(span) ? ".bad" : ""}`, { "--depth": depth, "data-service": span.service },
+  return h("li", {}, h(`details.span${failed(span) ? ".bad" : ""}`, { "--depth": depth, "data-service": span.service, open: span === opened },
     h("summary", {},
       h("span.what", {}, h("span.name", {}, span.name), h("span.service", {}, span.service)),
       h("span.lane", { "aria-hidden": "true" }, h("span.bar", { "--left": `${Math.min(left, 100 - THINNEST)}%`, "--width": `${width}%` })),
@@ -74,10 +80,11 @@ export function waterfall(spans) {
   const start = Math.min(...starts);
   const end = Math.max(...spans.map((span, index) => starts[index] + span.duration_ms * NANOS));
   const whole = Math.max((end - start) / NANOS, 1e-3);
+  const opened = longestStatement(spans);
   return h("section.card.waterfall", {},
     h("header", {}, h("h2", {}, "Waterfall"), h("p.muted.caption", {}, `${duration(whole)} from ${timeOfDay(start / NANOS)}; a span opens to its attributes`)),
     h("p.ruler", { "aria-hidden": "true" }, [0, 0.25, 0.5, 0.75, 1].map((share) => h("span", {}, duration(whole * share)))),
-    h("ol", {}, arrange(spans).map((placed) => row(placed, start, whole))));
+    h("ol", {}, arrange(spans).map((placed) => row(placed, start, whole, opened))));
 }
 
 /** `#/traces/ID`: the waterfall, and the log lines of the same trace. */
