@@ -3,18 +3,18 @@
 import { get, path, present } from "./api.js";
 import { h, timeOfDay } from "./dom.js";
 
-const LEVELS = ["", "ERROR", "WARN", "INFO"];
+/** A level means itself and all above it. */
+const LEVELS = [["", "All"], ["info", "Info and above"], ["warn", "Warnings and errors"], ["error", "Errors"]];
 const LIMIT = 200;
 const NANOS = 1e6;
 
-/** What fields are called that a message has no need to repeat. */
 const shown = (value) => (typeof value === "object" ? JSON.stringify(value) : String(value));
 
 function line(entry, linked) {
   const fields = Object.entries(entry.fields ?? {});
   return h(`li.line.${String(entry.level).toLowerCase()}`, {},
     h("span.when", {}, timeOfDay(Number(entry.time_unix_nano) / NANOS)),
-    h("span.level", {}, entry.level),
+    h("span.level", {}, String(entry.level).toUpperCase()),
     h("span.service", {}, entry.service),
     h("span.message", {}, entry.message),
     (fields.length > 0 || (linked && entry.trace_id)) && h("span.fields", {},
@@ -38,11 +38,11 @@ export function logs(main, { level = "", trace_id = "" }, signal) {
   };
   const form = h("form.filter", { onsubmit: choose },
     h("label.field", {}, h("span", {}, "Level"), h("select", { name: "level", onchange: choose },
-      LEVELS.map((name) => h("option", { value: name, selected: name === level }, name || "All")))),
+      LEVELS.map(([value, name]) => h("option", { value, selected: value === level }, name)))),
     h("label.field", {}, h("span", {}, "Trace id"),
       h("input", { name: "trace_id", value: trace_id, pattern: "[0-9a-f]{32}", title: "32 hexadecimal digits", autocomplete: "off", spellcheck: "false" })),
     h("button", {}, "Show"));
-  main.append(h("h1", {}, "Logs"), h("p.muted", {}, "The newest lines that the services keep in memory."), form, place);
-  present(place, signal, async () => h("section.card", {}, logLines(await get(path("/api/logs", { level, trace_id, limit: LIMIT }), { signal }), true)));
+  main.append(h("h1", {}, "Logs"), h("p.muted", {}, "What the services keep in memory of their log lines, newest first."), form, place);
+  present(place, signal, async () => h("section.card", {}, logLines((await get(path("/api/logs", { level, trace_id, limit: LIMIT }), { signal })).toReversed(), true)));
   return "Logs";
 }

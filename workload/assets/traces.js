@@ -61,16 +61,22 @@ function longestStatement(spans) {
   return statements.toSorted((a, b) => b.duration_ms - a.duration_ms)[0];
 }
 
+/** The statement's text first, since it is looked for; then by name. */
+function attributesOf(span) {
+  const { "db.query.text": text, ...others } = span.attributes ?? {};
+  const sorted = Object.entries(others).toSorted(([a], [b]) => a.localeCompare(b));
+  return [...(text ? [["db.query.text", text]] : []), ...sorted, ["kind", span.kind], ["span id", span.span_id]];
+}
+
 function row({ span, depth }, start, whole, opened) {
   const left = (100 * (Number(span.start_unix_nano) - start)) / NANOS / whole;
   const width = Math.max((100 * span.duration_ms) / whole, THINNEST);
-  const attributes = Object.entries(span.attributes ?? {}).toSorted(([a], [b]) => a.localeCompare(b));
   return h("li", {}, h(`details.span${failed(span) ? ".bad" : ""}`, { "--depth": depth, "data-service": span.service, open: span === opened },
     h("summary", {},
       h("span.what", {}, h("span.name", {}, span.name), h("span.service", {}, span.service)),
       h("span.lane", { "aria-hidden": "true" }, h("span.bar", { "--left": `${Math.min(left, 100 - THINNEST)}%`, "--width": `${width}%` })),
       h("span.figure", {}, duration(span.duration_ms))),
-    h("dl.attributes", {}, [["kind", span.kind], ["span id", span.span_id], ...attributes].map(([key, value]) =>
+    h("dl.attributes", {}, attributesOf(span).map(([key, value]) =>
       h("div", {}, h("dt", {}, key), h("dd", {}, typeof value === "object" ? JSON.stringify(value) : String(value)))))));
 }
 
