@@ -82,7 +82,7 @@ function draw(width, { services, database }) {
     title: short(service.name, at.narrow), lines: serviceLines(service, at.narrow),
   }));
   const backends = database?.backends_active;
-  return s("svg.map", { viewBox: `0 0 ${width} ${at.height}`, width, height: at.height, role: "img", "aria-label": describe(services) },
+  return s("svg.map", { viewBox: `0 0 ${width} ${at.height}`, role: "img", "aria-label": describe(services) },
     edges, nodes,
     node({ x: at.middle, y: at.rows.gateway, box: wide, kind: "gateway", title: GATEWAY.name, lines: ["the shop's API"] }),
     node({ x: at.middle, y: at.rows.database, box: wide, kind: `database.${worst}`, title: `postgresql:${database?.name ?? NOTHING}`,
@@ -103,7 +103,10 @@ export function map(signal) {
   const place = h("div.map");
   let current = null;
   const redraw = () => {
-    if (current && place.clientWidth > 0) place.replaceChildren(draw(place.clientWidth, current));
+    if (!current || place.clientWidth === 0) return;
+    // Drawn for letters of 16 pixels, shown as large as the page's own.
+    const scale = parseFloat(getComputedStyle(document.documentElement).fontSize) / 16;
+    place.replaceChildren(draw(place.clientWidth / scale, current));
   };
   const observer = new ResizeObserver(redraw);
   observer.observe(place);

@@ -14,7 +14,7 @@ const IDLE_MS = 2000;
 
 const FIGURES = [
   { key: "p95_ms", label: "Query duration P95", format: duration, expected: EXPECTED.p95_ms },
-  { key: "pool_utilization_percent", label: "Connection pool used", format: percent, expected: EXPECTED.pool_utilization_percent, max: 100 },
+  { key: "pool_utilization_percent", label: "Connection pool", format: percent, expected: EXPECTED.pool_utilization_percent, max: 100 },
   { key: "active", label: "Active queries", format: count, expected: EXPECTED.active },
   { key: "failed", label: "Failed queries", format: count, max: 4 },
 ];

@@ -29,6 +29,13 @@ const REQUIRE: &str = "FLAMESTORM_REQUIRE_BROWSER";
 /// How long anything may take to appear, on a machine with other work to do.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Keys by the code points that WebDriver gives them.
+pub mod key {
+    pub const TAB: char = '\u{e004}';
+    pub const ENTER: char = '\u{e007}';
+    pub const ESCAPE: char = '\u{e00c}';
+}
+
 /// A browser with one page, and all that it requested and complained of.
 pub struct Browser {
     pub client: Client,
@@ -304,10 +311,8 @@ fn errors(entry: &Value) -> Option<String> {
 fn requests(entry: &Value) -> Option<String> {
     let message: Value = serde_json::from_str(entry["message"].as_str()?).ok()?;
     let event = &message["message"];
-    (event["method"] == "Network.requestWillBeSent").then(|| {
-        event["params"]["request"]["url"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned()
-    })
+    let url = event["params"]["request"]["url"].as_str()?;
+    // The browser's own first page is made of files inside the browser.
+    let counts = event["method"] == "Network.requestWillBeSent" && !url.starts_with("chrome:");
+    counts.then(|| url.to_owned())
 }
