@@ -562,3 +562,49 @@ async fn files_are_protected() {
         assert_eq!(answer.status, 404, "{path}");
     }
 }
+
+/// Takes the documentation's pictures of a shop that runs already, after a storm:
+/// `FLAMESTORM_SHOP=http://127.0.0.1:8010 FLAMESTORM_PICTURES=docs/images` and `--ignored pictures`.
+#[tokio::test]
+#[ignore = "makes pictures of a running shop, and starts a storm in it"]
+async fn pictures() {
+    let from = |name| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
+    let (shop, folder) = (from("FLAMESTORM_SHOP"), from("FLAMESTORM_PICTURES"));
+    let Some(browser) = Browser::start().await else { return };
+    let take = async |name: &str| {
+        // Fonts, and whatever fades in.
+        tokio::time::sleep(Duration::from_millis(800)).await;
+        let file = format!("{folder}/{name}.png");
+        std::fs::write(file, browser.picture().await).unwrap();
+    };
+    browser.scheme("light").await;
+    browser.open(&format!("{shop}/#/")).await;
+    browser.find(".products li").await;
+    take("shop").await;
+    browser.scheme("dark").await;
+    browser.open(&format!("{shop}/#/demo")).await;
+    browser.until("document.querySelector('#do-storm')?.disabled === false").await;
+    browser.click("#do-storm").await;
+    take("storm-question").await;
+    browser.click("dialog input[value='4']").await;
+    browser.click("dialog .primary").await;
+    browser.sees("#notices", "Storm: round 3").await;
+    browser.size(1440, 1060).await;
+    take("storm-running").await;
+    browser.until_within("document.querySelector('.results')", STORM).await;
+    browser.ask("document.querySelector('.result').scrollIntoView()").await;
+    take("storm-result").await;
+    browser.click(".slowest a").await;
+    browser.find(".waterfall .span").await;
+    take("trace").await;
+    browser.open(&format!("{shop}/#/logs?level=warn")).await;
+    browser.find(".log .line").await;
+    take("logs").await;
+    browser.open(&format!("{shop}/#/flamegraphs")).await;
+    browser.find("main .card, iframe.flame").await;
+    take("flame-graphs").await;
+    browser.size(360, 740).await;
+    browser.open(&format!("{shop}/#/demo")).await;
+    browser.find(".results").await;
+    take("phone").await;
+}
