@@ -16,7 +16,7 @@ export function flamegraphs(main, { file }, signal) {
   const place = h("div");
   main.append(h("h1", {}, "Flame graphs"), place);
   present(place, signal, async () => {
-    const files = (await get("/flamegraphs", { signal })).map((entry) => entry.file ?? entry.name ?? entry);
+    const files = (await get("/flamegraphs", { signal })).map((picture) => picture.file);
     return files.length > 0 ? gallery(files, files.includes(file) ? file : files[0]) : none();
   });
   return "Flame graphs";

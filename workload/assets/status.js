@@ -43,7 +43,7 @@ export function simulations(status) {
   const add = (what, name) => found.set(what, [...(found.get(what) ?? []), name]);
   for (const { name, health } of status?.services ?? []) {
     const simulation = health?.simulation ?? {};
-    if (simulation.slow_queries_ms) add(`every statement sleeps ${simulation.slow_queries_ms} ms first`, name);
+    if (simulation.slow_queries_ms) add(`every reading statement sleeps ${simulation.slow_queries_ms} ms first`, name);
     if (simulation.pool_exhaustion) add("connections are held", name);
   }
   return [...found].map(([what, names]) => `${what} (${names.join(", ")})`);

@@ -289,7 +289,10 @@ async fn actions_are_carried_out() {
     delay.send_keys("321").await.unwrap();
     browser.click("dialog .primary").await;
     browser
-        .sees("#notices", "Simulated: every statement sleeps 321 ms first")
+        .sees(
+            "#notices",
+            "Simulated: every reading statement sleeps 321 ms first",
+        )
         .await;
     browser.sees(".outcome-line", "321 ms at least").await;
     let searched = get(&format!("{}/api/products/search?q=wooden", shop.gateway())).await;
@@ -570,7 +573,9 @@ async fn files_are_protected() {
 async fn pictures() {
     let from = |name| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
     let (shop, folder) = (from("FLAMESTORM_SHOP"), from("FLAMESTORM_PICTURES"));
-    let Some(browser) = Browser::start().await else { return };
+    let Some(browser) = Browser::start().await else {
+        return;
+    };
     let take = async |name: &str| {
         // Fonts, and whatever fades in.
         tokio::time::sleep(Duration::from_millis(800)).await;
@@ -583,7 +588,9 @@ async fn pictures() {
     take("shop").await;
     browser.scheme("dark").await;
     browser.open(&format!("{shop}/#/demo")).await;
-    browser.until("document.querySelector('#do-storm')?.disabled === false").await;
+    browser
+        .until("document.querySelector('#do-storm')?.disabled === false")
+        .await;
     browser.click("#do-storm").await;
     take("storm-question").await;
     browser.click("dialog input[value='4']").await;
@@ -591,8 +598,12 @@ async fn pictures() {
     browser.sees("#notices", "Storm: round 3").await;
     browser.size(1440, 1060).await;
     take("storm-running").await;
-    browser.until_within("document.querySelector('.results')", STORM).await;
-    browser.ask("document.querySelector('.result').scrollIntoView()").await;
+    browser
+        .until_within("document.querySelector('.results')", STORM)
+        .await;
+    browser
+        .ask("document.querySelector('.result').scrollIntoView()")
+        .await;
     take("storm-result").await;
     browser.click(".slowest a").await;
     browser.find(".waterfall .span").await;

@@ -7,6 +7,7 @@
 )]
 
 pub mod recording;
+pub mod shop;
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;

@@ -15,13 +15,8 @@ use crate::problem::Problem;
 
 /// What a page of the shop may load: what the gateway itself serves, and no script or style that
 /// stands in the page. It is in nobody else's frame.
-pub const PAGE_POLICY: &str =
+const POLICY: &str =
     "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'";
-
-/// What a flame graph may do: run the script that stands in it (its zoom and search), with the
-/// style that stands in it, and load or call nothing. It is only in a frame of the shop's.
-pub const FLAME_GRAPH_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; \
-     style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'";
 
 const HTML: &str = "text/html; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
@@ -105,18 +100,18 @@ fn answer(asset: &Asset, request: &HeaderMap) -> Response {
     if let Ok(tag) = HeaderValue::from_str(&TAG) {
         headers.insert(header::ETAG, tag);
     }
-    headers.extend(protection(PAGE_POLICY));
+    headers.extend(protection());
     response
 }
 
-/// The headers by which a browser keeps to `policy`, to the stated media types, and to itself
-/// where it came from.
-pub fn protection(policy: &'static str) -> [(HeaderName, HeaderValue); 3] {
+/// The headers by which a browser keeps to the policy and to the stated media types.
+fn protection() -> [(HeaderName, HeaderValue); 3] {
     [
-        (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy)),
-        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-        (header::REFERRER_POLICY, HeaderValue::from_static("same-origin")),
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "same-origin"),
     ]
+    .map(|(name, value)| (name, HeaderValue::from_static(value)))
 }
 
 #[cfg(test)]
