@@ -143,7 +143,7 @@ fn own_connection(port: u64) -> Option<Connection> {
 
 /// Notes the connection of the current backend, for its parallel workers.
 #[inline(always)]
-fn remember(server: u32, connection: Connection) -> Option<Served> {
+pub fn remember(server: u32, connection: Connection) -> Option<Served> {
     let key = BackendKey {
         server,
         pid: own_pid()?,
@@ -163,22 +163,9 @@ fn remember(server: u32, connection: Connection) -> Option<Served> {
     Some(served)
 }
 
-/// At a send of the current process on `sock`, if it is a backend and the socket its client's.
-#[inline(always)]
-pub fn at_send(server: u32, sock: socket::Pointer) -> Option<()> {
-    let variables = SERVERS.get(server.checked_sub(1)?)?;
-    let port = follow(variables.my_proc_port)?;
-    if socket::of_descriptor(user(port)?)? == sock {
-        let connection = socket::of_server(sock)?;
-        remember(server - 1, connection);
-        caller::answered(&connection, statement_of(variables));
-    }
-    Some(())
-}
-
 /// Start of the current backend's statement, in PostgreSQL's own time; 0 when it cannot be read.
 #[inline(always)]
-fn statement_of(variables: &Server) -> u64 {
+pub fn statement_of(variables: &Server) -> u64 {
     follow(variables.my_be_entry)
         .and_then(|entry| user(entry.wrapping_add(status::STATEMENT_START as u64)))
         .unwrap_or(0)

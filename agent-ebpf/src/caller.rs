@@ -13,9 +13,9 @@ use agent_ebpf::{
 use aya_ebpf::{
     bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, pt_regs},
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_prandom_u32,
-        bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_probe_read_user,
-        generated::bpf_probe_read_kernel,
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task_btf,
+        bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_probe_read_user,
+        bpf_task_pt_regs, generated::bpf_probe_read_kernel,
     },
     programs::RawTracePointContext,
 };
@@ -23,9 +23,11 @@ use aya_ebpf::{
 use crate::{
     backend, counting,
     lifecycle::field,
-    maps::{CALLER_BUDGET, CALLERS_PER_WINDOW, CONNECTIONS, NEW_RING, PROCESSES, WALK},
-    registers, sampling, socket, trace,
-    walk::{self, Walk, bounded},
+    maps::{CALLER_BUDGET, CALLERS_PER_WINDOW, CONNECTIONS, NEW_RING, PROCESSES, SERVERS, WALK},
+    registers, sampling,
+    socket::{self, Message},
+    trace,
+    walk::{self, Record, Walk, bounded},
 };
 
 /// A window of the budget of stacks, nanoseconds. Short, so that a burst is met soon.
@@ -54,7 +56,8 @@ pub struct Ring {
     turn: u32,
     /// Sends in this turn.
     asked: u32,
-    padding: u32,
+    /// The backend that is remembered for its parallel workers.
+    backend: u32,
     /// Start of the statement whose answer ended the last turn.
     answered: u64,
     /// The sends.
@@ -77,34 +80,56 @@ pub struct Budget {
     padding: u32,
 }
 
+/// A TCP socket sends: in the sender's thread, before a byte has left.
+#[inline(always)]
+pub fn tcp(sock: socket::Pointer) -> Option<()> {
+    passes(socket::sent_by_tcp(sock)?)
+}
+
+/// A Unix socket has been given something to read: in the sender's thread, before the reader is woken.
+#[inline(always)]
+pub fn unix(sock: socket::Pointer) -> Option<()> {
+    passes(socket::received_by_unix(sock)?)
+}
+
 /// Entry of a system call. `TP_PROTO(struct pt_regs *regs, long id)`.
 #[inline(always)]
 pub fn system_call(ctx: &RawTracePointContext) -> Option<()> {
     let number: u64 = ctx.arg(1);
-    if !matches!(
-        number,
-        number::WRITE | number::WRITEV | number::SENDTO | number::SENDMSG
-    ) {
+    if !is_send(number) {
         return None;
     }
-    // SAFETY: the helper has no preconditions.
-    let now = unsafe { bpf_ktime_get_ns() };
     let registers: *const c_void = ctx.arg(0);
     // SAFETY: the first argument is the caller's registers.
-    let (descriptor, argument) = unsafe {
-        (
-            field::<u64>(registers, core::mem::offset_of!(pt_regs, rdi) as u32)?,
-            field::<u64>(registers, core::mem::offset_of!(pt_regs, rsi) as u32)?,
-        )
-    };
-    let sock = socket::of_descriptor(descriptor as u32)?;
-    let Some(connection) = socket::to_server(sock) else {
-        return backend::at_send(space_of_current()?.server, sock);
-    };
-    if !may_start_statement(user(data(number, argument)?)?) {
+    let descriptor: u64 = unsafe { field(registers, core::mem::offset_of!(pt_regs, rdi) as u32) }?;
+    passes(socket::sent(socket::of_descriptor(descriptor as u32)?)?)
+}
+
+#[inline(always)]
+fn is_send(number: u64) -> bool {
+    matches!(
+        number,
+        number::WRITE | number::WRITEV | number::SENDTO | number::SENDMSG
+    )
+}
+
+#[inline(always)]
+fn passes(message: Message) -> Option<()> {
+    match message {
+        Message::Request(connection) => asks(&connection),
+        Message::Answer(connection) => answers(&connection),
+    }
+}
+
+/// The client sends.
+#[inline(always)]
+fn asks(connection: &Connection) -> Option<()> {
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if !first_bytes().is_none_or(may_start_statement) {
         return None;
     }
-    let ring = ring_of(&connection)?;
+    let ring = ring_of(connection)?;
     // SAFETY: two threads on one connection at the same time would break its protocol.
     note(
         unsafe { &mut *ring },
@@ -114,21 +139,52 @@ pub fn system_call(ctx: &RawTracePointContext) -> Option<()> {
     Some(())
 }
 
+/// The server answers. A long answer leaves in many pieces, of which the first ends the turn.
+#[inline(always)]
+fn answers(connection: &Connection) -> Option<()> {
+    let ring = CONNECTIONS.get_ptr_mut(connection)?;
+    // SAFETY: the client waits for what is just being sent; one that does not is pipelining, and its
+    // sends are then taken for one turn more or less.
+    let ring = unsafe { &mut *ring };
+    let server = space_of_current()?.server.checked_sub(1)?;
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    if ring.backend != pid {
+        backend::remember(server, *connection)?;
+        ring.backend = pid;
+    }
+    let statement = backend::statement_of(SERVERS.get(server)?);
+    if ring.asked != 0 && (statement == 0 || ring.answered != statement) {
+        ring.answered = statement;
+        ring.asked = 0;
+        ring.turn = ring.turn.wrapping_add(1);
+    }
+    Some(())
+}
+
 #[inline(always)]
 fn space_of_current() -> Option<&'static Space> {
     // SAFETY: read at once. An entry that is replaced meanwhile is torn between two of the same process.
     unsafe { PROCESSES.get((bpf_get_current_pid_tgid() >> 32) as u32) }
 }
 
-/// Address of the first bytes that are sent.
+/// The first bytes that the current system call sends. `None`: it is another way to send.
 #[inline(always)]
-fn data(number: u64, argument: u64) -> Option<u64> {
+fn first_bytes() -> Option<[u8; 2]> {
     /// Offset of `msg_iov` in `struct user_msghdr`.
     const MSG_IOV: u64 = 16;
+    // SAFETY: the helpers return pointers to the current task and its registers; the reads are checked.
+    let (number, argument) = unsafe {
+        let registers = bpf_task_pt_regs(bpf_get_current_task_btf()) as *const c_void;
+        (
+            field::<u64>(registers, core::mem::offset_of!(pt_regs, orig_rax) as u32)?,
+            field::<u64>(registers, core::mem::offset_of!(pt_regs, rsi) as u32)?,
+        )
+    };
     match number {
-        number::WRITEV => user(argument),
-        number::SENDMSG => user(user(argument + MSG_IOV)?),
-        _ => Some(argument),
+        number::WRITE | number::SENDTO => user(argument),
+        number::WRITEV => user(user(argument)?),
+        number::SENDMSG => user(user(user(argument + MSG_IOV)?)?),
+        _ => None,
     }
 }
 
@@ -136,22 +192,6 @@ fn data(number: u64, argument: u64) -> Option<u64> {
 fn user<T>(address: u64) -> Option<T> {
     // SAFETY: the helper checks the address; `T` is an integer here.
     unsafe { bpf_probe_read_user(address as *const T) }.ok()
-}
-
-/// The server answers on a connection: the statement that began at `statement`. A long answer leaves in many
-/// pieces, of which the first ends the turn.
-#[inline(always)]
-pub fn answered(connection: &Connection, statement: u64) {
-    if let Some(ring) = CONNECTIONS.get_ptr_mut(connection) {
-        // SAFETY: the client waits for what is just being sent; one that does not is pipelining, and its
-        // sends are then taken for one turn more or less.
-        let ring = unsafe { &mut *ring };
-        if ring.asked != 0 && (statement == 0 || ring.answered != statement) {
-            ring.answered = statement;
-            ring.asked = 0;
-            ring.turn = ring.turn.wrapping_add(1);
-        }
-    }
 }
 
 #[inline(always)]
@@ -246,18 +286,18 @@ fn take_stack(ring: &mut Ring, slot: usize, now: u64) -> CallerStack {
     // SAFETY: this CPU's only user of this slot is this program, which nothing interrupts on its CPU but
     // the sampling program, which uses the other.
     let walk = unsafe { &mut *walk };
-    walk.header.kind = KIND_CALLER;
-    walk.header.pid = ring.sends[slot & (SENDS - 1)].pid;
-    walk.header.tid = ring.sends[slot & (SENDS - 1)].tid;
-    walk.header.cpu = ring.sends[slot & (SENDS - 1)].cpu;
-    walk.header.comm = ring.sends[slot & (SENDS - 1)].comm;
-    walk.header.time = now;
-    walk.header.trace = ring.sends[slot & (SENDS - 1)].trace;
-    walk.header.mm = walk::current_mm();
-    walk.header.kernel_frames = 0;
-    walk.header.user_frames = 0;
-    walk.header.has_stack_copy = 0;
-    if !registers::from_kernel_entry(&mut walk.cursor.regs, &mut walk.frames) {
+    walk.record.header.kind = KIND_CALLER;
+    walk.record.header.pid = ring.sends[slot & (SENDS - 1)].pid;
+    walk.record.header.tid = ring.sends[slot & (SENDS - 1)].tid;
+    walk.record.header.cpu = ring.sends[slot & (SENDS - 1)].cpu;
+    walk.record.header.comm = ring.sends[slot & (SENDS - 1)].comm;
+    walk.record.header.time = now;
+    walk.record.header.trace = ring.sends[slot & (SENDS - 1)].trace;
+    walk.record.header.mm = walk::current_mm();
+    walk.record.header.kernel_frames = 0;
+    walk.record.header.user_frames = 0;
+    walk.record.header.has_stack_copy = 0;
+    if !registers::from_kernel_entry(&mut walk.cursor.regs, &mut walk.record.frames) {
         return CallerStack::Refused;
     }
     walk::user_stack::<{ walk::CALLER }>(walk);
@@ -268,7 +308,7 @@ fn take_stack(ring: &mut Ring, slot: usize, now: u64) -> CallerStack {
     if is_continuable {
         // Without a copy the agent still learns which process to make known.
         let copied = sampling::send_stack_copy::<{ walk::CALLER }>(walk, now);
-        walk.header.has_stack_copy = copied as u8;
+        walk.record.header.has_stack_copy = copied as u8;
         return match send_walk(walk) && copied {
             true => CallerStack::Sent,
             false => CallerStack::Refused,
@@ -280,27 +320,27 @@ fn take_stack(ring: &mut Ring, slot: usize, now: u64) -> CallerStack {
 
 #[inline(always)]
 fn send_walk(walk: &mut Walk) -> bool {
-    let bytes = walk::FRAMES_OFFSET + walk.header.user_frames as usize * 8;
-    sampling::send(walk, bytes, BPF_RB_FORCE_WAKEUP)
+    let bytes = Record::bytes(walk.record.header.user_frames as usize);
+    sampling::send(&mut walk.record, bytes, BPF_RB_FORCE_WAKEUP)
 }
 
 /// Keeps the leaf end of a stack.
 #[inline(always)]
 fn hold(walk: &mut Walk, stack: &mut Stack) {
-    let mut frames = walk.header.user_frames as usize;
+    let mut frames = walk.record.header.user_frames as usize;
     if frames > MAX_CALLER_FRAMES {
         frames = MAX_CALLER_FRAMES;
-        walk.header.outcome = Outcome::TooDeep as u8;
+        walk.record.header.outcome = Outcome::TooDeep as u8;
     }
-    walk.header.user_frames = frames as u32;
-    stack.header = walk.header;
+    walk.record.header.user_frames = frames as u32;
+    stack.header = walk.record.header;
     if let Some(bytes) = bounded(frames * 8, MAX_CALLER_FRAMES * 8) {
         // SAFETY: both arrays hold as many bytes.
         unsafe {
             bpf_probe_read_kernel(
                 stack.frames.as_mut_ptr().cast(),
                 bytes as u32,
-                walk.frames.as_ptr().cast(),
+                walk.record.frames.as_ptr().cast(),
             )
         };
     }

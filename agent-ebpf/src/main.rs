@@ -20,8 +20,8 @@ mod trace;
 mod walk;
 
 use aya_ebpf::{
-    macros::{perf_event, raw_tracepoint},
-    programs::{PerfEventContext, RawTracePointContext},
+    macros::{fentry, perf_event, raw_tracepoint},
+    programs::{FEntryContext, PerfEventContext, RawTracePointContext},
 };
 
 /// A tick of the sampling clock on this CPU.
@@ -42,6 +42,34 @@ pub fn flamestorm_fork(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub fn flamestorm_exit(ctx: RawTracePointContext) -> i32 {
     lifecycle::exit(ctx.arg(0));
+    0
+}
+
+/// A TCP socket sends. `TP_PROTO(const struct sock *sk, …)`; since Linux 6.16.
+#[raw_tracepoint(tracepoint = "tcp_sendmsg_locked")]
+pub fn flamestorm_tcp(ctx: RawTracePointContext) -> i32 {
+    let _ = caller::tcp(ctx.arg(0));
+    0
+}
+
+/// A socket has been given something to read. `TP_PROTO(const struct sock *sk)`; since Linux 6.4.
+#[raw_tracepoint(tracepoint = "sk_data_ready")]
+pub fn flamestorm_unix(ctx: RawTracePointContext) -> i32 {
+    let _ = caller::unix(ctx.arg(0));
+    0
+}
+
+/// The function `tcp_sendmsg(struct sock *sk, …)`, where there is no tracepoint.
+#[fentry(function = "tcp_sendmsg")]
+pub fn flamestorm_tcp_call(ctx: FEntryContext) -> i32 {
+    let _ = caller::tcp(ctx.arg(0));
+    0
+}
+
+/// The function `sock_def_readable(struct sock *sk)`, where there is no tracepoint.
+#[fentry(function = "sock_def_readable")]
+pub fn flamestorm_unix_call(ctx: FEntryContext) -> i32 {
+    let _ = caller::unix(ctx.arg(0));
     0
 }
 

@@ -21,7 +21,7 @@ use crate::{
     backend::Backend,
     caller::{Budget, Ring},
     sampling::{Clock, StackCopy},
-    walk::{CachedRule, SLOTS, Walk},
+    walk::{CacheSet, SLOTS, Walk},
 };
 
 /// Samples and stack copies on their way to the agent, which sets its size.
@@ -45,9 +45,9 @@ pub static STACK_COPY: Array<StackCopy> = Array::with_max_entries(1, 0);
 #[map]
 pub static CLOCK: PerCpuArray<Clock> = PerCpuArray::with_max_entries(SLOTS, 0);
 
-/// [`CACHED_RULES`] for each walk of each CPU, one after the other. The agent sets the number.
+/// [`CACHED_RULES`] in pairs for each walk of each CPU, one after the other. The agent sets the number.
 #[map]
-pub static CACHE: Array<CachedRule> = Array::with_max_entries(CACHED_RULES, 0);
+pub static CACHE: Array<CacheSet> = Array::with_max_entries(CACHED_RULES / 2, 0);
 
 /// Changes whenever a block may have come to hold something else: what was cached before is void.
 #[map]

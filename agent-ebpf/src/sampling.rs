@@ -19,7 +19,7 @@ use crate::{
     backend, counting, filter,
     maps::{CLOCK, PERIOD_NS, RING, STACK_COPY, WALK},
     registers, trace,
-    walk::{self, KERNEL_STACK_BYTES, SLOTS, Walk, bounded},
+    walk::{self, KERNEL_STACK_BYTES, Record, SLOTS, Walk, bounded},
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -62,21 +62,21 @@ pub fn tick(ctx: &PerfEventContext) {
     };
     // SAFETY: this CPU's only user of its slot is this program, which cannot interrupt itself.
     let walk = unsafe { &mut *walk };
-    walk.header.kind = KIND_SAMPLE;
-    walk.header.pid = pid;
-    walk.header.tid = tid;
+    walk.record.header.kind = KIND_SAMPLE;
+    walk.record.header.pid = pid;
+    walk.record.header.tid = tid;
     // SAFETY: the helper has no preconditions.
-    walk.header.cpu = unsafe { bpf_get_smp_processor_id() };
-    walk.header.time = now;
-    walk.header.mm = walk::current_mm();
-    walk.header.comm = bpf_get_current_comm().unwrap_or_default();
+    walk.record.header.cpu = unsafe { bpf_get_smp_processor_id() };
+    walk.record.header.time = now;
+    walk.record.header.mm = walk::current_mm();
+    walk.record.header.comm = bpf_get_current_comm().unwrap_or_default();
     take_stacks(ctx, walk);
     if Outcome::is_continuable(walk::outcome(walk)) {
-        walk.header.has_stack_copy = send_stack_copy::<{ walk::SAMPLER }>(walk, now) as u8;
+        walk.record.header.has_stack_copy = send_stack_copy::<{ walk::SAMPLER }>(walk, now) as u8;
     }
-    walk.header.trace = trace::of_current_thread(walk.space.trace_offset);
+    walk.record.header.trace = trace::of_current_thread(walk.space.trace_offset);
     if walk.space.server != 0 {
-        backend::tell(walk.space.server, walk.header.cpu, now);
+        backend::tell(walk.space.server, walk.record.header.cpu, now);
     }
     send_sample(walk);
     // SAFETY: the helper has no preconditions.
@@ -103,36 +103,37 @@ fn count_missed(now: u64) {
 /// Kernel stack if the tick fell into the kernel, then the user stack.
 #[inline(always)]
 fn take_stacks(ctx: &PerfEventContext, walk: &mut Walk) {
-    walk.header.kernel_frames = 0;
-    walk.header.user_frames = 0;
-    walk.header.has_stack_copy = 0;
+    walk.record.header.kernel_frames = 0;
+    walk.record.header.user_frames = 0;
+    walk.record.header.has_stack_copy = 0;
     walk.space.server = 0;
     walk.space.trace_offset = 0;
     let has_user_stack = if registers::in_user_mode(ctx) {
         registers::from_context(ctx, &mut walk.cursor.regs);
         true
     } else {
-        let has_user_mode = registers::from_kernel_entry(&mut walk.cursor.regs, &mut walk.frames);
+        let has_user_mode =
+            registers::from_kernel_entry(&mut walk.cursor.regs, &mut walk.record.frames);
         // SAFETY: the buffer is as large as the size says.
         let bytes = unsafe {
             bpf_get_stack(
                 ctx.as_ptr(),
-                walk.frames.as_mut_ptr().cast(),
+                walk.record.frames.as_mut_ptr().cast(),
                 KERNEL_STACK_BYTES,
                 0,
             )
         };
         if bytes > 0 {
-            walk.header.kernel_frames = bytes as u32 / 8;
+            walk.record.header.kernel_frames = bytes as u32 / 8;
         }
         has_user_mode
     };
     // A task without an address space (a kernel thread, or one that has just given its own up on its
     // way out) has no user stack.
-    if has_user_stack && walk.header.mm != 0 {
+    if has_user_stack && walk.record.header.mm != 0 {
         walk::user_stack::<{ walk::SAMPLER }>(walk);
     } else {
-        walk.header.outcome = Outcome::KernelOnly as u8;
+        walk.record.header.outcome = Outcome::KernelOnly as u8;
     }
 }
 
@@ -151,13 +152,13 @@ pub fn send_stack_copy<const SLOT: u32>(walk: &mut Walk, now: u64) -> bool {
         counting::one(Counter::StackCopyRingFull);
         return false;
     }
-    let Some(copy) = STACK_COPY.get_ptr_mut(walk.header.cpu * SLOTS + SLOT) else {
+    let Some(copy) = STACK_COPY.get_ptr_mut(walk.record.header.cpu * SLOTS + SLOT) else {
         return false;
     };
     // SAFETY: see `tick`.
     let copy = unsafe { &mut *copy };
     copy.header.kind = KIND_STACK_COPY;
-    copy.header.cpu = walk.header.cpu;
+    copy.header.cpu = walk.record.header.cpu;
     copy.header.flags = walk::flags(walk);
     copy.header.time = now;
     copy.header.registers = walk.cursor.regs;
@@ -181,8 +182,8 @@ pub fn send_stack_copy<const SLOT: u32>(walk: &mut Walk, now: u64) -> bool {
         return false;
     }
     counting::one(Counter::StackCopies);
-    if walk.header.user_frames > 0 {
-        walk.header.user_frames -= 1;
+    if walk.record.header.user_frames > 0 {
+        walk.record.header.user_frames -= 1;
     }
     true
 }
@@ -234,19 +235,19 @@ fn within_budget(slot: u32, now: u64) -> bool {
 /// Sends the header and exactly the frames there are.
 #[inline(always)]
 fn send_sample(walk: &mut Walk) {
-    let frames = (walk.header.kernel_frames + walk.header.user_frames) as usize;
+    let frames = (walk.record.header.kernel_frames + walk.record.header.user_frames) as usize;
     if frames > walk::FRAMES {
         return;
     }
-    counting::add(Counter::UserFrames, walk.header.user_frames as u64);
+    counting::add(Counter::UserFrames, walk.record.header.user_frames as u64);
     // The agent polls: waking it for each sample would cost more than the sample. But what the kernel
     // does not know it should learn before the next tick.
-    let wakeup = if walk.header.has_stack_copy != 0 {
+    let wakeup = if walk.record.header.has_stack_copy != 0 {
         BPF_RB_FORCE_WAKEUP
     } else {
         BPF_RB_NO_WAKEUP
     };
-    if send(walk, walk::FRAMES_OFFSET + frames * 8, wakeup) {
+    if send(&mut walk.record, Record::bytes(frames), wakeup) {
         counting::one(Counter::Sampled);
     } else {
         counting::one(Counter::RingFull);

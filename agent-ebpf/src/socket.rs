@@ -1,4 +1,4 @@
-//! From a file descriptor of the current process to the connection behind it.
+//! From a socket, or a file descriptor of the current process, to the connection behind it.
 
 use core::ffi::c_void;
 
@@ -48,52 +48,132 @@ pub fn of_descriptor(descriptor: u32) -> Option<Pointer> {
     }
 }
 
-/// The connection of a client's socket, if a PostgreSQL server is at its other end.
+/// What passes on a connection to a PostgreSQL server.
+pub enum Message {
+    /// From the client.
+    Request(Connection),
+    /// From the server.
+    Answer(Connection),
+}
+
+/// What is sent on a socket of the current process, if a server is at one of its ends.
 #[inline(always)]
-pub fn to_server(sock: Pointer) -> Option<Connection> {
+pub fn sent(sock: Pointer) -> Option<Message> {
     // SAFETY: `sock` is a `struct sock`.
     unsafe {
         match field(sock, SOCK_FAMILY.load())? {
-            AF_UNIX => {
-                let peer: Pointer = field(sock, UNIX_SOCK_PEER.load())?;
-                is_server_path(peer)?.then(|| unix(peer))
-            }
-            family => {
-                let port = u16::from_be(field(sock, SOCK_DPORT.load())?);
-                let word = *SERVER_PORTS.get(u32::from(port) / 64)?;
-                if word >> (port % 64) & 1 == 0 {
-                    return None;
-                }
-                let (local, remote) = addresses(sock, family)?;
-                Some(Connection {
-                    client: local,
-                    server: remote,
-                    client_port: field(sock, SOCK_NUM.load())?,
-                    server_port: port,
-                    network_namespace: namespace_of_loopback(sock, local)?,
-                })
-            }
+            AF_UNIX => between(sock, field(sock, UNIX_SOCK_PEER.load())?),
+            family => tcp(sock, family),
         }
     }
 }
 
+/// What is sent on a TCP socket.
+#[inline(always)]
+pub fn sent_by_tcp(sock: Pointer) -> Option<Message> {
+    // SAFETY: `sock` is a `struct sock`.
+    tcp(sock, unsafe { field(sock, SOCK_FAMILY.load())? })
+}
+
+/// What has just been put into a Unix socket, before its reader is woken.
+#[inline(always)]
+pub fn received_by_unix(sock: Pointer) -> Option<Message> {
+    // SAFETY: `sock` is a `struct sock`.
+    unsafe {
+        if field::<u16>(sock, SOCK_FAMILY.load())? != AF_UNIX {
+            return None;
+        }
+        between(field(sock, UNIX_SOCK_PEER.load())?, sock)
+    }
+}
+
+/// What a Unix socket sends to its peer. (A listening socket, which a new client wakes, has no peer.)
+///
+/// # Safety
+/// Both must be meant to be a `struct unix_sock`.
+#[inline(always)]
+unsafe fn between(from: Pointer, to: Pointer) -> Option<Message> {
+    // SAFETY: as promised.
+    unsafe {
+        if from.is_null() || to.is_null() {
+            return None;
+        }
+        if is_server_path(to) == Some(true) {
+            return Some(Message::Request(unix(to)));
+        }
+        is_server_path(from)?.then(|| Message::Answer(unix(from)))
+    }
+}
+
+/// What a TCP socket sends.
+#[inline(always)]
+fn tcp(sock: Pointer, family: u16) -> Option<Message> {
+    // SAFETY: `sock` is a `struct sock`.
+    unsafe {
+        let remote = u16::from_be(field(sock, SOCK_DPORT.load())?);
+        if is_server_port(remote)? {
+            return from_client(sock, family, remote).map(Message::Request);
+        }
+        let local: u16 = field(sock, SOCK_NUM.load())?;
+        if is_server_port(local)? {
+            return from_server(sock, family, local).map(Message::Answer);
+        }
+        None
+    }
+}
+
+#[inline(always)]
+fn is_server_port(port: u16) -> Option<bool> {
+    let word = *SERVER_PORTS.get(u32::from(port) / 64)?;
+    Some(word >> (port % 64) & 1 != 0)
+}
+
+/// A TCP connection seen from the client's socket.
+///
+/// # Safety
+/// `sock` must be meant to be a `struct sock`.
+#[inline(always)]
+unsafe fn from_client(sock: Pointer, family: u16, server_port: u16) -> Option<Connection> {
+    // SAFETY: as promised.
+    unsafe {
+        let (local, remote) = addresses(sock, family)?;
+        Some(Connection {
+            client: local,
+            server: remote,
+            client_port: field(sock, SOCK_NUM.load())?,
+            server_port,
+            network_namespace: namespace_of_loopback(sock, local)?,
+        })
+    }
+}
+
 /// The same connection seen from the server's socket.
+///
+/// # Safety
+/// `sock` must be meant to be a `struct sock`.
+#[inline(always)]
+unsafe fn from_server(sock: Pointer, family: u16, server_port: u16) -> Option<Connection> {
+    // SAFETY: as promised.
+    unsafe {
+        let (local, remote) = addresses(sock, family)?;
+        Some(Connection {
+            client: remote,
+            server: local,
+            client_port: u16::from_be(field(sock, SOCK_DPORT.load())?),
+            server_port,
+            network_namespace: namespace_of_loopback(sock, remote)?,
+        })
+    }
+}
+
+/// The connection of a server's socket.
 #[inline(always)]
 pub fn of_server(sock: Pointer) -> Option<Connection> {
     // SAFETY: `sock` is a `struct sock`.
     unsafe {
         match field(sock, SOCK_FAMILY.load())? {
             AF_UNIX => Some(unix(sock)),
-            family => {
-                let (local, remote) = addresses(sock, family)?;
-                Some(Connection {
-                    client: remote,
-                    server: local,
-                    client_port: u16::from_be(field(sock, SOCK_DPORT.load())?),
-                    server_port: field(sock, SOCK_NUM.load())?,
-                    network_namespace: namespace_of_loopback(sock, remote)?,
-                })
-            }
+            family => from_server(sock, family, field(sock, SOCK_NUM.load())?),
         }
     }
 }

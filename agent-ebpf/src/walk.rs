@@ -10,7 +10,7 @@ use agent_ebpf::{
         SpaceLeaf, row_rule, search_index, search_rows, search_space_index, search_space_leaf,
         tree_depth, tree_kind, tree_root,
     },
-    unwind::{Cursor, Rule, Step, step},
+    unwind::{Cursor, Rule, Step, WINDOW, step},
 };
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_loop, generated::bpf_probe_read_user};
 
@@ -36,37 +36,77 @@ pub const FRAMES: usize = (MAX_KERNEL_FRAMES + MAX_USER_FRAMES) as usize;
 /// Bytes offered for the kernel stack.
 pub const KERNEL_STACK_BYTES: u32 = MAX_KERNEL_FRAMES * 8;
 
-/// Where the frames of a sample begin.
-pub const FRAMES_OFFSET: usize = core::mem::offset_of!(Walk, frames);
-
 /// `PF_EXITING` of `task_struct.flags` (Linux, include/linux/sched.h).
 const PF_EXITING: u32 = 0x4;
 
 /// Multiplier of Fibonacci hashing: the upper bits of a product depend on all bits of the key.
 const FIBONACCI: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// The record being built and, behind it, the state of the walk.
+/// The state of a walk and, behind it, the record being built. What each frame needs lies together: between
+/// two samples the measured program has driven this out of the caches, and a page more costs more than a line.
 #[repr(C)]
 pub struct Walk {
-    /// Start of the record.
-    pub header: SampleHeader,
-    /// Kernel frames and then user frames.
-    pub frames: [u64; FRAMES],
+    stretch: Stretch,
     /// Registers of the current frame.
     pub cursor: Cursor,
     /// What is known of its process.
     pub space: Space,
-    /// The mapping of the last frame: the next is nearly always in the same.
+    /// The mapping that was looked for last; the next address is often in the same, in the next sample too.
     mapping: Mapping,
+    /// The address space and the [`GENERATION`] in which it was found.
+    mapping_of: (BlockId, u32),
+    /// The current frame's rule.
+    rule: Rule,
     frame_pointers: u32,
     generation: u32,
     /// Hash of the user frames.
     pub hash: u64,
+    /// What is sent.
+    pub record: Record,
 }
 
-const _: () = assert!(FRAMES_OFFSET == size_of::<SampleHeader>());
+/// A sample as it is sent.
+#[repr(C)]
+pub struct Record {
+    /// Its start.
+    pub header: SampleHeader,
+    /// Kernel frames and then user frames.
+    pub frames: [u64; FRAMES],
+}
+
+impl Record {
+    /// Bytes of a record with so many frames.
+    #[inline(always)]
+    pub fn bytes(frames: usize) -> usize {
+        core::mem::offset_of!(Record, frames) + frames * 8
+    }
+}
+
+const _: () = assert!(core::mem::offset_of!(Record, frames) == size_of::<SampleHeader>());
+
+/// Words of the user stack that are read at once. Frame by frame each read waits for memory that the measured
+/// program has not touched for long; in one piece the processor fetches ahead.
+const STRETCH: usize = 256;
+
+/// A piece of the user stack.
+#[repr(C)]
+struct Stretch {
+    /// Where it begins; 0: nothing is there yet.
+    start: u64,
+    /// 1 when a piece could not be read: near the end of the stack words are read one by one.
+    ended: u64,
+    words: [u64; STRETCH],
+}
+
+/// Rules that were found before, whose addresses fall into one place: the last two. They share a cache line.
+pub type CacheSet = [CachedRule; 2];
+
+/// Sets of [`CACHE`] in which the rules of one address space are: two pages, which the walk of every stack of
+/// the process comes by. Spread over the whole cache each frame would touch a page of its own.
+const SETS_OF_SPACE: u32 = 128;
 
 /// A rule that was found before.
+#[derive(Clone, Copy)]
 #[repr(C)]
 pub struct CachedRule {
     /// The address that was looked up.
@@ -90,7 +130,7 @@ pub fn bounded(value: usize, limit: usize) -> Option<usize> {
 /// The outcome so far.
 #[inline(always)]
 pub fn outcome(walk: &Walk) -> Outcome {
-    Outcome::from_u8(walk.header.outcome).unwrap_or(Outcome::KernelOnly)
+    Outcome::from_u8(walk.record.header.outcome).unwrap_or(Outcome::KernelOnly)
 }
 
 /// How the frame was reached at which the walk stopped, for a stack copy.
@@ -106,8 +146,8 @@ pub fn user_stack<const SLOT: u32>(walk: &mut Walk) {
     // In the middle of execve a task has the new program's address space and still the registers of
     // the old one. What cannot be walked there is no user stack.
     if !Outcome::is_complete(outcome(walk)) && is_in_execve() {
-        walk.header.user_frames = 0;
-        walk.header.outcome = Outcome::KernelOnly as u8;
+        walk.record.header.user_frames = 0;
+        walk.record.header.outcome = Outcome::KernelOnly as u8;
     }
 }
 
@@ -116,12 +156,12 @@ fn walk_up<const SLOT: u32>(walk: &mut Walk) {
     walk.cursor.exact_ip = 1;
     walk.frame_pointers = 0;
     walk.hash = 0;
-    walk.mapping.start = 0;
-    walk.mapping.end = 0;
+    walk.stretch.start = 0;
+    walk.stretch.ended = 0;
     // SAFETY: the value is copied at once.
-    let space = unsafe { PROCESSES.get(walk.header.pid) };
+    let space = unsafe { PROCESSES.get(walk.record.header.pid) };
     match space {
-        Some(space) if space.mm == walk.header.mm => walk.space = *space,
+        Some(space) if space.mm == walk.record.header.mm => walk.space = *space,
         unseen => {
             // What was made for the children serves for more than their tables.
             if let Some(space) = unseen
@@ -130,12 +170,17 @@ fn walk_up<const SLOT: u32>(walk: &mut Walk) {
                 walk.space.server = space.server;
                 walk.space.trace_offset = space.trace_offset;
             }
-            walk.header.outcome = Outcome::UnknownProcess as u8;
+            walk.record.header.outcome = Outcome::UnknownProcess as u8;
             return;
         }
     }
     walk.generation = GENERATION.get(0).copied().unwrap_or(0).wrapping_add(1);
-    walk.header.outcome = Outcome::TooDeep as u8;
+    if walk.mapping_of != (walk.space.root, walk.generation) {
+        walk.mapping_of = (walk.space.root, walk.generation);
+        walk.mapping.start = 0;
+        walk.mapping.end = 0;
+    }
+    walk.record.header.outcome = Outcome::TooDeep as u8;
     // SAFETY: `frame` has the signature that the helper calls.
     unsafe {
         bpf_loop(
@@ -154,18 +199,18 @@ extern "C" fn frame<const SLOT: u32>(index: u32, _: *mut c_void) -> i64 {
     };
     // SAFETY: this CPU's only user of its slot is this program.
     let walk = unsafe { &mut *walk };
-    let at = walk.header.kernel_frames as usize + index as usize;
+    let at = walk.record.header.kernel_frames as usize + index as usize;
     let Some(at) = bounded(at, FRAMES - 1) else {
         return 1;
     };
     let interrupted = (walk.cursor.exact_ip != 0 && index != 0) as u64;
-    walk.frames[at] = walk.cursor.regs.ip | interrupted * SIGNAL_FRAME_BIT;
-    walk.header.user_frames = index + 1;
+    walk.record.frames[at] = walk.cursor.regs.ip | interrupted * SIGNAL_FRAME_BIT;
+    walk.record.header.user_frames = index + 1;
     walk.hash = (walk.hash.rotate_left(7) ^ walk.cursor.regs.ip).wrapping_mul(FIBONACCI);
     match next::<SLOT>(walk) {
         None => 0,
         Some(outcome) => {
-            walk.header.outcome = outcome as u8;
+            walk.record.header.outcome = outcome as u8;
             1
         }
     }
@@ -175,23 +220,32 @@ extern "C" fn frame<const SLOT: u32>(index: u32, _: *mut c_void) -> i64 {
 #[inline(always)]
 fn next<const SLOT: u32>(walk: &mut Walk) -> Option<Outcome> {
     let ip = walk.cursor.lookup_ip();
-    let Some(cached) = CACHE.get_ptr_mut(cache_slot::<SLOT>(walk, ip)) else {
+    let Some(cached) = CACHE.get_ptr_mut(cache_set::<SLOT>(walk, ip)) else {
         return Some(Outcome::TablesPending);
     };
-    // SAFETY: the slot belongs to this CPU, and this program is its only user.
+    // SAFETY: the set belongs to this CPU, and this program is its only user.
     let cached = unsafe { &mut *cached };
-    let hit =
-        cached.ip == ip && cached.root == walk.space.root && cached.generation == walk.generation;
-    if !hit {
-        cached.rule = match find_rule(walk, ip) {
+    if is_rule_of(&cached[0], walk, ip) {
+        walk.rule = cached[0].rule;
+    } else if is_rule_of(&cached[1], walk, ip) {
+        walk.rule = cached[1].rule;
+    } else {
+        walk.rule = match find_rule(walk, ip) {
             Ok(rule) => *rule,
             Err(outcome) => return Some(outcome),
         };
-        cached.ip = ip;
-        cached.root = walk.space.root;
-        cached.generation = walk.generation;
+        // The interrupted instruction is hardly ever the same again, its callers are.
+        if walk.cursor.exact_ip == 0 {
+            cached[1] = cached[0];
+            cached[0] = CachedRule {
+                ip,
+                root: walk.space.root,
+                generation: walk.generation,
+                rule: walk.rule,
+            };
+        }
     }
-    let guess = cached.rule.is_guess();
+    let guess = walk.rule.is_guess();
     if guess {
         walk.frame_pointers = 1;
         // The psABI marks the deepest frame so.
@@ -199,7 +253,9 @@ fn next<const SLOT: u32>(walk: &mut Walk) -> Option<Outcome> {
             return Some(Outcome::CompleteByFramePointer);
         }
     }
-    match step(&mut walk.cursor, &cached.rule, read_user) {
+    let stretch = &mut walk.stretch;
+    let read = |address: u64, words: &mut [u64]| stretch.read(address, words);
+    match step(&mut walk.cursor, &walk.rule, read) {
         Step::Caller => None,
         Step::End if walk.frame_pointers != 0 => Some(Outcome::CompleteByFramePointer),
         Step::End => Some(Outcome::Complete),
@@ -214,10 +270,17 @@ fn next<const SLOT: u32>(walk: &mut Walk) -> Option<Outcome> {
 
 /// Where this CPU's walk remembers the rule of an address.
 #[inline(always)]
-fn cache_slot<const SLOT: u32>(walk: &Walk, ip: u64) -> u32 {
-    let key = ip ^ u64::from(walk.space.root) << 32;
-    let hash = key.wrapping_mul(FIBONACCI) >> (64 - CACHED_RULES.ilog2());
-    (walk.header.cpu * SLOTS + SLOT) * CACHED_RULES + hash as u32
+fn cache_set<const SLOT: u32>(walk: &Walk, ip: u64) -> u32 {
+    const SPACES: u32 = CACHED_RULES / 2 / SETS_OF_SPACE;
+    let set = ip.wrapping_mul(FIBONACCI) >> (64 - SETS_OF_SPACE.ilog2());
+    let space = u64::from(walk.space.root).wrapping_mul(FIBONACCI) >> (64 - SPACES.ilog2());
+    let slot = walk.record.header.cpu * SLOTS + SLOT;
+    (slot * SPACES + space as u32) * SETS_OF_SPACE + set as u32
+}
+
+#[inline(always)]
+fn is_rule_of(cached: &CachedRule, walk: &Walk, ip: u64) -> bool {
+    cached.ip == ip && cached.root == walk.space.root && cached.generation == walk.generation
 }
 
 /// Finds the rule for `ip`: first its mapping, then the row in the mapping's table.
@@ -293,6 +356,37 @@ fn block<T>(id: BlockId) -> Option<&'static T> {
     // SAFETY: every block type is plain data of the same size and of an alignment of at most 8, which
     // is that of map values.
     Some(unsafe { &*core::ptr::from_ref(block).cast::<T>() })
+}
+
+impl Stretch {
+    /// Reads words of the user stack: the [`WINDOW`] of a frame from the piece that is there or a new one, which
+    /// begins with it; others by themselves.
+    #[inline(always)]
+    fn read(&mut self, address: u64, words: &mut [u64]) -> bool {
+        if words.len() != WINDOW || address % 8 != 0 {
+            return read_user(address, words);
+        }
+        let mut at = address.wrapping_sub(self.start) / 8;
+        if at > (STRETCH - WINDOW) as u64 {
+            if self.ended == 0 && read_user(address, &mut self.words) {
+                self.start = address;
+                at = 0;
+            } else {
+                self.ended = 1;
+                return read_user(address, words);
+            }
+        }
+        let Some(at) = bounded(at as usize, STRETCH - WINDOW) else {
+            return false;
+        };
+        let mut word = 0;
+        while word < WINDOW {
+            // SAFETY: `at` + `WINDOW` words lie within the piece.
+            words[word] = unsafe { *self.words.as_ptr().add(at).add(word) };
+            word += 1;
+        }
+        true
+    }
 }
 
 /// Reads words of user memory.

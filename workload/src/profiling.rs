@@ -4,7 +4,7 @@
 //! alone, and never the kernel.
 
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -15,6 +15,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use nix::sys::signal::{self, Signal};
 use pprof::ProfilerGuardBuilder;
 use pprof::protos::Message;
 use serde::Deserialize;
@@ -86,8 +87,27 @@ async fn profile(
         .into_response())
 }
 
+/// Readies the profiler for the signals that it works by.
+///
+/// The crate reads the unwind information of all libraries at its first signal, in the handler: it allocates
+/// there, and waits for ever when the signal has interrupted the allocator. So the first signal is raised here,
+/// where nothing is interrupted; later ones find everything made.
+fn prepare() -> Result<(), pprof::Error> {
+    static PREPARED: OnceLock<()> = OnceLock::new();
+    if PREPARED.get().is_none() {
+        // The timer's own first tick is a second of CPU time away.
+        let _guard = ProfilerGuardBuilder::default().frequency(1).build()?;
+        signal::raise(Signal::SIGPROF).map_err(std::io::Error::from)?;
+        let _ = PREPARED.set(());
+    }
+    Ok(())
+}
+
 /// Records and encodes. When the client goes away the future is dropped, and the guard with it.
 async fn record(query: ProfileQuery) -> Result<Vec<u8>, Problem> {
+    // Reads debug information: not on a thread that serves requests.
+    let prepared = tokio::task::spawn_blocking(prepare).await;
+    prepared.map_err(internal)?.map_err(internal)?;
     let guard = ProfilerGuardBuilder::default()
         .frequency(query.frequency)
         .build()

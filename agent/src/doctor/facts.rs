@@ -28,8 +28,8 @@ pub struct Facts {
     pub bpf_loop: Result<bool, String>,
     /// The programs of this build were loaded; instructions that the verifier followed.
     pub programs: Result<Option<u32>, String>,
-    /// Sends to PostgreSQL servers can be followed; members of kernel structs that are missing for it.
-    pub senders: Result<Vec<String>, String>,
+    /// Sends to PostgreSQL servers can be followed.
+    pub senders: Result<Senders, String>,
     /// Events of processes and mappings were opened on every CPU.
     pub process_events: Result<(), String>,
     /// `/proc/kallsyms` shows addresses.
@@ -44,6 +44,15 @@ pub struct Facts {
     pub initial_pid_namespace: Option<bool>,
     /// The chosen word of `/sys/kernel/security/lockdown`.
     pub lockdown: Option<String>,
+}
+
+/// How sends to PostgreSQL servers can be followed.
+#[derive(Clone, Debug, Default)]
+pub struct Senders {
+    /// Where in the kernel they are seen.
+    pub place: String,
+    /// Members of kernel structs that are missing for all of it.
+    pub missing_fields: Vec<String>,
 }
 
 /// Inode of the initial pid namespace: `PROC_PID_INIT_INO`, include/linux/proc_ns.h.
@@ -80,7 +89,7 @@ impl Facts {
 type Loaded = (
     Result<Option<u32>, String>,
     Result<(), String>,
-    Result<Vec<String>, String>,
+    Result<Senders, String>,
 );
 
 /// Loads what recording loads, without starting its clock.
@@ -99,7 +108,12 @@ fn load() -> Loaded {
             (
                 Ok(kernel.verified_instructions()),
                 told(events.map(drop)),
-                senders.map(|()| kernel.missing_fields().to_vec()),
+                senders.map(|()| Senders {
+                    place: kernel
+                        .senders()
+                        .map_or_else(String::new, |way| way.to_string()),
+                    missing_fields: kernel.missing_fields().to_vec(),
+                }),
             )
         }
         Err(error) => {

@@ -119,18 +119,17 @@ fn purpose(one: Capability) -> String {
 fn senders(facts: &Facts) -> Finding {
     const NAME: &str = "database callers";
     match &facts.senders {
-        Ok(missing) if missing.is_empty() => ok(
+        Ok(senders) if senders.missing_fields.is_empty() => {
+            ok(NAME, format!("seen at the {}", senders.place))
+        }
+        Ok(senders) => limited(
             NAME,
-            "seen at the system call that sends (raw tracepoint sys_enter)",
-        ),
-        Ok(missing) => limited(
-            NAME,
-            format!("this kernel has no {}", missing.join(", ")),
+            format!("this kernel has no {}", senders.missing_fields.join(", ")),
             "recording works; who asks a PostgreSQL server is known in part",
         ),
         Err(error) => limited(
             NAME,
-            format!("raw tracepoint sys_enter: {error}"),
+            error.clone(),
             "recording works; who asks a PostgreSQL server is not known (CONFIG_FTRACE_SYSCALLS=y brings it)",
         ),
     }
@@ -280,7 +279,7 @@ fn tracefs(facts: &Facts) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::facts::Senders, *};
 
     fn good() -> Facts {
         Facts {
@@ -293,7 +292,10 @@ mod tests {
             bpf_loop: Ok(true),
             programs: Ok(Some(1000)),
             process_events: Ok(()),
-            senders: Ok(Vec::new()),
+            senders: Ok(Senders {
+                place: "tracepoints".to_owned(),
+                ..Senders::default()
+            }),
             kallsyms: Ok(true),
             kptr_restrict: Some(1),
             tracefs: None,

@@ -5,6 +5,7 @@ mod btf;
 mod events;
 mod lifecycle;
 mod pool;
+mod senders;
 
 use std::{collections::HashSet, io, os::fd::AsRawFd as _, time::Duration};
 
@@ -30,6 +31,7 @@ use aya_log::EbpfLogger;
 pub use events::{Backend, Record, Sample, StackCopy};
 pub use lifecycle::{Event, EventKind, FileKey, LifecycleEvents, MappedObject};
 pub use pool::BlockPool;
+pub use senders::Senders;
 
 /// What can go wrong between the agent and the kernel.
 #[derive(Debug, thiserror::Error)]
@@ -138,7 +140,7 @@ pub struct Kernel {
     cpus: Vec<u32>,
     clocks: Vec<PerfEventLinkId>,
     callers_per_second: u32,
-    follows_senders: bool,
+    senders: Option<Senders>,
     missing_fields: Vec<String>,
 }
 
@@ -147,8 +149,6 @@ const RAW_TRACEPOINTS: [(&str, &str); 2] = [
     ("flamestorm_fork", "sched_process_fork"),
     ("flamestorm_exit", "sched_process_exit"),
 ];
-
-const SENDS: (&str, &str) = ("flamestorm_send", "sys_enter");
 
 impl Kernel {
     /// Loads maps and programs and attaches those that follow processes. No sample is taken yet.
@@ -174,7 +174,7 @@ impl Kernel {
             .verifier_log_level(VerifierLogLevel::STATS)
             .map_max_entries("RING", ring_bytes(cpus.len() as u32, frequency))
             .map_max_entries("STACK_COPY", WALKS * cpu_numbers)
-            .map_max_entries("CACHE", WALKS * CACHED_RULES * cpu_numbers)
+            .map_max_entries("CACHE", WALKS * CACHED_RULES / 2 * cpu_numbers)
             // The kernel sets entries of such maps aside for each CPU.
             .map_max_entries("CONNECTIONS", MAX_CONNECTIONS + 256 * cpu_numbers)
             .override_global("PERIOD_NS", &options.period_ns, true)
@@ -202,7 +202,7 @@ impl Kernel {
             server_ports: take(&mut ebpf, "SERVER_PORTS")?,
             wall_offset: take(&mut ebpf, "WALL_OFFSET")?,
             callers_per_second: options.callers_per_second,
-            follows_senders: false,
+            senders: None,
             missing_fields: offsets.missing,
             outer: take(&mut ebpf, "SEGMENTS")?,
             segments: Vec::new(),
@@ -220,21 +220,25 @@ impl Kernel {
             load(&mut self.ebpf, program)?;
             attach(&mut self.ebpf, program, tracepoint)?;
         }
-        // Attached when there is somebody to follow.
-        load(&mut self.ebpf, SENDS.0)
+        Ok(())
     }
 
-    /// Begins to note who sends to PostgreSQL servers. From now on each system call of the machine costs a
-    /// little more, so this waits until there is a server.
+    /// Begins to note who sends to PostgreSQL servers. From now on sends cost a little more, so this waits until
+    /// there is a server.
     ///
     /// # Errors
-    /// The kernel refuses the program.
+    /// The kernel has no place where sends can be seen.
     pub fn follow_senders(&mut self) -> Result<(), Error> {
-        if self.follows_senders || self.callers_per_second == 0 {
-            return Ok(());
+        // Tried once: what a kernel lacks it will not have later.
+        if std::mem::take(&mut self.callers_per_second) != 0 {
+            self.senders = Some(Senders::follow(&mut self.ebpf)?);
         }
-        self.follows_senders = true;
-        attach(&mut self.ebpf, SENDS.0, SENDS.1)
+        Ok(())
+    }
+
+    /// Where sends to servers are seen; `None` while nobody looks.
+    pub fn senders(&self) -> Option<Senders> {
+        self.senders
     }
 
     /// Members of kernel structs without which part of the attribution of database work is not known.

@@ -163,7 +163,11 @@ impl Servers {
             my_bgworker_entry,
         };
         kernel.set_server(index, variables)?;
-        kernel.follow_senders()?;
+        if let Err(error) = kernel.follow_senders() {
+            log::warn!(
+                "who asks PostgreSQL servers is not known: {error}; see `flamestorm doctor`"
+            );
+        }
         self.by_place.insert(key, index);
         self.servers.push(Server {
             pid: postmaster,

@@ -130,10 +130,15 @@ pub fn run(command: &mut Command) -> (ExitStatus, String, String) {
     (status, reader.join().unwrap(), stderr)
 }
 
-/// The program, without a DATABASE_URL from outside.
+/// The program, without a DATABASE_URL from outside, and without a place to send telemetry to.
 pub fn program(subcommand: &str) -> Command {
     let mut command = Command::new(PROGRAM);
     command.arg(subcommand).env_remove("DATABASE_URL");
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"OTEL_") {
+            command.env_remove(name);
+        }
+    }
     command
 }
 
@@ -210,10 +215,31 @@ impl Answer {
     }
 }
 
+/// The longest that an answer may take: a recording of some seconds, and patience for a busy machine. A test
+/// that waits for ever tells nobody what it waits for.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Sends one request.
 pub async fn send(method: &str, uri: &str) -> Result<Answer, String> {
+    send_with(method, uri, &[]).await
+}
+
+/// Sends one request with headers.
+pub async fn send_with(
+    method: &str,
+    uri: &str,
+    headers: &[(&str, String)],
+) -> Result<Answer, String> {
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, exchange(method, uri, headers)).await;
+    answer.map_err(|_| format!("{uri}: no answer in {ANSWER_TIMEOUT:?}"))?
+}
+
+async fn exchange(method: &str, uri: &str, headers: &[(&str, String)]) -> Result<Answer, String> {
     let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
-    let request = Request::builder().method(method).uri(uri);
+    let mut request = Request::builder().method(method).uri(uri);
+    for (name, value) in headers {
+        request = request.header(*name, value);
+    }
     let request = request.body(Empty::new()).map_err(|e| e.to_string())?;
     let response = client.request(request).await.map_err(|e| e.to_string())?;
     let kind = response.headers().get("content-type");

@@ -1,0 +1,127 @@
+//! Where sends to PostgreSQL servers are seen: always in the sender's thread and before the server can know of
+//! them; the rest differs from kernel to kernel.
+
+use std::fmt;
+
+use aya::{
+    Btf, Ebpf,
+    programs::{FEntry, ProgramError, RawTracePoint},
+};
+
+use super::{Error, program_mut, refused};
+
+/// How sends are seen, the cheapest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Senders {
+    /// At two tracepoints of sockets, since Linux 6.16.
+    Tracepoints,
+    /// At the entry of two functions of the kernel, where it lets programs trace functions.
+    Functions,
+    /// At each system call of the machine.
+    SystemCalls,
+}
+
+/// The programs of a way, and what each is attached to.
+type Hooks = [(&'static str, &'static str)];
+
+const TRACEPOINTS: &Hooks = &[
+    ("flamestorm_tcp", "tcp_sendmsg_locked"),
+    ("flamestorm_unix", "sk_data_ready"),
+];
+const FUNCTIONS: &Hooks = &[
+    ("flamestorm_tcp_call", "tcp_sendmsg"),
+    ("flamestorm_unix_call", "sock_def_readable"),
+];
+const SYSTEM_CALLS: &Hooks = &[("flamestorm_send", "sys_enter")];
+
+impl Senders {
+    const ALL: [Senders; 3] = [
+        Senders::Tracepoints,
+        Senders::Functions,
+        Senders::SystemCalls,
+    ];
+
+    fn hooks(self) -> &'static Hooks {
+        match self {
+            Senders::Tracepoints => TRACEPOINTS,
+            Senders::Functions => FUNCTIONS,
+            Senders::SystemCalls => SYSTEM_CALLS,
+        }
+    }
+
+    /// Attaches the first way that this kernel has.
+    ///
+    /// # Errors
+    /// It has none; the error is that of the last.
+    pub(super) fn follow(ebpf: &mut Ebpf) -> Result<Senders, Error> {
+        let mut last = None;
+        for way in Senders::ALL {
+            match way.attach(ebpf) {
+                Ok(()) => return Ok(way),
+                Err(error) => {
+                    log::debug!("sends cannot be seen at {way}: {error}");
+                    last = Some(error);
+                }
+            }
+        }
+        Err(last.expect("there are ways"))
+    }
+
+    /// Attaches all of a way's programs, or none.
+    fn attach(self, ebpf: &mut Ebpf) -> Result<(), Error> {
+        let (attach, detach): (Attach, Detach) = match self {
+            Senders::Functions => (at_function, from_function),
+            Senders::Tracepoints | Senders::SystemCalls => (at_tracepoint, from_tracepoint),
+        };
+        let hooks = self.hooks();
+        let attached = hooks.iter().try_for_each(|&(program, hook)| {
+            attach(ebpf, program, hook).map_err(|source| refused(program, source))
+        });
+        if attached.is_err() {
+            for (program, _) in hooks {
+                // One that was not loaded has nothing to be unloaded.
+                let _ = detach(ebpf, program);
+            }
+        }
+        attached
+    }
+}
+
+impl fmt::Display for Senders {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hooks: Vec<_> = self.hooks().iter().map(|(_, hook)| *hook).collect();
+        let kind = match self {
+            Senders::Functions => "functions",
+            Senders::Tracepoints => "tracepoints",
+            Senders::SystemCalls => "tracepoint",
+        };
+        write!(f, "{kind} {}", hooks.join(", "))
+    }
+}
+
+type Attach = fn(&mut Ebpf, &'static str, &str) -> Result<(), ProgramError>;
+type Detach = fn(&mut Ebpf, &'static str) -> Result<(), ProgramError>;
+
+fn at_tracepoint(ebpf: &mut Ebpf, program: &'static str, hook: &str) -> Result<(), ProgramError> {
+    let program: &mut RawTracePoint = program_mut(ebpf, program).try_into()?;
+    program.load()?;
+    program.attach(hook)?;
+    Ok(())
+}
+
+fn at_function(ebpf: &mut Ebpf, program: &'static str, hook: &str) -> Result<(), ProgramError> {
+    let program: &mut FEntry = program_mut(ebpf, program).try_into()?;
+    program.load(hook, &Btf::from_sys_fs()?)?;
+    program.attach()?;
+    Ok(())
+}
+
+fn from_tracepoint(ebpf: &mut Ebpf, program: &'static str) -> Result<(), ProgramError> {
+    let program: &mut RawTracePoint = program_mut(ebpf, program).try_into()?;
+    program.unload()
+}
+
+fn from_function(ebpf: &mut Ebpf, program: &'static str) -> Result<(), ProgramError> {
+    let program: &mut FEntry = program_mut(ebpf, program).try_into()?;
+    program.unload()
+}
