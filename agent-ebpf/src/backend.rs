@@ -11,7 +11,7 @@ use agent_ebpf::{
         HAS_LEADER, HAS_STATUS, START_TOLERANCE, STATUS_BYTES, Send, Served, Server, TEXT_BYTES,
         TEXT_OF_DEBUG, TITLE_BYTES, statement_start, status,
     },
-    sample::KIND_BACKEND,
+    sample::{KIND_BACKEND, SampleHeader},
 };
 use aya_ebpf::{
     bindings::BPF_RB_NO_WAKEUP,
@@ -26,8 +26,8 @@ use crate::{
     counting,
     lifecycle::field,
     maps::{
-        BACKEND, BACKENDS, CONNECTIONS, MM_ARG_START, PID_LEVEL, PID_NUMBERS, SERVERS, SIGNAL_PIDS,
-        TASK_MM, TASK_SIGNAL, TASK_START_TIME, WALL_OFFSET,
+        BACKEND, BACKENDS, CONNECTIONS, KNOWN, MM_ARG_START, PID_LEVEL, PID_NUMBERS, SERVERS,
+        SIGNAL_PIDS, TASK_MM, TASK_SIGNAL, TASK_START_TIME, WALL_OFFSET,
     },
     sampling::send,
     socket,
@@ -38,11 +38,38 @@ use crate::{
 pub struct Backend {
     header: BackendHeader,
     text: [u8; TEXT_BYTES],
+    known: Known,
 }
 
-/// Sends what the backend says, before the sample of this `cpu` and `now`. `server` counts from 1.
+/// What does not change while a backend lives, and its last statement's send: found once, because each of it lies
+/// behind pointers to memory that nobody has touched for long.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Known {
+    /// Identity of its address space: another process of the same number has another. 0: not all is known yet.
+    mm: u64,
+    /// Address of its status.
+    entry: u64,
+    /// Address of its wait event.
+    wait_event: u64,
+    /// Its process id as it sees it itself.
+    pid: u32,
+    leader: u32,
+    /// [`HAS_CONNECTION`] and [`HAS_LEADER`].
+    flags: u32,
+    /// A [`CallerSearch`]: how that for the send behind `statement` ended.
+    search: u32,
+    served: Served,
+    /// Start of a statement, in PostgreSQL's own time; 0: none.
+    statement: u64,
+    /// Its send.
+    send: Send,
+    title: [u8; TITLE_BYTES],
+}
+
+/// Sends what the backend says, before its sample. `server` counts from 1.
 #[inline(always)]
-pub fn tell(server: u32, cpu: u32, now: u64) {
+pub fn tell(server: u32, sample: &SampleHeader) {
     let Some(variables) = server.checked_sub(1).and_then(|index| SERVERS.get(index)) else {
         return;
     };
@@ -52,62 +79,146 @@ pub fn tell(server: u32, cpu: u32, now: u64) {
     // SAFETY: the helper has no preconditions.
     let start = unsafe { bpf_ktime_get_ns() };
     // SAFETY: this CPU's only user of its slot is the sampling program.
-    let backend = unsafe { &mut *backend };
-    let header = &mut backend.header;
+    let Backend {
+        header,
+        text,
+        known: learnt,
+    } = unsafe { &mut *backend };
     header.kind = KIND_BACKEND;
-    header.cpu = cpu;
-    header.time = now;
-    header.flags = 0;
+    header.cpu = sample.cpu;
+    header.time = sample.time;
     header.server = server - 1;
-    header.leader = 0;
-    header.wait_event = 0;
     header.search = CallerSearch::None as u32;
-    header.text_bytes = 0;
     header.send = Send::default();
     header.application[0] = 0;
-    header.title[0] = 0;
-    title(&mut header.title);
-    if let Some(event) = follow(variables.my_wait_event_info) {
-        header.wait_event = user(event).unwrap_or(0);
+    // SAFETY: a process runs on one CPU at a time.
+    let is_known = |known: &*mut Known| unsafe { (**known).mm } == sample.mm;
+    if KNOWN
+        .get_ptr_mut(sample.pid)
+        .is_none_or(|known| !is_known(&known))
+    {
+        let is_all = learn(variables, header.server, learnt);
+        learnt.mm = if is_all { sample.mm } else { 0 };
+        let _ = KNOWN.insert(sample.pid, &*learnt, 0);
     }
-    let text = status_of(variables, header);
-    header.text_bytes = read_text(text, &mut backend.text);
-    let header = &mut backend.header;
-    if let Some(served) = connection_of(variables, header) {
-        header.connection = served.connection;
-        header.flags |= HAS_CONNECTION;
-        find_send(header, served.since);
+    let Some(known) = KNOWN.get_ptr_mut(sample.pid) else {
+        return counting::one(Counter::ConnectionMapFull);
+    };
+    // SAFETY: as above.
+    let known = unsafe { &mut *known };
+    describe(variables, header, text, known);
+    if header.flags & HAS_STATUS == 0 {
+        // It is still starting: to be asked again.
+        known.mm = 0;
     }
     let bytes = size_of::<BackendHeader>() + header.text_bytes as usize;
-    send(backend, bytes, BPF_RB_NO_WAKEUP);
+    // SAFETY: the helper copies as many bytes, which begin with the header.
+    send(unsafe { &mut *backend }, bytes, BPF_RB_NO_WAKEUP);
     counting::one(Counter::Backends);
     // SAFETY: the helper has no preconditions.
     let end = unsafe { bpf_ktime_get_ns() };
     counting::add(Counter::BackendNanos, end.wrapping_sub(start));
 }
 
+/// Finds out what does not change; false when something of it cannot be known yet.
+#[inline(always)]
+fn learn(variables: &Server, server: u32, known: &mut Known) -> bool {
+    known.entry = follow(variables.my_be_entry).unwrap_or(0);
+    known.wait_event = follow(variables.my_wait_event_info).unwrap_or(0);
+    known.pid = own_pid().unwrap_or(0);
+    known.leader = 0;
+    known.flags = 0;
+    known.statement = 0;
+    known.title[0] = 0;
+    title(&mut known.title);
+    if let Some(port) = follow(variables.my_proc_port) {
+        let Some(served) = own_connection(port).and_then(|own| remember(server, own)) else {
+            return false;
+        };
+        known.served = served;
+        known.flags = HAS_CONNECTION;
+        return true;
+    }
+    let Some(leader) = follow(variables.my_bgworker_entry).and_then(leader) else {
+        return true;
+    };
+    known.leader = leader;
+    known.flags = HAS_LEADER;
+    let key = BackendKey {
+        server,
+        pid: leader,
+    };
+    // SAFETY: the value is copied at once.
+    let Some(served) = (unsafe { BACKENDS.get(key) }) else {
+        return false;
+    };
+    known.served = *served;
+    known.flags = HAS_LEADER | HAS_CONNECTION;
+    true
+}
+
+/// Fills the record.
+#[inline(always)]
+fn describe(
+    variables: &Server,
+    header: &mut BackendHeader,
+    text: &mut [u8; TEXT_BYTES],
+    known: &mut Known,
+) {
+    header.flags = known.flags;
+    header.leader = known.leader;
+    header.title = known.title;
+    header.wait_event = match known.wait_event {
+        0 => 0,
+        address => user(address).unwrap_or(0),
+    };
+    let address = status_of(variables, header, known);
+    header.text_bytes = read_text(address, text);
+    if known.flags & HAS_CONNECTION == 0 {
+        return;
+    }
+    header.connection = known.served.connection;
+    let statement = word(&header.status, status::STATEMENT_START);
+    if header.flags & HAS_STATUS == 0 || statement == 0 {
+        return;
+    }
+    // What was sent later does not change which send was the last before.
+    if known.statement != statement {
+        find_send(header, statement, known.served.since);
+        known.search = header.search;
+        known.send = header.send;
+        known.statement = statement;
+    } else {
+        header.search = known.search;
+        header.send = known.send;
+    }
+}
+
 /// Reads the status; the address of the text, 0 when there is none. A status that was being written is not
 /// taken: its text may be the beginning of one statement and the end of another, in which a literal looks
-/// like anything.
+/// like anything. (Only the backend itself writes it, and it is interrupted.)
 #[inline(always)]
-fn status_of(variables: &Server, header: &mut BackendHeader) -> u64 {
-    header.status[status::STATE] = 0;
-    word_set(&mut header.status, status::STATEMENT_START, 0);
-    word_set(&mut header.status, status::DATABASE, 0);
-    word_set(&mut header.status, status::CHANGE_COUNT, 0);
-    if let Some(entry) = follow(variables.my_be_entry)
-        && read(entry, &mut header.status)
-        && Some(half(&header.status, status::PROCESS)) == own_pid()
-        && half(&header.status, status::CHANGE_COUNT) & 1 == 0
+fn status_of(variables: &Server, header: &mut BackendHeader, known: &Known) -> u64 {
+    let status = &mut header.status;
+    if known.entry != 0
+        && read::<{ status::CHANGE_COUNT }, { status::USER + 4 }>(known.entry, status)
+        && read::<{ status::STATE }, { status::TEXT + 8 }>(known.entry, status)
+        && read::<{ status::QUERY_ID }, STATUS_BYTES>(known.entry, status)
+        && half(status, status::PROCESS) == known.pid
+        && half(status, status::CHANGE_COUNT) & 1 == 0
     {
         header.flags |= HAS_STATUS;
-        let application = word(&header.status, status::APPLICATION);
-        read_string(application, &mut header.application);
-        let text = word(&header.status, status::TEXT);
+        read_string(word(status, status::APPLICATION), &mut header.application);
+        let text = word(status, status::TEXT);
         // Before the first statement, and with `track_activities = off`, there is no start.
-        if word(&header.status, status::STATEMENT_START) != 0 {
+        if word(status, status::STATEMENT_START) != 0 {
             return text;
         }
+    } else {
+        status[status::STATE] = 0;
+        word_set(status, status::STATEMENT_START, 0);
+        word_set(status, status::DATABASE, 0);
+        word_set(status, status::CHANGE_COUNT, 0);
     }
     match follow(variables.debug_query_string) {
         Some(text) => {
@@ -116,23 +227,6 @@ fn status_of(variables: &Server, header: &mut BackendHeader) -> u64 {
         }
         None => 0,
     }
-}
-
-/// The client connection: the process's own, or its leader's if it is a parallel worker.
-#[inline(always)]
-fn connection_of(variables: &Server, header: &mut BackendHeader) -> Option<Served> {
-    if let Some(port) = follow(variables.my_proc_port) {
-        let connection = own_connection(port)?;
-        return remember(header.server, connection);
-    }
-    header.leader = leader(follow(variables.my_bgworker_entry)?)?;
-    header.flags |= HAS_LEADER;
-    let key = BackendKey {
-        server: header.server,
-        pid: header.leader,
-    };
-    // SAFETY: the value is copied at once.
-    unsafe { BACKENDS.get(key) }.copied()
 }
 
 /// The connection of a backend's `Port`.
@@ -200,13 +294,9 @@ fn leader(entry: u64) -> Option<u32> {
 /// Finds the newest send that is not later than the statement's start, and sends its stack on if that
 /// was not done yet. (Never simply the last send: a client may send more while the statement runs.)
 #[inline(always)]
-fn find_send(header: &mut BackendHeader, since: u64) {
-    let start = word(&header.status, status::STATEMENT_START) as i64;
-    if header.flags & HAS_STATUS == 0 || start == 0 {
-        return;
-    }
+fn find_send(header: &mut BackendHeader, statement: u64, since: u64) {
     let offset = WALL_OFFSET.get(0).copied().unwrap_or(0);
-    let start = statement_start(start, offset).wrapping_add(START_TOLERANCE);
+    let start = statement_start(statement as i64, offset).wrapping_add(START_TOLERANCE);
     let Some(ring) = CONNECTIONS.get_ptr_mut(header.connection) else {
         header.search = CallerSearch::NoSend as u32;
         return;
@@ -325,14 +415,16 @@ fn user<T>(address: u64) -> Option<T> {
     unsafe { bpf_probe_read_user(address as *const T) }.ok()
 }
 
+/// Reads the status's bytes from `FROM` to `TO`, of which nobody asks for all.
 #[inline(always)]
-fn read(address: u64, to: &mut [u8; STATUS_BYTES]) -> bool {
+fn read<const FROM: usize, const TO: usize>(entry: u64, to: &mut [u8; STATUS_BYTES]) -> bool {
+    const { assert!(FROM < TO && TO <= STATUS_BYTES) };
     // SAFETY: the buffer is as large as the size says; the helper checks the address.
     unsafe {
         aya_ebpf::helpers::generated::bpf_probe_read_user(
-            to.as_mut_ptr().cast(),
-            STATUS_BYTES as u32,
-            address as *const c_void,
+            to.as_mut_ptr().add(FROM).cast(),
+            (TO - FROM) as u32,
+            entry.wrapping_add(FROM as u64) as *const c_void,
         ) == 0
     }
 }

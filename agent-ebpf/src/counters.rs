@@ -43,7 +43,7 @@ pub enum Counter {
     CallerStacks,
     /// Nanoseconds spent at sends whose stack was taken.
     CallerNanos,
-    /// Connections for which there was no room.
+    /// Connections and backends for which there was no room.
     ConnectionMapFull,
 }
 

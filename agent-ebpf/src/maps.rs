@@ -18,7 +18,7 @@ use agent_ebpf::{
 };
 
 use crate::{
-    backend::Backend,
+    backend::{Backend, Known},
     caller::{Budget, Ring},
     sampling::{Clock, StackCopy},
     walk::{CacheSet, SLOTS, Walk},
@@ -48,10 +48,6 @@ pub static CLOCK: PerCpuArray<Clock> = PerCpuArray::with_max_entries(SLOTS, 0);
 /// [`CACHED_RULES`] in pairs for each walk of each CPU, one after the other. The agent sets the number.
 #[map]
 pub static CACHE: Array<CacheSet> = Array::with_max_entries(CACHED_RULES / 2, 0);
-
-/// Changes whenever a block may have come to hold something else: what was cached before is void.
-#[map]
-pub static GENERATION: Array<u32> = Array::with_max_entries(1, 0);
 
 /// pid → address space.
 #[map]
@@ -88,6 +84,10 @@ pub static SERVER_PORTS: Array<u64> = Array::with_max_entries(65_536 / 64, 0);
 /// What a backend says, being built.
 #[map]
 pub static BACKEND: PerCpuArray<Backend> = PerCpuArray::with_max_entries(1, 0);
+
+/// What is known of backends that were sampled, by pid.
+#[map]
+pub static KNOWN: LruHashMap<u32, Known> = LruHashMap::with_max_entries(MAX_BACKENDS, 0);
 
 /// The connection of each backend, for its parallel workers.
 #[map]

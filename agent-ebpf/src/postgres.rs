@@ -19,8 +19,10 @@ pub mod status {
     pub const PROCESS: usize = 0x04;
     /// `TimestampTz st_activity_start_timestamp`: microseconds since 2000-01-01 UTC.
     pub const STATEMENT_START: usize = 0x20;
-    /// `Oid st_databaseid`, and behind it `Oid st_userid`.
+    /// `Oid st_databaseid`.
     pub const DATABASE: usize = 0x30;
+    /// `Oid st_userid`.
+    pub const USER: usize = 0x34;
     /// `BackendState st_state`.
     pub const STATE: usize = 0xe8;
     /// `char *st_appname`: `application_name`, at most 63 bytes.
@@ -193,7 +195,7 @@ pub struct BackendHeader {
     pub title: [u8; TITLE_BYTES],
     /// `application_name`, ended by NUL.
     pub application: [u8; APPLICATION_BYTES],
-    /// The first bytes of `PgBackendStatus`; see [`status`].
+    /// The first bytes of `PgBackendStatus`, of which those are read that [`status`] names; the others are zero.
     pub status: [u8; STATUS_BYTES],
 }
 

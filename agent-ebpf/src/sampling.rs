@@ -76,7 +76,7 @@ pub fn tick(ctx: &PerfEventContext) {
     }
     walk.record.header.trace = trace::of_current_thread(walk.space.trace_offset);
     if walk.space.server != 0 {
-        backend::tell(walk.space.server, walk.record.header.cpu, now);
+        backend::tell(walk.space.server, &walk.record.header);
     }
     send_sample(walk);
     // SAFETY: the helper has no preconditions.

@@ -132,10 +132,13 @@ fn a_report_from_a_file() {
     fs::write(path("in.pb.gz"), pprof::encode(&profiles::shop())).unwrap();
     let outputs = Outputs::parse(&["out.svg", "out.folded", "out.pb.gz"].map(path)).unwrap();
     outputs.preflight().unwrap();
-    let style = Style::default();
-    let (summary, written, text) = report::run(&path("in.pb.gz"), &[], &outputs, style).unwrap();
+    let profile = report::load(&path("in.pb.gz")).unwrap();
+    let written = outputs.write(&profile, &profile);
     assert!(written.errors.is_empty() && written.rescued.is_none());
+    let mut summary = Summary::of(&profile);
+    summary.files = written.files();
     assert_eq!(summary.files.len(), 3);
+    let text = report::table(&profile, &summary, Style::default());
     assert!(text.contains("towlower") && text.contains("out.svg"));
     let read = |name| fs::read(path(name)).unwrap();
     assert_eq!(read("out.folded"), folded::encode(&profiles::shop()));

@@ -5,7 +5,9 @@ use super::{
 };
 use ::object::LittleEndian;
 use ::object::elf;
-use ::object::read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable, Sym};
+use ::object::read::elf::{
+    FileHeader, GnuHashTable, ProgramHeader, SectionHeader, SectionTable, Sym, VersionTable,
+};
 
 type Header = elf::FileHeader64<LittleEndian>;
 type Headers<'data> = &'data [elf::ProgramHeader64<LittleEndian>];
@@ -48,25 +50,40 @@ pub(super) fn exported<const N: usize>(data: &[u8], names: [&str; N]) -> [Option
 fn look_for(data: &[u8], names: &[&str], values: &mut [Option<u64>]) -> Result<(), Error> {
     let header = Header::parse(data)?;
     let headers = header.program_headers(LE, data)?;
-    let symbols = header
-        .sections(LE, data)?
-        .symbols(LE, data, elf::SHT_DYNSYM)?;
-    for symbol in symbols.iter() {
-        let name = symbol.name(LE, symbols.strings())?;
-        let Some(index) = names.iter().position(|wanted| wanted.as_bytes() == name) else {
-            continue;
-        };
-        if symbol.st_shndx(LE) == elf::SHN_UNDEF {
-            continue;
+    let sections = header.sections(LE, data)?;
+    let symbols = sections.symbols(LE, data, elf::SHT_DYNSYM)?;
+    let table = hash_table(&sections, data);
+    let find = |name: &[u8]| match &table {
+        // A few pages of the file, where the whole table of a large library is megabytes.
+        Some(table) => {
+            let versions = VersionTable::default();
+            let found = table.find(LE, name, elf::gnu_hash(name), None, &symbols, &versions);
+            found.map(|(_, symbol)| symbol)
         }
-        let value = symbol.st_value(LE);
-        values[index] = if symbol.st_type() == elf::STT_TLS {
-            from_thread_pointer(headers, value)
-        } else {
-            Some(value)
-        };
+        None => symbols.iter().find(|symbol| {
+            symbol.st_shndx(LE) != elf::SHN_UNDEF && symbol.name(LE, symbols.strings()) == Ok(name)
+        }),
+    };
+    for (name, value) in names.iter().zip(values) {
+        *value = find(name.as_bytes()).and_then(|symbol| match symbol.st_type() {
+            elf::STT_TLS => from_thread_pointer(headers, symbol.st_value(LE)),
+            _ => Some(symbol.st_value(LE)),
+        });
     }
     Ok(())
+}
+
+/// The table by which the dynamic linker finds what a file exports; `None` where it is missing or malformed.
+fn hash_table<'data>(
+    sections: &SectionTable<'data, Header>,
+    data: &'data [u8],
+) -> Option<GnuHashTable<'data, Header>> {
+    let header = sections.gnu_hash_header(LE, data).ok()??;
+    // The reader takes both for granted.
+    let sound =
+        header.bloom_shift.get(LE) < u32::BITS && header.bloom_count.get(LE).is_power_of_two();
+    let (table, _) = sections.gnu_hash(LE, data).ok()??;
+    sound.then_some(table)
 }
 
 /// Where an executable's thread-local variable lies, seen from the thread pointer: its block ends there
@@ -223,4 +240,39 @@ fn build_id<'data>(
         }
         None
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By the hash table and by going through all symbols the answer is the same, and that of a name which
+    /// is only imported, or not there, is none.
+    #[test]
+    fn exported_symbols() {
+        let libraries = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let libc = libraries
+            .lines()
+            .find_map(|line| {
+                line.split_whitespace()
+                    .nth(5)
+                    .filter(|name| name.contains("/libc."))
+            })
+            .expect("this test is linked dynamically");
+        let data = std::fs::read(libc).unwrap();
+        let names = ["malloc", "qsort", "__tls_get_addr", "no_such_function"];
+        let by_hash = exported(&data, names);
+        assert!(by_hash[0].is_some() && by_hash[1].is_some() && by_hash[0] != by_hash[1]);
+        assert_eq!(by_hash[2..], [None, None]);
+        let header = Header::parse(&*data).unwrap();
+        let sections = header.sections(LE, &*data).unwrap();
+        let is_table = |s: &&elf::SectionHeader64<LittleEndian>| s.sh_type(LE) == elf::SHT_GNU_HASH;
+        let index = sections.iter().position(|s| is_table(&s)).unwrap();
+        let size = usize::from(header.e_shentsize(LE));
+        // The type is the second word of a section's header.
+        let at = header.e_shoff(LE) as usize + index * size + 4;
+        let mut without = data.clone();
+        without[at..at + 4].copy_from_slice(&elf::SHT_NULL.0.to_le_bytes());
+        assert_eq!(exported(&without, names), by_hash);
+    }
 }

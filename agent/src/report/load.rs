@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::{Filter, FilterError, Outputs, Style, Summary, WriteReport, filter, table};
 use crate::encode::pprof::{self, DecodeError};
 use crate::profile::ResolvedProfile;
 
@@ -37,14 +36,6 @@ pub enum LoadError {
         /// The reason.
         source: DecodeError,
     },
-    /// A filter does not fit the profile.
-    #[error("{path}: {source}")]
-    Filter {
-        /// The file.
-        path: PathBuf,
-        /// The reason.
-        source: FilterError,
-    },
 }
 
 /// Reads a `.pb.gz`.
@@ -70,37 +61,4 @@ pub fn load(path: &Path) -> Result<ResolvedProfile, LoadError> {
         path: path.to_owned(),
         source,
     })
-}
-
-/// Loads, filters, writes the outputs, and returns the profile's figures, what was written, and
-/// the table as text.
-///
-/// # Errors
-/// Those of [`load`] and [`filter`]. Outputs that failed are in the [`WriteReport`].
-pub fn run(
-    path: &Path,
-    filters: &[Filter],
-    outputs: &Outputs,
-    style: Style,
-) -> Result<(Summary, WriteReport, String), LoadError> {
-    let profile = filter(&load(path)?, filters).map_err(|source| LoadError::Filter {
-        path: path.to_owned(),
-        source,
-    })?;
-    let report = outputs.write(&profile, &profile);
-    let mut summary = Summary::of(&profile);
-    summary.files = report.files();
-    let text = table(&profile, &summary, style);
-    Ok((summary, report, text))
-}
-
-impl WriteReport {
-    /// The files that were written, for [`Summary::files`].
-    pub fn files(&self) -> Vec<String> {
-        self.written
-            .iter()
-            .chain(&self.rescued)
-            .map(|written| written.path.display().to_string())
-            .collect()
-    }
 }

@@ -1,6 +1,7 @@
 //! The answer of a recording: figures ([`Summary`]), a table for the terminal ([`table()`]), and
 //! files ([`Outputs`]); again later from a `.pb.gz` ([`load`], [`filter`]).
 
+mod callers;
 mod filter;
 mod load;
 mod outputs;
@@ -10,10 +11,11 @@ mod table;
 mod top;
 mod view;
 
+pub use callers::caller_notes;
 pub use filter::{Filter, FilterError, filter};
-pub use load::{LoadError, MAX_FILE, load, run};
+pub use load::{LoadError, MAX_FILE, load};
 pub use outputs::{Format, OutputError, Outputs, WriteReport, Written};
-pub use queries::{CallerCost, QueryCost, caller_notes, queries, queries_table};
+pub use queries::{CallerCost, QueryCost, queries, queries_table};
 pub use summary::{ProcessSummary, StackDepth, Summary};
 pub use table::{Style, table};
 pub use top::{TopFunction, top_functions};

@@ -148,6 +148,17 @@ pub struct WriteReport {
     pub rescued: Option<Written>,
 }
 
+impl WriteReport {
+    /// The files that were written, for [`Summary::files`].
+    pub fn files(&self) -> Vec<String> {
+        self.written
+            .iter()
+            .chain(&self.rescued)
+            .map(|written| written.path.display().to_string())
+            .collect()
+    }
+}
+
 impl Outputs {
     /// Resolves `--output` values. `-` is folded stacks on standard output.
     ///

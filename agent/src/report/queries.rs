@@ -1,15 +1,13 @@
 //! `flamestorm queries`: the CPU of PostgreSQL by query, and who asked for it.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use super::view::Marks;
+use super::callers::{Callers, Place, is_pooler};
 use super::{Style, table};
 use crate::encode::svg::grouped;
-use crate::profile::{FrameRef, ResolvedProfile, ResolvedSample, key};
-use crate::symbolize::readable;
+use crate::profile::{Phase, ResolvedProfile, ResolvedSample, key};
 
 /// Traces named for a query: those that cost most.
 const TRACES: usize = 3;
@@ -71,14 +69,14 @@ pub struct CallerCost {
 struct Group<'a> {
     cost: QueryCost,
     nanoseconds: u64,
-    callers: HashMap<(String, String, String, u32), u64>,
+    callers: HashMap<(&'a str, Place), u64>,
     known: u64,
     traces: BTreeMap<&'a str, u64>,
 }
 
 /// Every query of a profile, the most expensive first.
 pub fn queries(profile: &ResolvedProfile) -> Vec<QueryCost> {
-    let marks = Marks::find(profile);
+    let mut callers = Callers::of(profile);
     // One text may be asked of many databases.
     let mut groups: BTreeMap<[&str; 4], Group<'_>> = BTreeMap::new();
     for sample in &profile.samples {
@@ -88,7 +86,7 @@ pub fn queries(profile: &ResolvedProfile) -> Vec<QueryCost> {
         let [database, port] =
             [key::DATABASE, key::PORT].map(|key| sample.label(key).unwrap_or_default());
         let group = groups.entry([id, text, database, port]).or_default();
-        add(group, profile, &marks, sample);
+        group.add(&mut callers, sample);
     }
     complete(&mut groups);
     let all: u64 = groups.values().map(|group| group.nanoseconds).sum();
@@ -124,6 +122,31 @@ fn complete<'a>(groups: &mut BTreeMap<[&'a str; 4], Group<'a>>) {
 }
 
 impl<'a> Group<'a> {
+    fn add(&mut self, callers: &mut Callers<'a>, sample: &'a ResolvedSample) {
+        self.nanoseconds += sample.cpu_ns;
+        self.cost.samples += sample.count;
+        self.cost.executions += sample.executions;
+        if sample.label(key::PHASE) == Some(Phase::Between.name()) {
+            self.cost.samples_between_statements += sample.count;
+        }
+        if let Some(trace) = sample.label(key::TRACE) {
+            *self.traces.entry(trace).or_default() += sample.count;
+        }
+        match sample.label(key::CALLER) {
+            Some("known") => {
+                self.known += sample.count;
+                let service = sample.label(key::SERVICE).unwrap_or_default();
+                let caller = (service, callers.place(sample));
+                *self.callers.entry(caller).or_default() += sample.count;
+            }
+            Some(reason) => {
+                let unknown = &mut self.cost.callers_unknown;
+                *unknown.entry(reason.to_owned()).or_default() += sample.count;
+            }
+            None => {}
+        }
+    }
+
     fn merge(&mut self, part: Group<'a>) {
         self.nanoseconds += part.nanoseconds;
         self.known += part.known;
@@ -142,37 +165,6 @@ impl<'a> Group<'a> {
     }
 }
 
-fn add<'a>(
-    group: &mut Group<'a>,
-    profile: &ResolvedProfile,
-    marks: &Marks,
-    sample: &'a ResolvedSample,
-) {
-    group.nanoseconds += sample.cpu_ns;
-    group.cost.samples += sample.count;
-    group.cost.executions += sample.executions;
-    if sample.label(key::PHASE) == Some(crate::profile::Phase::Between.name()) {
-        group.cost.samples_between_statements += sample.count;
-    }
-    if let Some(trace) = sample.label(key::TRACE) {
-        *group.traces.entry(trace).or_default() += sample.count;
-    }
-    match sample.label(key::CALLER) {
-        Some("known") => {
-            group.known += sample.count;
-            let service = sample.label(key::SERVICE).unwrap_or_default();
-            let (function, file, line) = calling_function(profile, marks, sample);
-            let caller = (service.to_owned(), function, file, line);
-            *group.callers.entry(caller).or_default() += sample.count;
-        }
-        Some(reason) => {
-            let unknown = &mut group.cost.callers_unknown;
-            *unknown.entry(reason.to_owned()).or_default() += sample.count;
-        }
-        None => {}
-    }
-}
-
 fn finish(
     id: &str,
     text: &str,
@@ -185,12 +177,12 @@ fn finish(
     let mut callers: Vec<_> = group
         .callers
         .into_iter()
-        .map(|((service, function, file, line), count)| CallerCost {
-            pooler: is_pooler(&service),
-            service,
-            function,
-            file,
-            line,
+        .map(|((service, place), count)| CallerCost {
+            pooler: is_pooler(service),
+            service: service.to_owned(),
+            function: place.function,
+            file: place.file,
+            line: place.line,
             samples: count,
             share: count as f64 / samples,
         })
@@ -223,127 +215,6 @@ fn finish(
             .collect(),
         ..group.cost
     }
-}
-
-/// Whether a process stands between a server and its clients, by its name.
-fn is_pooler(name: &str) -> bool {
-    const POOLERS: [&str; 7] = [
-        "pgbouncer",
-        "pgcat",
-        "odyssey",
-        "pgpool",
-        "supavisor",
-        "pgagroal",
-        "pgdog",
-    ];
-    POOLERS.contains(&name)
-}
-
-/// What the builds of callers lack, so that their functions have no better names; a line a program.
-pub fn caller_notes(profile: &ResolvedProfile) -> Vec<String> {
-    let marks = Marks::find(profile);
-    let mut poor: BTreeMap<&str, (u64, u64, bool)> = BTreeMap::new();
-    for sample in &profile.samples {
-        if sample.label(key::CALLER) != Some("known") {
-            continue;
-        }
-        let service = sample.label(key::SERVICE).unwrap_or_default();
-        let Some(frame) = calling_frame(profile, &marks, sample) else {
-            continue;
-        };
-        let entry = poor.entry(service).or_default();
-        entry.0 += sample.count;
-        if frame.function.file.is_empty() {
-            entry.1 += sample.count;
-            entry.2 |= frame.function.is_module_only();
-        }
-    }
-    let lacking = poor
-        .into_iter()
-        .filter(|(_, (all, lacking, _))| lacking * 2 > *all);
-    lacking
-        .map(|(service, (_, _, stripped))| match () {
-            () if is_pooler(service) => format!(
-                "{service} is a connection pooler: who asked it is not known"
-            ),
-            () if stripped => format!(
-                "the callers in {service} have no symbols: install its debug symbols, or build it with them \
-                 (Cargo: debug = 1, C: -g1)"
-            ),
-            () => format!(
-                "the callers in {service} have no debug information, so inlined functions (most async ones) have no \
-                 name: build it with debug = 1 in the Cargo profile, or -g1 in C"
-            ),
-        })
-        .collect()
-}
-
-/// The innermost function of the caller's own code, its file and line: not the system's libraries, not the
-/// database driver, not the runtime.
-fn calling_function(
-    profile: &ResolvedProfile,
-    marks: &Marks,
-    sample: &ResolvedSample,
-) -> (String, String, u32) {
-    calling_frame(profile, marks, sample).map_or_else(Default::default, |frame| {
-        (
-            readable(&frame.function.name, true)
-                .map_or_else(|| frame.function.name.to_string(), Cow::into_owned),
-            frame.function.file.to_string(),
-            frame.line,
-        )
-    })
-}
-
-fn calling_frame<'a>(
-    profile: &'a ResolvedProfile,
-    marks: &Marks,
-    sample: &'a ResolvedSample,
-) -> Option<FrameRef<'a>> {
-    let above = marks.query(&sample.stack).map_or(0, |query| query + 1);
-    let frames = || {
-        let locations = sample.stack[above..].iter();
-        locations
-            .filter_map(|id| profile.locations.get(id.0 as usize))
-            .flat_map(|location| profile.frames_at(location))
-    };
-    frames()
-        .find(is_own_source)
-        .or_else(|| frames().find(|frame| !is_library(frame)))
-        .or_else(|| frames().next())
-}
-
-/// Whether a frame has a source file that is neither the compiler's nor a dependency's.
-fn is_own_source(frame: &FrameRef<'_>) -> bool {
-    const FOREIGN: [&str; 7] = [
-        "/rustc/",
-        "/registry/src/",
-        "/.cargo/git/",
-        "/rust/deps/",
-        "/rustlib/src/",
-        "/usr/src/",
-        "/usr/include/",
-    ];
-    let file = &*frame.function.file;
-    !file.is_empty() && !is_library(frame) && !FOREIGN.iter().any(|part| file.contains(part))
-}
-
-/// Whether a frame is in a shared library, the kernel or the vDSO. (An interpreter's extension modules are
-/// libraries too: the first that is not the system's counts by [`calling_function`]'s last resort.)
-fn is_library(frame: &FrameRef<'_>) -> bool {
-    const SYSTEM: [&str; 9] = [
-        "libc.so",
-        "libc-",
-        "libpq",
-        "libssl",
-        "libcrypto",
-        "libpthread",
-        "ld-linux",
-        "[vdso]",
-        "libgssapi",
-    ];
-    let name = frame.mapping.short_name();
-    frame.mapping.is_kernel || SYSTEM.iter().any(|system| name.starts_with(system))
 }
 
 /// The most expensive queries, for the terminal.

@@ -9,16 +9,15 @@ use agent_ebpf::{
 };
 
 use super::{
-    backends::Backends,
+    backends::{Attributed, Backends},
     objects::{Backing, Image, ObjectId, Objects, open_regular},
+    processes::{Processes, nobody},
     servers::Servers,
 };
 use crate::{
     kernel::{Sample, StackCopy},
-    process::{AddressSpace, Process, Registry, own_pid, service},
-    profile::{
-        self, Attribution, Frame, Module, ModuleId, ProcessIndex, RawSample, Source, Window,
-    },
+    process::{AddressSpace, Registry, own_pid},
+    profile::{Frame, Module, ModuleId, ProcessIndex, RawSample, Source, Window},
     unwind::{self, Resolved},
 };
 
@@ -42,7 +41,7 @@ pub struct Ingest {
     pub window: Window,
     modules: HashMap<ModuleKey, ModuleId>,
     unknown_module: ModuleId,
-    processes: HashMap<u64, ProcessIndex>,
+    processes: Processes,
     /// Stack copies that wait for their samples: at most one a CPU and kind of walk.
     copies: Vec<Copied>,
     /// Buffers of copies that were used.
@@ -87,7 +86,7 @@ impl Ingest {
             window,
             modules,
             unknown_module,
-            processes: HashMap::new(),
+            processes: Processes::default(),
             copies: Vec::new(),
             spare: Vec::new(),
             backends: Backends::new(full_text),
@@ -145,7 +144,10 @@ impl Ingest {
         if outcome.is_complete() && !user.is_empty() && self.first_unwound.is_none() {
             self.first_unwound = Some(header.time);
         }
-        let (attribution, starts_execution) = self.attribution(sample, registry, servers);
+        let Attributed {
+            attribution,
+            starts_execution,
+        } = self.attribution(sample, registry, servers);
         self.window.add(&RawSample {
             process: index,
             tid: header.tid,
@@ -185,14 +187,17 @@ impl Ingest {
         sample: &Sample<'_>,
         registry: &mut Registry,
         servers: &Servers,
-    ) -> (Option<Attribution>, bool) {
-        let (cpu, time) = (sample.header.cpu, sample.header.time);
-        let mut backends = std::mem::take(&mut self.backends);
+    ) -> Attributed {
+        let Ingest {
+            backends,
+            processes,
+            window,
+            ..
+        } = self;
         let mut sender =
-            |pid: u32, comm: &[u8; 16]| self.process_of(pid, &thread_name(comm), registry);
-        let attributed = backends.attribute(cpu, time, sample.header.trace, servers, &mut sender);
-        self.backends = backends;
-        attributed
+            |pid: u32, comm: &[u8; 16]| processes.of_pid(window, pid, &thread_name(comm), registry);
+        let header = &sample.header;
+        backends.attribute(header.cpu, header.time, header.trace, servers, &mut sender)
     }
 
     /// The process and the user frames of a record; the rest of the stack is unwound here if need be.
@@ -204,7 +209,10 @@ impl Ingest {
         user: &mut Vec<Frame>,
     ) -> (ProcessIndex, Outcome) {
         let header = &sample.header;
-        let index = self.process_of(header.pid, &thread_name(&header.comm), registry);
+        let name = thread_name(&header.comm);
+        let index = self
+            .processes
+            .of_pid(&mut self.window, header.pid, &name, registry);
         let (space, incarnation) = match registry.known(header.pid) {
             Some(process) => (Rc::clone(&process.space), process.incarnation),
             None => (Rc::default(), nobody(header.pid)),
@@ -222,19 +230,6 @@ impl Ingest {
             user.push(self.frame(address, exact, &space, objects, header.pid, incarnation));
         }
         (index, outcome)
-    }
-
-    /// The process of a pid; `name` for one of which nothing is known.
-    fn process_of(&mut self, pid: u32, name: &str, registry: &mut Registry) -> ProcessIndex {
-        let unknown = Process {
-            pid,
-            name: name.to_owned(),
-            exe: PathBuf::new(),
-            space: Rc::default(),
-            parent: None,
-            incarnation: nobody(pid),
-        };
-        self.process(registry.get(pid).unwrap_or(&unknown))
     }
 
     /// Unwinds the rest of the stack from its copy, if one came with the sample.
@@ -314,30 +309,7 @@ impl Ingest {
     /// Asks the processes that are still there once more for their service: one may have said it after its
     /// first sample.
     pub fn learn_services(&mut self, registry: &Registry) {
-        for process in registry.iter() {
-            if let Some(index) = self.processes.get(&process.incarnation)
-                && let Some(name) = service::name_of(process.pid)
-                && let Some(process) = self.window.process_mut(*index)
-            {
-                process.service = name;
-            }
-        }
-    }
-
-    fn process(&mut self, process: &Process) -> ProcessIndex {
-        if let Some(index) = self.processes.get(&process.incarnation) {
-            return *index;
-        }
-        let added = self.window.add_process(profile::Process {
-            pid: process.pid,
-            name: process.name.clone(),
-            exe: process.exe.to_string_lossy().into_owned(),
-            service: service::name_of(process.pid).unwrap_or_default(),
-        });
-        // Beyond the bound everything is counted under the first process.
-        let index = added.unwrap_or(ProcessIndex(0));
-        self.processes.insert(process.incarnation, index);
-        index
+        self.processes.learn_services(&mut self.window, registry);
     }
 
     fn module(&mut self, key: ModuleKey, objects: &Objects, pid: u32) -> ModuleId {
@@ -358,11 +330,6 @@ fn wanted(sample: &Sample<'_>) -> Option<Wanted> {
         pid: sample.header.pid,
         mm: sample.header.mm,
     })
-}
-
-/// Stands for the incarnation of a process of which nothing is known.
-fn nobody(pid: u32) -> u64 {
-    u64::MAX - u64::from(pid)
 }
 
 fn unknown_module() -> Module {

@@ -2,17 +2,27 @@
 //! data and the control of the kernel's tables.
 
 mod backends;
+mod callers;
 mod command;
+mod compiler;
+mod config;
+mod control;
 mod cost;
+mod counts;
+mod coverage;
+mod figures;
 mod ingest;
+mod names;
 mod objects;
+mod processes;
 mod servers;
 mod starts;
+mod status;
 mod tables;
 mod truncation;
+mod workers;
 
 use std::{
-    collections::VecDeque,
     process::Child,
     sync::{
         Arc,
@@ -22,23 +32,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_ebpf::counters::Counter;
 use anyhow::{Context as _, Result, bail};
 
 use self::{
     command::Held,
+    control::Control,
+    figures::Course,
     ingest::{Ingest, Wanted},
     objects::Objects,
     tables::Tables,
 };
 use crate::{
-    kernel::{self, Event, EventKind, Kernel, LifecycleEvents, Options, Record},
-    process::{Registry, process_name},
-    profile::{AttributionStats, RecordingMeta, Runtime, Unknown, Window},
+    kernel::{self, Kernel, LifecycleEvents, Options, Record},
+    process::process_name,
+    profile::{RecordingMeta, Runtime, Window},
 };
 
 pub use agent_ebpf::limits::CALLER_STACKS_PER_SECOND;
 pub use command::exit_code;
+pub use config::{Config, MAX_NAMES};
 pub use cost::{cpu_seconds, max_rss_bytes, now};
 pub use starts::UnwindEntries;
 pub use truncation::survive as survive_truncation;
@@ -53,52 +65,6 @@ const REST: Duration = Duration::from_millis(5);
 
 /// How long a command may take to end after it was sent the signal that ends the recording.
 const COMMAND_GRACE: Duration = Duration::from_secs(5);
-
-/// Names that `--comm` takes at most: the size of the kernel's map.
-pub const MAX_NAMES: usize = agent_ebpf::limits::MAX_TARGET_NAMES as usize;
-
-/// What to record.
-#[derive(Clone, Debug, Default)]
-pub struct Config {
-    /// Processes, with the children they will have.
-    pub pids: Vec<u32>,
-    /// Names of processes or threads.
-    pub names: Vec<String>,
-    /// Samples per second and CPU.
-    pub frequency: u32,
-    /// How long; `None` until a signal, or until the command ends.
-    pub duration: Option<Duration>,
-    /// A command to start and record.
-    pub command: Vec<String>,
-    /// Stacks that each CPU may take in one second at sends to PostgreSQL servers.
-    pub callers_per_second: u32,
-    /// Whether the texts of queries keep their literals.
-    pub full_query_text: bool,
-    /// When the agent was started ([`now`]) .
-    pub started: u64,
-}
-
-impl Config {
-    fn has_target(&self) -> bool {
-        !(self.pids.is_empty() && self.names.is_empty() && self.command.is_empty())
-    }
-
-    fn period_ns(&self) -> u64 {
-        1_000_000_000 / u64::from(self.frequency.max(1))
-    }
-
-    /// What is recorded, for titles.
-    pub fn target(&self) -> String {
-        let pids = self.pids.iter().map(|pid| format!("pid {pid}"));
-        let names = self.names.iter().map(|name| format!("comm {name}"));
-        let command = (!self.command.is_empty()).then(|| self.command.join(" "));
-        let targets: Vec<_> = pids.chain(names).chain(command).collect();
-        if targets.is_empty() {
-            return "whole machine".to_owned();
-        }
-        targets.join(", ")
-    }
-}
 
 /// What was recorded.
 pub struct Recording {
@@ -165,7 +131,14 @@ pub fn record(
     session.finish()?;
     cost::go_as_usual();
     let stolen = steal.and_then(|before| Some(cost::steal_seconds()? - before));
-    Ok(session.into_recording(config, duration, start_unix, stolen, startup_cpu, status))
+    let course = Course {
+        start: start_unix,
+        duration,
+        steal_seconds: stolen,
+        startup_cpu,
+        command_status: status,
+    };
+    Ok(session.into_recording(config, &course))
 }
 
 struct Session {
@@ -409,212 +382,6 @@ impl Session {
         self.ingest.learn_services(&self.control.registry);
         Ok(())
     }
-
-    fn into_recording(
-        mut self,
-        config: &Config,
-        duration: Duration,
-        start: std::time::SystemTime,
-        steal_seconds: Option<f64>,
-        startup_cpu: f64,
-        command_status: Option<u8>,
-    ) -> Recording {
-        let cpus = self.kernel.cpus().len() as u32;
-        let count = |counter| self.kernel.counter(counter);
-        let sampled = count(Counter::Sampled);
-        log::debug!(
-            "kernel: {sampled} samples, {} ns by its own clock, {} user frames, {} processes without room; {} \
-             stacks continued here; {} blocks in use; {} files unreadable",
-            count(Counter::SampleNanos),
-            count(Counter::UserFrames),
-            count(Counter::ProcessMapFull),
-            self.ingest.continued,
-            self.tables.blocks_in_use(),
-            self.objects.unreadable,
-        );
-        let mut runtime = Runtime {
-            expected_samples: (duration.as_secs_f64()
-                * f64::from(config.frequency)
-                * f64::from(cpus))
-            .round() as u64,
-            steal_seconds,
-            startup_ms: self
-                .ingest
-                .first_unwound
-                .map(|first| first.saturating_sub(config.started) as f64 / 1e6),
-            ..Runtime::default()
-        };
-        runtime.ticks.idle = count(Counter::Idle);
-        runtime.ticks.filtered = count(Counter::Filtered);
-        runtime.ticks.missed = count(Counter::MissedTicks);
-        runtime.lost = [
-            ("ring_buffer_full", count(Counter::RingFull)),
-            ("process_events_lost", self.control.lifecycle.lost()),
-            (
-                "stack_table_full",
-                self.ingest.window.counters().stack_table_full,
-            ),
-        ]
-        .map(|(cause, number)| (cause.to_owned(), number))
-        .into();
-        runtime.agent.cpu_seconds.startup = startup_cpu;
-        runtime.agent.cpu_seconds.recording = cpu_seconds() - startup_cpu;
-        runtime.agent.max_rss_bytes.recording = max_rss_bytes();
-        runtime.kernel.map_bytes = self.kernel.map_bytes();
-        // By the program's own clock, so that ticks which were no samples do not count.
-        let nanos = count(Counter::SampleNanos).saturating_sub(count(Counter::BackendNanos));
-        runtime.kernel.run_ns_per_sample = (sampled > 0).then(|| nanos as f64 / sampled as f64);
-        runtime.unwind_tables = self.tables.coverage();
-        runtime.stack_copies.sent = count(Counter::StackCopies);
-        runtime.stack_copies.refused = [
-            ("over_budget", count(Counter::StackCopyBudget)),
-            ("ring_buffer_full", count(Counter::StackCopyRingFull)),
-        ]
-        .map(|(cause, number)| (cause.to_owned(), number))
-        .into();
-        let unsent: u64 = runtime.stack_copies.refused.values().sum();
-        if unsent > 0 {
-            runtime.note(format!(
-                "{unsent} stacks of processes that were not known yet could not be completed: more than {} a second \
-                 and CPU, or no room",
-                agent_ebpf::limits::STACK_COPIES_PER_SECOND
-            ));
-        }
-        if runtime.unwind_tables.mappings_left_out > 0 {
-            runtime.note(format!(
-                "{} mappings of one process were left out: the kernel is told {} of each",
-                runtime.unwind_tables.mappings_left_out,
-                agent_ebpf::limits::MAX_MAPPINGS
-            ));
-        }
-        if let (refused, Some(reason)) = &self.refused {
-            runtime.note(format!(
-                "the kernel refused {refused} updates of tables; the first: {reason}"
-            ));
-        }
-        let meta = RecordingMeta {
-            host: read_line("/proc/sys/kernel/hostname"),
-            kernel: read_line("/proc/sys/kernel/osrelease"),
-            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            target: config.target(),
-            start_unix_ns: start
-                .duration_since(std::time::UNIX_EPOCH)
-                .map_or(0, |since| since.as_nanos() as i64),
-            duration_ns: duration.as_nanos() as u64,
-            frequency_hz: config.frequency,
-            cpus,
-        };
-        runtime.attribution = self.attribution(config);
-        let queries = self.ingest.backends.queries();
-        self.ingest.window.set_queries(queries);
-        Recording {
-            window: self.ingest.window,
-            meta,
-            runtime,
-            command_status,
-        }
-    }
-}
-
-impl Session {
-    fn attribution(&self, config: &Config) -> Option<AttributionStats> {
-        let servers = self.tables.servers.count();
-        if servers == 0 {
-            return None;
-        }
-        let count = |counter| self.kernel.counter(counter);
-        let each = |nanos, number| {
-            let number = count(number);
-            (number > 0).then(|| count(nanos) as f64 / number as f64)
-        };
-        let counts = &self.ingest.backends.counts;
-        let unknown = Unknown::ALL.map(|reason| {
-            let samples = counts.unknown.get(&reason).copied().unwrap_or(0);
-            (reason.name().to_owned(), samples)
-        });
-        let (sends, stacks) = (count(Counter::Sends), count(Counter::CallerStacks));
-        Some(AttributionStats {
-            servers: servers as u64,
-            server_samples: counts.samples,
-            backend_samples: counts.for_clients,
-            with_query: counts.with_query,
-            starting_workers: counts.starting,
-            between_statements: counts.between,
-            with_caller: counts.with_caller,
-            without_caller: unknown.into(),
-            other_queries: self.ingest.backends.other_queries(),
-            sends,
-            caller_stacks: stacks,
-            caller_stack_budget: config.callers_per_second,
-            connections_refused: count(Counter::ConnectionMapFull),
-            send_ns: (sends > stacks)
-                .then(|| count(Counter::SendNanos) as f64 / (sends - stacks) as f64),
-            caller_stack_ns: each(Counter::CallerNanos, Counter::CallerStacks),
-            backend_ns: each(Counter::BackendNanos, Counter::Backends),
-        })
-    }
-}
-
-/// What happens to processes: read, put in order, and taken up as far as the samples have come.
-struct Control {
-    lifecycle: LifecycleEvents,
-    registry: Registry,
-    /// Events read and not yet taken up, by time.
-    events: VecDeque<Event>,
-    /// Everything that happened before this (nanoseconds) has been read into `events`.
-    read_until: u64,
-    /// Processes whose address space is another than before.
-    changed: Vec<u32>,
-    /// Processes that have ended.
-    ended: Vec<u32>,
-    /// Names that are selected, and processes that came to have one.
-    names: Vec<String>,
-    selected_late: Vec<u32>,
-}
-
-impl Control {
-    fn new(lifecycle: LifecycleEvents, names: Vec<String>) -> Control {
-        Control {
-            lifecycle,
-            registry: Registry::default(),
-            events: VecDeque::new(),
-            read_until: 0,
-            changed: Vec::new(),
-            ended: Vec::new(),
-            names,
-            selected_late: Vec::new(),
-        }
-    }
-
-    /// Takes up everything that happened up to `time`.
-    fn advance(&mut self, time: u64) {
-        if time >= self.read_until {
-            // The time first: what is not read now happened later.
-            self.read_until = now();
-            let mut fresh = Vec::new();
-            self.lifecycle.read(&mut fresh);
-            self.events.extend(fresh);
-        }
-        while let Some(event) = self.events.pop_front_if(|event| event.time <= time) {
-            self.apply(event);
-        }
-    }
-
-    fn apply(&mut self, event: Event) {
-        let pid = event.pid;
-        match &event.kind {
-            EventKind::Exec { name } | EventKind::Rename { name, .. }
-                if self.names.contains(name) =>
-            {
-                self.selected_late.push(pid);
-            }
-            EventKind::Exit => self.ended.push(pid),
-            _ => {}
-        }
-        if self.registry.apply(event) {
-            self.changed.push(pid);
-        }
-    }
 }
 
 /// Allows as many open files as may be: every mapped file is kept open until its symbols are read.
@@ -627,11 +394,4 @@ fn raise_file_limit() {
             libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
         }
     }
-}
-
-fn read_line(path: &str) -> String {
-    std::fs::read_to_string(path)
-        .unwrap_or_default()
-        .trim()
-        .to_owned()
 }

@@ -4,23 +4,18 @@
 use std::{
     collections::{HashMap, HashSet},
     rc::Rc,
-    sync::mpsc,
-    thread,
 };
 
-use agent_ebpf::{
-    table::{BlockId, MappingKind, Space, pack_tree},
-    unwind::Unsupported,
-};
+use agent_ebpf::table::{BlockId, MappingKind, Space, pack_tree};
 
 use super::{
-    cost::go_first,
-    objects::{Backing, Image, ObjectId, Objects},
+    compiler::{Compiler, Urgency},
+    coverage::Coverage,
+    objects::{Backing, ObjectId, Objects},
     servers::{Facts, Servers},
 };
 use crate::{
     kernel::{BlockPool, Error, Kernel},
-    object::Object,
     process::AddressSpace,
     profile::UnwindTables,
     unwind::{self, Table, space, space::Mapping, tree},
@@ -69,6 +64,8 @@ struct Placed {
     space: Rc<AddressSpace>,
     root: BlockId,
     depth: u32,
+    /// See [`Space::number`].
+    number: u32,
     blocks: Vec<BlockId>,
     /// Objects to whose tables it refers.
     objects: Vec<ObjectId>,
@@ -82,8 +79,10 @@ impl Placed {
             mm,
             root: self.root,
             depth: self.depth,
+            number: self.number,
             server: self.facts.server,
             trace_offset: self.facts.trace_offset,
+            padding: 0,
         }
     }
 }
@@ -100,45 +99,30 @@ pub struct Tables {
     pool: BlockPool,
     /// The PostgreSQL servers among the address spaces.
     pub servers: Servers,
-    /// Counts how often blocks became free for another use.
-    generation: u32,
+    /// Number of the address space that was written last.
+    last_number: u32,
     states: HashMap<ObjectId, TableState>,
     placed: HashMap<SpaceKey, Placed>,
     /// What each process was given: the kernel's identity of its address space, and ours.
     given: HashMap<u32, (u64, SpaceKey)>,
-    jobs: mpsc::Sender<Job>,
-    built: mpsc::Receiver<(ObjectId, Result<Table, unwind::Error>)>,
-    /// Objects whose tables are counted in `coverage`.
-    counted: HashSet<ObjectId>,
-    coverage: UnwindTables,
+    compiler: Compiler,
+    coverage: Coverage,
     /// When unused tables were looked for last.
     looked: u64,
 }
 
 impl Tables {
-    /// Nothing in the kernel yet. Starts the thread that compiles; it ends with this value.
+    /// Nothing in the kernel yet.
     pub fn new() -> Tables {
-        let (jobs, todo) = mpsc::channel();
-        let (done, built) = mpsc::channel();
-        thread::spawn(move || {
-            go_first();
-            for job in in_order(todo) {
-                if done.send((job.id, compile(&job.image))).is_err() {
-                    break;
-                }
-            }
-        });
         Tables {
             pool: BlockPool::default(),
             servers: Servers::default(),
-            generation: 0,
+            last_number: 0,
             states: HashMap::new(),
             placed: HashMap::new(),
             given: HashMap::new(),
-            jobs,
-            built,
-            counted: HashSet::new(),
-            coverage: UnwindTables::default(),
+            compiler: Compiler::new(),
+            coverage: Coverage::default(),
             looked: 0,
         }
     }
@@ -169,10 +153,9 @@ impl Tables {
         let placed = &self.placed[&key];
         if mm != UNSEEN {
             for &id in &placed.waiting {
-                let image = objects.get(id).image.clone();
-                let wanted = true;
                 // Without the thread there are no tables: the samples are unwound here.
-                let _ = self.jobs.send(Job { id, image, wanted });
+                self.compiler
+                    .ask(id, &objects.get(id).image, Urgency::Wanted);
             }
         }
         kernel.set_space(pid, placed.as_space(mm))?;
@@ -242,12 +225,9 @@ impl Tables {
         objects: &mut Objects,
         time: u64,
     ) -> Result<(), Error> {
-        if self.pool.settle(time) {
-            self.generation = self.generation.wrapping_add(1);
-            kernel.set_generation(self.generation)?;
-        }
+        self.pool.settle(time);
         let mut arrived = HashSet::new();
-        while let Ok((id, table)) = self.built.try_recv() {
+        while let Some((id, table)) = self.compiler.finished() {
             // Asked for twice, and there already.
             if !matches!(self.states.get(&id), Some(TableState::Building)) {
                 continue;
@@ -268,28 +248,7 @@ impl Tables {
 
     /// What the compiled tables cover.
     pub fn coverage(&self) -> UnwindTables {
-        let mut coverage = self.coverage.clone();
-        let unsupported: u64 = coverage.unsupported_bytes.values().sum();
-        coverage.unsupported_share =
-            (coverage.text_bytes > 0).then(|| unsupported as f64 / coverage.text_bytes as f64);
-        coverage
-    }
-
-    /// Counts a file's table, once: it may have been freed and compiled again.
-    fn count(&mut self, id: ObjectId, table: &Table) {
-        if !self.counted.insert(id) {
-            return;
-        }
-        let sum = &mut self.coverage;
-        sum.files += 1;
-        sum.text_bytes += table.text;
-        sum.covered_bytes += table.covered;
-        sum.derived_bytes += table.analysed;
-        sum.frame_pointer_bytes += table.guessed;
-        for (reason, bytes) in Unsupported::ALL.into_iter().zip(table.unsupported) {
-            let name = reason.name().to_owned();
-            *sum.unsupported_bytes.entry(name).or_insert(0) += bytes;
-        }
+        self.coverage.figures()
     }
 
     /// Blocks of the pool in use.
@@ -306,7 +265,7 @@ impl Tables {
     ) -> Result<(), Error> {
         let state = match table {
             Ok(table) => {
-                self.count(id, &table);
+                self.coverage.add(id, &table);
                 self.write(kernel, &table, time)?
             }
             Err(unwind::Error::NoUnwindInformation) => TableState::Absent,
@@ -316,7 +275,7 @@ impl Tables {
             }
         };
         if matches!(state, TableState::Failed) {
-            self.coverage.failed += 1;
+            self.coverage.add_failed();
         }
         self.states.insert(id, state);
         Ok(())
@@ -374,15 +333,17 @@ impl Tables {
             }
         });
         result?;
-        let left_out = (mappings.len() - space::placeable(&mappings).len()) as u64;
-        let most = &mut self.coverage.mappings_left_out;
-        *most = left_out.max(*most);
+        let left_out = mappings.len() - space::placeable(&mappings).len();
+        self.coverage.left_out(left_out as u64);
         let (root, depth) = (written.root, written.depth);
+        // After four billion it begins again, but not with that of an empty cache.
+        self.last_number = self.last_number.wrapping_add(1).max(1);
         let placed = Placed {
             facts,
             space: Rc::clone(address_space),
             root,
             depth,
+            number: self.last_number,
             blocks,
             objects: used,
             waiting,
@@ -437,11 +398,12 @@ impl Tables {
     /// State of an object's table; one that was not asked for so far begins to be built.
     fn state(&mut self, objects: &Objects, id: ObjectId) -> &TableState {
         self.states.entry(id).or_insert_with(|| {
-            let image = objects.get(id).image.clone();
-            let wanted = false;
-            match self.jobs.send(Job { id, image, wanted }) {
-                Ok(()) => TableState::Building,
-                Err(_) => TableState::Failed,
+            match self
+                .compiler
+                .ask(id, &objects.get(id).image, Urgency::Likely)
+            {
+                true => TableState::Building,
+                false => TableState::Failed,
             }
         })
     }
@@ -532,43 +494,6 @@ impl Tables {
             keep
         });
     }
-}
-
-/// A table to compile.
-struct Job {
-    id: ObjectId,
-    image: Image,
-    /// A process that uses the object was seen at work.
-    wanted: bool,
-}
-
-/// The jobs that have come: what is wanted before what may be, and the shortest first, so that most programs do
-/// not wait for the tables of the few large ones.
-fn in_order(jobs: mpsc::Receiver<Job>) -> impl Iterator<Item = Job> {
-    let mut waiting: Vec<Job> = Vec::new();
-    std::iter::from_fn(move || {
-        if waiting.is_empty() {
-            waiting.push(jobs.recv().ok()?);
-        }
-        waiting.extend(jobs.try_iter());
-        let order = |job: &Job| (!job.wanted, job.image.bytes().len());
-        let (next, _) = waiting
-            .iter()
-            .enumerate()
-            .min_by_key(|(_, job)| order(job))?;
-        let job = waiting.swap_remove(next);
-        waiting.retain(|other| other.id != job.id);
-        Some(job)
-    })
-}
-
-fn compile(image: &Image) -> Result<Table, unwind::Error> {
-    let table = match Object::parse(image.bytes()) {
-        Ok(object) => unwind::compile(&object),
-        Err(_) => Err(unwind::Error::NoUnwindInformation),
-    };
-    image.forget_pages();
-    table
 }
 
 #[cfg(test)]

@@ -1,0 +1,168 @@
+//! The functions that asked for queries.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+};
+
+use super::view::Marks;
+use crate::{
+    profile::{FrameRef, LocationId, ResolvedProfile, ResolvedSample, key},
+    symbolize::readable,
+};
+
+/// A place in a caller's code.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Place {
+    /// The function.
+    pub function: String,
+    /// Its source file; empty when unknown.
+    pub file: String,
+    /// Source line of the call; 0 when unknown.
+    pub line: u32,
+}
+
+/// Finds the callers in a profile, each stack once.
+pub struct Callers<'a> {
+    profile: &'a ResolvedProfile,
+    marks: Marks,
+    known: HashMap<&'a [LocationId], Option<FrameRef<'a>>>,
+}
+
+impl<'a> Callers<'a> {
+    /// Nothing looked for yet.
+    pub fn of(profile: &'a ResolvedProfile) -> Callers<'a> {
+        Callers {
+            profile,
+            marks: Marks::find(profile),
+            known: HashMap::new(),
+        }
+    }
+
+    /// Where the query of a sample was asked for: [`Self::frame`] as text.
+    pub fn place(&mut self, sample: &'a ResolvedSample) -> Place {
+        let Some(frame) = self.frame(sample) else {
+            return Place::default();
+        };
+        let name = &*frame.function.name;
+        Place {
+            function: readable(name, true).map_or_else(|| name.to_owned(), Cow::into_owned),
+            file: frame.function.file.to_string(),
+            line: frame.line,
+        }
+    }
+
+    /// The innermost function of the caller's own code: not the system's libraries, not the database driver,
+    /// not the runtime.
+    pub fn frame(&mut self, sample: &'a ResolvedSample) -> Option<FrameRef<'a>> {
+        let query = self.marks.query(&sample.stack);
+        let caller = &sample.stack[query.map_or(0, |query| query + 1)..];
+        let profile = self.profile;
+        *self
+            .known
+            .entry(caller)
+            .or_insert_with(|| calling_frame(profile, caller))
+    }
+}
+
+fn calling_frame<'a>(
+    profile: &'a ResolvedProfile,
+    caller: &'a [LocationId],
+) -> Option<FrameRef<'a>> {
+    let frames = || {
+        let locations = caller
+            .iter()
+            .filter_map(|id| profile.locations.get(id.0 as usize));
+        locations.flat_map(|location| profile.frames_at(location))
+    };
+    frames()
+        .find(is_own_source)
+        .or_else(|| frames().find(|frame| !is_library(frame)))
+        .or_else(|| frames().next())
+}
+
+/// Whether a frame has a source file that is neither the compiler's nor a dependency's.
+fn is_own_source(frame: &FrameRef<'_>) -> bool {
+    const FOREIGN: [&str; 7] = [
+        "/rustc/",
+        "/registry/src/",
+        "/.cargo/git/",
+        "/rust/deps/",
+        "/rustlib/src/",
+        "/usr/src/",
+        "/usr/include/",
+    ];
+    let file = &*frame.function.file;
+    !file.is_empty() && !is_library(frame) && !FOREIGN.iter().any(|part| file.contains(part))
+}
+
+/// Whether a frame is in a shared library, the kernel or the vDSO. (An interpreter's extension modules are
+/// libraries too: the first that is not the system's counts by [`calling_function`]'s last resort.)
+fn is_library(frame: &FrameRef<'_>) -> bool {
+    const SYSTEM: [&str; 9] = [
+        "libc.so",
+        "libc-",
+        "libpq",
+        "libssl",
+        "libcrypto",
+        "libpthread",
+        "ld-linux",
+        "[vdso]",
+        "libgssapi",
+    ];
+    let name = frame.mapping.short_name();
+    frame.mapping.is_kernel || SYSTEM.iter().any(|system| name.starts_with(system))
+}
+
+/// Whether a process stands between a server and its clients, by its name.
+pub fn is_pooler(name: &str) -> bool {
+    const POOLERS: [&str; 7] = [
+        "pgbouncer",
+        "pgcat",
+        "odyssey",
+        "pgpool",
+        "supavisor",
+        "pgagroal",
+        "pgdog",
+    ];
+    POOLERS.contains(&name)
+}
+
+/// What the builds of callers lack, so that their functions have no better names; a line a program.
+pub fn caller_notes(profile: &ResolvedProfile) -> Vec<String> {
+    let mut callers = Callers::of(profile);
+    let mut poor: BTreeMap<&str, (u64, u64, bool)> = BTreeMap::new();
+    for sample in &profile.samples {
+        if sample.label(key::CALLER) != Some("known") {
+            continue;
+        }
+        let service = sample.label(key::SERVICE).unwrap_or_default();
+        let Some(frame) = callers.frame(sample) else {
+            continue;
+        };
+        let entry = poor.entry(service).or_default();
+        entry.0 += sample.count;
+        if frame.function.file.is_empty() {
+            entry.1 += sample.count;
+            entry.2 |= frame.function.is_module_only();
+        }
+    }
+    let lacking = poor
+        .into_iter()
+        .filter(|(_, (all, lacking, _))| lacking * 2 > *all);
+    lacking
+        .map(|(service, (_, _, stripped))| match () {
+            () if is_pooler(service) => format!(
+                "{service} is a connection pooler: who asked it is not known"
+            ),
+            () if stripped => format!(
+                "the callers in {service} have no symbols: install its debug symbols, or build it with them \
+                 (Cargo: debug = 1, C: -g1)"
+            ),
+            () => format!(
+                "the callers in {service} have no debug information, so inlined functions (most async ones) have no \
+                 name: build it with debug = 1 in the Cargo profile, or -g1 in C"
+            ),
+        })
+        .collect()
+}

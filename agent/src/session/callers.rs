@@ -1,0 +1,100 @@
+//! Who asked: the stacks of sends to servers, and which of them a backend's sample was for.
+
+use std::collections::{HashMap, VecDeque};
+
+use agent_ebpf::postgres::{
+    CallerSearch, CallerStack, HAS_CONNECTION, Send, statement_start, status,
+};
+
+use super::{
+    cost::wall_offset,
+    status::{Said, word},
+};
+use crate::profile::{Caller, ProcessIndex, StackId, Unknown};
+
+/// Stacks of sends kept at most, the oldest go first. A query that runs longer than this many others need to
+/// be sampled loses its caller: half an hour at a hundred new statements a second.
+const MAX_CALLERS: usize = 1 << 17;
+
+/// Gives the number of the process that sent; its thread's name, for one of which nothing is known any more.
+pub type SenderIndex<'a> = &'a mut dyn FnMut(u32, &[u8; 16]) -> ProcessIndex;
+
+/// A send's name: its CPU and its time.
+type SendKey = (u32, u64);
+
+/// A send whose stack is known.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    process: ProcessIndex,
+    stack: StackId,
+}
+
+/// The sends whose stacks came up.
+#[derive(Debug, Default)]
+pub struct Callers {
+    known: HashMap<SendKey, Known>,
+    oldest: VecDeque<SendKey>,
+}
+
+impl Callers {
+    /// Keeps the stack of a send.
+    pub fn keep(&mut self, cpu: u32, time: u64, process: ProcessIndex, stack: StackId) {
+        if self.oldest.len() >= MAX_CALLERS
+            && let Some(oldest) = self.oldest.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+        let key = (cpu, time);
+        if self.known.insert(key, Known { process, stack }).is_none() {
+            self.oldest.push_back(key);
+        }
+    }
+
+    /// Who asked for a backend's statement. Sends to its server were watched from `watched_since` on
+    /// (nanoseconds).
+    pub fn of(
+        &self,
+        said: &Said<'_>,
+        client: &str,
+        watched_since: u64,
+        sender: SenderIndex<'_>,
+    ) -> Caller {
+        let header = said.header;
+        let start = word(&header.status, status::STATEMENT_START).cast_signed();
+        if !said.has_status || start == 0 {
+            return Caller::Unknown(Unknown::State);
+        }
+        if header.flags & HAS_CONNECTION == 0 {
+            return Caller::Unknown(Unknown::Leader);
+        }
+        let send: &Send = &header.send;
+        let is = |search: CallerSearch| header.search == search as u32;
+        if is(CallerSearch::Several) {
+            return Caller::Process {
+                process: sender(send.pid, &send.comm),
+                reason: Unknown::Several,
+            };
+        }
+        if !is(CallerSearch::Found) {
+            return Caller::Unknown(match () {
+                () if is(CallerSearch::Forgotten) => Unknown::Forgotten,
+                () if statement_start(start, wall_offset()) < watched_since => Unknown::Before,
+                () if said.is_remote(client) => Unknown::Remote,
+                () => Unknown::NoSend,
+            });
+        }
+        if let Some(known) = self.known.get(&(send.cpu, send.time)) {
+            return Caller::Known {
+                process: known.process,
+                stack: known.stack,
+            };
+        }
+        Caller::Process {
+            process: sender(send.pid, &send.comm),
+            reason: match send.stack == CallerStack::Refused as u32 {
+                true => Unknown::Budget,
+                false => Unknown::Lost,
+            },
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! How well the samples of PostgreSQL's processes could be attributed.
+
+use std::collections::HashMap;
+
+use crate::profile::{Caller, Phase, Unknown};
+
+/// How well samples of client backends and their workers could be attributed.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// Samples of processes of a server.
+    pub samples: u64,
+    /// Of these, of processes that run statements for clients.
+    pub for_clients: u64,
+    /// Of those, of parallel workers that had no statement yet, or none any more.
+    pub starting: u64,
+    /// Of those for clients, with the query.
+    pub with_query: u64,
+    /// Of those with the query, between two statements.
+    pub between: u64,
+    /// Of those with the query, with the caller's stack.
+    pub with_caller: u64,
+    /// Of those with the query, by why the caller is not known.
+    pub unknown: HashMap<Unknown, u64>,
+}
+
+impl Counts {
+    /// Counts samples with a query.
+    pub fn add_query(&mut self, phase: Phase, caller: &Caller, samples: u64) {
+        self.with_query += samples;
+        if phase == Phase::Between {
+            self.between += samples;
+        }
+        match caller {
+            Caller::Known { .. } => self.with_caller += samples,
+            Caller::Process { reason, .. } | Caller::Unknown(reason) => {
+                *self.unknown.entry(*reason).or_default() += samples;
+            }
+            Caller::None => {}
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The figures of a recording that has ended.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use agent_ebpf::counters::Counter;
+
+use super::{
+    Config, Recording, Session,
+    cost::{cpu_seconds, max_rss_bytes},
+};
+use crate::profile::{AttributionStats, RecordingMeta, Runtime, StackCopies, Unknown};
+
+/// When a recording was made, and how it ended.
+pub struct Course {
+    /// When it began.
+    pub start: SystemTime,
+    /// How long it was.
+    pub duration: Duration,
+    /// CPU time that the hypervisor took away meanwhile.
+    pub steal_seconds: Option<f64>,
+    /// CPU time of the agent until the first sample could be unwound, seconds.
+    pub startup_cpu: f64,
+    /// Exit status of the command, if there was one.
+    pub command_status: Option<u8>,
+}
+
+impl Session {
+    /// What was recorded, with its circumstances and figures.
+    pub fn into_recording(mut self, config: &Config, course: &Course) -> Recording {
+        self.log_counters();
+        let meta = self.meta(config, course);
+        let runtime = self.runtime(config, course);
+        let queries = self.ingest.backends.queries();
+        self.ingest.window.set_queries(queries);
+        Recording {
+            window: self.ingest.window,
+            meta,
+            runtime,
+            command_status: course.command_status,
+        }
+    }
+
+    fn log_counters(&self) {
+        let count = |counter| self.kernel.counter(counter);
+        log::debug!(
+            "kernel: {} samples, {} ns by its own clock, {} user frames, {} processes without room; {} stacks \
+             continued here; {} blocks in use; {} files unreadable",
+            count(Counter::Sampled),
+            count(Counter::SampleNanos),
+            count(Counter::UserFrames),
+            count(Counter::ProcessMapFull),
+            self.ingest.continued,
+            self.tables.blocks_in_use(),
+            self.objects.unreadable,
+        );
+    }
+
+    fn meta(&self, config: &Config, course: &Course) -> RecordingMeta {
+        let since_epoch = course.start.duration_since(UNIX_EPOCH);
+        RecordingMeta {
+            host: read_line("/proc/sys/kernel/hostname"),
+            kernel: read_line("/proc/sys/kernel/osrelease"),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            target: config.target(),
+            start_unix_ns: since_epoch.map_or(0, |since| since.as_nanos() as i64),
+            duration_ns: course.duration.as_nanos() as u64,
+            frequency_hz: config.frequency,
+            cpus: self.kernel.cpus().len() as u32,
+        }
+    }
+
+    fn runtime(&self, config: &Config, course: &Course) -> Runtime {
+        let count = |counter| self.kernel.counter(counter);
+        let ticks = course.duration.as_secs_f64()
+            * f64::from(config.frequency)
+            * self.kernel.cpus().len() as f64;
+        let first = self.ingest.first_unwound;
+        let mut runtime = Runtime {
+            expected_samples: ticks.round() as u64,
+            steal_seconds: course.steal_seconds,
+            startup_ms: first.map(|first| first.saturating_sub(config.started) as f64 / 1e6),
+            lost: by_cause([
+                ("ring_buffer_full", count(Counter::RingFull)),
+                ("process_events_lost", self.control.lifecycle.lost()),
+                (
+                    "stack_table_full",
+                    self.ingest.window.counters().stack_table_full,
+                ),
+            ]),
+            unwind_tables: self.tables.coverage(),
+            stack_copies: StackCopies {
+                sent: count(Counter::StackCopies),
+                refused: by_cause([
+                    ("over_budget", count(Counter::StackCopyBudget)),
+                    ("ring_buffer_full", count(Counter::StackCopyRingFull)),
+                ]),
+            },
+            attribution: self.attribution(config),
+            ..Runtime::default()
+        };
+        runtime.ticks.idle = count(Counter::Idle);
+        runtime.ticks.filtered = count(Counter::Filtered);
+        runtime.ticks.missed = count(Counter::MissedTicks);
+        runtime.agent.cpu_seconds.startup = course.startup_cpu;
+        runtime.agent.cpu_seconds.recording = cpu_seconds() - course.startup_cpu;
+        runtime.agent.max_rss_bytes.recording = max_rss_bytes();
+        runtime.kernel.map_bytes = self.kernel.map_bytes();
+        // By the program's own clock, so that ticks which were no samples do not count.
+        let nanos = count(Counter::SampleNanos).saturating_sub(count(Counter::BackendNanos));
+        runtime.kernel.run_ns_per_sample = mean(nanos, count(Counter::Sampled));
+        self.note_bounds(&mut runtime);
+        runtime
+    }
+
+    /// Says which bounds were reached.
+    fn note_bounds(&self, runtime: &mut Runtime) {
+        let unsent: u64 = runtime.stack_copies.refused.values().sum();
+        if unsent > 0 {
+            runtime.note(format!(
+                "{unsent} stacks of processes that were not known yet could not be completed: more than {} a second \
+                 and CPU, or no room",
+                agent_ebpf::limits::STACK_COPIES_PER_SECOND
+            ));
+        }
+        if runtime.unwind_tables.mappings_left_out > 0 {
+            runtime.note(format!(
+                "{} mappings of one process were left out: the kernel is told {} of each",
+                runtime.unwind_tables.mappings_left_out,
+                agent_ebpf::limits::MAX_MAPPINGS
+            ));
+        }
+        if let (refused, Some(reason)) = &self.refused {
+            runtime.note(format!(
+                "the kernel refused {refused} updates of tables; the first: {reason}"
+            ));
+        }
+    }
+
+    fn attribution(&self, config: &Config) -> Option<AttributionStats> {
+        let servers = self.tables.servers.count();
+        if servers == 0 {
+            return None;
+        }
+        let count = |counter| self.kernel.counter(counter);
+        let counts = &self.ingest.backends.counts;
+        let unknown = Unknown::ALL.map(|reason| {
+            let samples = counts.unknown.get(&reason).copied().unwrap_or(0);
+            (reason.name(), samples)
+        });
+        let (sends, stacks) = (count(Counter::Sends), count(Counter::CallerStacks));
+        Some(AttributionStats {
+            servers: servers as u64,
+            server_samples: counts.samples,
+            backend_samples: counts.for_clients,
+            with_query: counts.with_query,
+            starting_workers: counts.starting,
+            between_statements: counts.between,
+            with_caller: counts.with_caller,
+            without_caller: by_cause(unknown),
+            other_queries: self.ingest.backends.other_queries(),
+            sends,
+            caller_stacks: stacks,
+            caller_stack_budget: config.callers_per_second,
+            connections_refused: count(Counter::ConnectionMapFull),
+            send_ns: mean(count(Counter::SendNanos), sends.saturating_sub(stacks)),
+            caller_stack_ns: mean(count(Counter::CallerNanos), stacks),
+            backend_ns: mean(count(Counter::BackendNanos), count(Counter::Backends)),
+        })
+    }
+}
+
+fn by_cause<C: FromIterator<(String, u64)>, const N: usize>(numbers: [(&str, u64); N]) -> C {
+    let named = |(cause, number): (&str, u64)| (cause.to_owned(), number);
+    numbers.into_iter().map(named).collect()
+}
+
+/// `None` of nothing.
+fn mean(sum: u64, number: u64) -> Option<f64> {
+    (number > 0).then(|| sum as f64 / number as f64)
+}
+
+fn read_line(path: &str) -> String {
+    std::fs::read_to_string(path)
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
+}

@@ -1,0 +1,239 @@
+//! What the words of a backend's record mean, see [`agent_ebpf::postgres`].
+
+use std::borrow::Cow;
+
+use agent_ebpf::{
+    postgres::{
+        BackendHeader, CallerSearch, HAS_CONNECTION, HAS_LEADER, HAS_STATUS, TEXT_OF_DEBUG, status,
+    },
+    sample::TraceContext,
+};
+
+use super::workers::PARALLEL_WORKER;
+use crate::{
+    profile::Phase,
+    query::{self, Client, Kind, Title},
+};
+
+/// Offset of `Oid st_userid` in the status.
+pub const USER: usize = status::DATABASE + 4;
+
+/// What a process of a server said at a sample.
+pub struct Said<'a> {
+    /// As the kernel program wrote it.
+    pub header: &'a BackendHeader,
+    /// Whether the status in it could be read.
+    pub has_status: bool,
+    /// What the process calls itself.
+    pub title: Title,
+    /// As in `pg_stat_activity.state`; empty where it is not known.
+    pub state: &'static str,
+    /// Text of its statement; empty where there is none.
+    pub text: &'a [u8],
+    /// The trace in `application_name`.
+    in_name: Option<query::TraceContext>,
+}
+
+impl<'a> Said<'a> {
+    /// Reads a record; `version` is the server's major version.
+    pub fn new(header: &'a BackendHeader, text: &'a [u8], version: Option<u32>) -> Said<'a> {
+        let has_status = header.flags & HAS_STATUS != 0;
+        let application = until_nul(&header.application);
+        Said {
+            header,
+            has_status,
+            title: query::title(&header.title),
+            state: match has_status {
+                true => state(half(&header.status, status::STATE), version),
+                false => "",
+            },
+            text: match has_status || header.flags & TEXT_OF_DEBUG != 0 {
+                true => text,
+                false => &[],
+            },
+            in_name: query::traceparent_in_name(application),
+        }
+    }
+
+    /// The server's own number of the query; 0 when it has none.
+    pub fn query_id(&self) -> i64 {
+        match self.has_status {
+            true => word(&self.header.status, status::QUERY_ID).cast_signed(),
+            false => 0,
+        }
+    }
+
+    /// Where in its life the process is.
+    pub fn phase(&self, has_query: bool) -> Phase {
+        match (has_query, self.state) {
+            (false, _) => Phase::NoStatement,
+            (_, "idle" | "idle in transaction" | "idle in transaction (aborted)") => Phase::Between,
+            _ => Phase::Executing,
+        }
+    }
+
+    fn has(&self, flags: u32) -> bool {
+        self.header.flags & flags != 0
+    }
+
+    /// Whether it runs statements for clients.
+    pub fn runs_for_clients(&self) -> bool {
+        let by_title = matches!(
+            self.title.kind,
+            Kind::Client { .. } | Kind::ParallelWorker { .. }
+        );
+        by_title || self.has(HAS_CONNECTION | HAS_LEADER)
+    }
+
+    /// What the process is, as in `pg_stat_activity.backend_type`.
+    pub fn kind(&self) -> &str {
+        match &self.title.kind {
+            Kind::Client { .. } => "client backend",
+            Kind::ParallelWorker { .. } => PARALLEL_WORKER,
+            Kind::Unknown if self.has(HAS_LEADER) => PARALLEL_WORKER,
+            Kind::Autovacuum { .. } => "autovacuum worker",
+            Kind::Background { name } => name.as_str(),
+            Kind::Postmaster => "postmaster",
+            Kind::Unknown if self.has(HAS_CONNECTION) => "client backend",
+            Kind::Unknown => "unknown",
+        }
+    }
+
+    /// Whether it helps another backend with its statement.
+    pub fn is_parallel_worker(&self) -> bool {
+        self.kind() == PARALLEL_WORKER
+    }
+
+    /// `application_name`; empty for one that is a trace's, which is another with each request.
+    pub fn application(&self) -> Cow<'a, str> {
+        match self.in_name {
+            Some(_) => Cow::Borrowed(""),
+            None => String::from_utf8_lossy(until_nul(&self.header.application)),
+        }
+    }
+
+    /// The trace that the statement was for: that of the thread which sent it, else the one in its text, else
+    /// that of `application_name`.
+    pub fn trace(&self) -> TraceContext {
+        if self.header.search == CallerSearch::Found as u32
+            && self.header.send.trace != TraceContext::default()
+        {
+            return self.header.send.trace;
+        }
+        let said = query::traceparent(self.text).or(self.in_name);
+        said.map_or_else(TraceContext::default, |said| TraceContext {
+            trace: said.trace_id,
+            span: said.span_id,
+        })
+    }
+
+    /// The client's address as the title tells it, else as the socket does.
+    pub fn client(&self) -> String {
+        let connection = &self.header.connection;
+        match &self.title.kind {
+            Kind::Client {
+                client: Client::Local,
+                ..
+            } => "local".to_owned(),
+            Kind::Client {
+                client: Client::Tcp { host, .. },
+                ..
+            } => host.clone(),
+            _ if !self.has(HAS_CONNECTION) => String::new(),
+            _ if connection.client_port == 0 => "local".to_owned(),
+            _ => address(connection.client).to_canonical().to_string(),
+        }
+    }
+
+    /// Whether the client is at another address than the server: on another host, or in another container.
+    pub fn is_remote(&self, client: &str) -> bool {
+        let connection = &self.header.connection;
+        client != "local"
+            && connection.client_port != 0
+            && connection.network_namespace == 0
+            && connection.client != connection.server
+    }
+}
+
+fn address(words: [u64; 2]) -> std::net::IpAddr {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&words[0].to_le_bytes());
+    bytes[8..].copy_from_slice(&words[1].to_le_bytes());
+    std::net::IpAddr::from(bytes)
+}
+
+/// `BackendState` (src/include/utils/backend_status.h): version 18 has one more at the start.
+fn state(number: u32, version: Option<u32>) -> &'static str {
+    let before_18 = version.is_none_or(|version| version < 18);
+    match if before_18 && number > 0 {
+        number + 1
+    } else {
+        number
+    } {
+        1 => "starting",
+        2 => "idle",
+        3 => "active",
+        4 => "idle in transaction",
+        5 => "fastpath function call",
+        6 => "idle in transaction (aborted)",
+        7 => "disabled",
+        _ => "",
+    }
+}
+
+/// `pg_stat_activity.wait_event_type`: the class in the upper byte of a wait event (src/include/utils/wait_event.h).
+pub fn wait(event: u32) -> &'static str {
+    match event >> 24 {
+        0x01 => "LWLock",
+        0x03 => "Lock",
+        0x04 => "BufferPin",
+        0x05 => "Activity",
+        0x06 => "Client",
+        0x07 => "Extension",
+        0x08 => "IPC",
+        0x09 => "Timeout",
+        0x0a => "IO",
+        0x0b => "InjectionPoint",
+        _ => "",
+    }
+}
+
+fn until_nul(bytes: &[u8]) -> &[u8] {
+    bytes.split(|byte| *byte == 0).next().unwrap_or_default()
+}
+
+/// Eight bytes of the status.
+pub fn word(status: &[u8], at: usize) -> u64 {
+    let bytes = status[at..at + 8].try_into();
+    u64::from_le_bytes(bytes.expect("eight bytes"))
+}
+
+/// Four bytes of the status.
+pub fn half(status: &[u8], at: usize) -> u32 {
+    let bytes = status[at..at + 4].try_into();
+    u32::from_le_bytes(bytes.expect("four bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The same state has another number in version 18.
+    #[test]
+    fn states() {
+        assert_eq!(state(2, Some(17)), "active");
+        assert_eq!(state(3, Some(18)), "active");
+        assert_eq!(state(1, None), "idle");
+        assert_eq!(state(6, Some(14)), "disabled");
+        assert_eq!(state(0, Some(14)), "");
+        assert_eq!(state(99, Some(18)), "");
+    }
+
+    /// IPv4 comes out as IPv4.
+    #[test]
+    fn addresses() {
+        let mapped = 0xffff_0000 | u64::from(u32::from_le_bytes([10, 1, 2, 3])) << 32;
+        assert_eq!(address([0, mapped]).to_canonical().to_string(), "10.1.2.3");
+        assert_eq!(address([0, 1 << 56]).to_string(), "::1");
+    }
+}
