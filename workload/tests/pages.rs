@@ -4,14 +4,16 @@
 #[path = "common/browser.rs"]
 mod browser;
 mod common;
+#[path = "common/storefront.rs"]
+mod storefront;
 
 use std::time::Duration;
 
 use browser::{Browser, key};
-use common::shop::Shop;
 use common::{get, scratch};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use storefront::Shop;
 
 /// A storm over a small catalogue still has queries that wait for their turn.
 const STORM: Duration = Duration::from_secs(60);
@@ -236,6 +238,7 @@ async fn every_action_asks_first() {
         }
         for by_key in [true, false] {
             browser.click(&button).await;
+            browser.find("dialog[open]").await;
             let question = browser.text("dialog").await;
             assert!(
                 question.contains(title) && question.contains(answer),

@@ -150,6 +150,7 @@ impl Browser {
             _driver: driver,
         };
         browser.size(1440, 900).await;
+        browser.scheme("light").await;
         Some(browser)
     }
 
@@ -167,9 +168,13 @@ impl Browser {
             .await;
     }
 
-    /// Chooses `light` or `dark`, as the system would.
+    /// Chooses `light` or `dark`, as the system would; nothing moves, so that what is there can be
+    /// clicked at once.
     pub async fn scheme(&self, scheme: &str) {
-        let features = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
+        let features = json!({ "features": [
+            { "name": "prefers-color-scheme", "value": scheme },
+            { "name": "prefers-reduced-motion", "value": "reduce" },
+        ] });
         self.devtools("Emulation.setEmulatedMedia", features).await;
     }
 
@@ -197,17 +202,26 @@ impl Browser {
     /// Clicks as a person does: where something else is in the way, this fails.
     pub async fn click(&self, selector: &str) {
         let element = self.find(selector).await;
+        // Away from the header, which stays where it is.
+        let centre = "arguments[0].scrollIntoView({ block: 'center' })";
+        let argument = serde_json::to_value(&element).unwrap();
+        self.client.execute(centre, vec![argument]).await.unwrap();
         element
             .click()
             .await
             .unwrap_or_else(|error| panic!("{selector}: {error}"));
     }
 
-    /// The text that can be seen there now.
+    /// The text that is shown there now.
     pub async fn text(&self, selector: &str) -> String {
-        let element = self.client.find(Locator::Css(selector)).await.unwrap();
+        let selector = Value::from(selector);
+        let find = format!("document.querySelector({selector})?.innerText");
+        let text = self.ask(&find).await;
+        let text = text
+            .as_str()
+            .unwrap_or_else(|| panic!("there is no {selector}"));
         // Numbers and their units are held together by no-break spaces.
-        element.text().await.unwrap().replace('\u{a0}', " ")
+        text.replace('\u{a0}', " ")
     }
 
     /// What an expression of JavaScript gives.
@@ -313,6 +327,6 @@ fn requests(entry: &Value) -> Option<String> {
     let event = &message["message"];
     let url = event["params"]["request"]["url"].as_str()?;
     // The browser's own first page is made of files inside the browser.
-    let counts = event["method"] == "Network.requestWillBeSent" && !url.starts_with("chrome:");
+    let counts = event["method"] == "Network.requestWillBeSent" && url.starts_with("http");
     counts.then(|| url.to_owned())
 }

@@ -7,7 +7,6 @@
 )]
 
 pub mod recording;
-pub mod shop;
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;

@@ -74,7 +74,10 @@ static TAG: LazyLock<String> = LazyLock::new(|| {
 /// `/` and `/assets/…`.
 pub fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
     Router::new()
-        .route("/", get(|headers: HeaderMap| async move { answer(&INDEX, &headers) }))
+        .route(
+            "/",
+            get(|headers: HeaderMap| async move { answer(&INDEX, &headers) }),
+        )
         .route("/assets/{name}", get(asset))
 }
 
@@ -126,7 +129,10 @@ mod tests {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/assets");
         let files = std::fs::read_dir(folder).unwrap();
         let files = files.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        let served = ASSETS.iter().chain([&INDEX]).map(|asset| asset.name.to_owned());
+        let served = ASSETS
+            .iter()
+            .chain([&INDEX])
+            .map(|asset| asset.name.to_owned());
         assert_eq!(files.collect::<BTreeSet<_>>(), served.collect());
     }
 

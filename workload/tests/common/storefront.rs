@@ -5,7 +5,7 @@ use std::process::Command;
 
 use sqlx::PgPool;
 
-use super::{Watched, database, program};
+use crate::common::{Watched, database, program};
 
 /// What a service says when it is ready.
 const READY: &str = "listening on ";
