@@ -7,6 +7,7 @@
 mod demo;
 mod flamegraphs;
 mod observe;
+mod pages;
 mod proxy;
 mod status;
 mod upstream;
@@ -116,6 +117,7 @@ pub fn router(gateway: &Gateway) -> Router {
         .merge(status::router())
         .merge(observe::router())
         .merge(flamegraphs::router())
+        .merge(pages::router())
         .layer(middleware::from_fn(time_limit))
         .merge(demo::router())
         .with_state(gateway.clone())

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
-use axum::http::{Request, StatusCode};
+use axum::http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
@@ -247,6 +247,13 @@ async fn exchange(method: &str, uri: &str, headers: &[(&str, String)]) -> Result
     let body = response.into_body().collect().await;
     let body = body.map_err(|e| e.to_string())?.to_bytes();
     Ok(Answer { status, kind, body })
+}
+
+/// The status and headers of a page that must answer.
+pub async fn head_of(uri: &str) -> (StatusCode, HeaderMap) {
+    let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
+    let response = client.get(uri.parse().unwrap()).await.unwrap();
+    (response.status(), response.headers().clone())
 }
 
 /// Gets a page that must answer.
