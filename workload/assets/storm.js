@@ -16,6 +16,9 @@ const FIGURES = [
   { key: "failed", label: "Failed queries", format: count, max: 4 },
 ];
 
+/** As many as a person looks at. */
+const SLOWEST = 8;
+
 /** Reports of this tab, newest last: the fix is seen against the storm before it. */
 const reports = [];
 
@@ -113,7 +116,7 @@ function byService(services) {
 
 function slowest(traces) {
   return h("div", {}, h("h3", {}, "Slowest traces"),
-    h("ol.slowest", {}, traces.map(({ trace_id, service, ms, outcome }) => h("li", {},
+    h("ol.slowest", {}, traces.slice(0, SLOWEST).map(({ trace_id, service, ms, outcome }) => h("li", {},
       h("a", { href: `#/traces/${trace_id}` },
         h("strong.figure", {}, duration(ms)), h("span", {}, service), h(`span.outcome.${outcome === "completed" ? "fine" : "bad"}`, {}, words(outcome)))))));
 }

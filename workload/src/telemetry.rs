@@ -77,7 +77,7 @@ pub fn start(service: &'static str, lines: Lines) -> Telemetry {
     let bridge =
         OpenTelemetryTracingBridge::new(&logger).with_filter(terminal::filter_for_export(LEVEL));
     let started = tracing_subscriber::registry()
-        .with(terminal::layer(lines, LEVEL))
+        .with(terminal::layer(lines, Some(service), LEVEL))
         .with(bridge)
         .try_init();
     if let Err(error) = started {

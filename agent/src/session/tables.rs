@@ -74,16 +74,23 @@ struct Placed {
 }
 
 impl Placed {
-    fn as_space(&self, mm: u64) -> Space {
-        Space {
-            mm,
-            root: self.root,
-            depth: self.depth,
-            number: self.number,
-            server: self.facts.server,
-            trace_offset: self.facts.trace_offset,
-            padding: 0,
+    /// Gives it to a process.
+    fn write(&self, kernel: &mut Kernel, pid: u32, mm: u64) -> Result<(), Error> {
+        if self.waiting.is_empty() {
+            log::debug!("pid {pid}: every table is there");
         }
+        kernel.set_space(
+            pid,
+            Space {
+                mm,
+                root: self.root,
+                depth: self.depth,
+                number: self.number,
+                server: self.facts.server,
+                trace_offset: self.facts.trace_offset,
+                padding: 0,
+            },
+        )
     }
 }
 
@@ -151,14 +158,15 @@ impl Tables {
             }
         }
         let placed = &self.placed[&key];
-        if mm != UNSEEN {
+        // A server's processes are what is asked about, and are many.
+        if mm != UNSEEN || placed.facts.server != 0 {
             for &id in &placed.waiting {
                 // Without the thread there are no tables: the samples are unwound here.
                 self.compiler
                     .ask(id, &objects.get(id).image, Urgency::Wanted);
             }
         }
-        kernel.set_space(pid, placed.as_space(mm))?;
+        placed.write(kernel, pid, mm)?;
         self.given.insert(pid, (mm, key));
         Ok(())
     }
@@ -436,7 +444,7 @@ impl Tables {
             let pid = users.first().map_or(0, |(pid, _)| *pid);
             if self.place(kernel, objects, pid, &old.space, old.facts)? {
                 for (pid, mm) in users {
-                    kernel.set_space(pid, self.placed[&key].as_space(mm))?;
+                    self.placed[&key].write(kernel, pid, mm)?;
                 }
                 self.pool.retire(time, old.blocks);
             } else {

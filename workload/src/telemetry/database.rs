@@ -21,8 +21,9 @@ use super::SCOPE;
 use error::Failure;
 use metrics::METRICS;
 
-/// Waiting for a connection for less than this is not worth a span.
-const WORTH_A_SPAN: Duration = Duration::from_millis(1);
+/// Waiting for a connection for less than this is not worth a span: opening one takes as long, and
+/// on a busy machine sqlx's question whether it is still alive.
+const WORTH_A_SPAN: Duration = Duration::from_millis(10);
 
 /// Whether the old names are recorded as well.
 static WITH_OLD_NAMES: LazyLock<bool> = LazyLock::new(|| {

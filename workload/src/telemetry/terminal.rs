@@ -17,9 +17,12 @@ use tracing_subscriber::util::SubscriberInitExt;
 pub enum Lines {
     /// The time.
     Timed,
-    /// Nothing: they stand among a parent's, which tell the time.
+    /// The name of the service, if it is one: they stand among a parent's, which tell the time.
     Untimed,
 }
+
+/// As wide as the longest name of a service, and a blank.
+const NAME_WIDTH: usize = 18;
 
 /// The crates under an exporter. What they say about an export would be exported, and so on.
 const TRANSPORT: [&str; 7] = [
@@ -45,8 +48,8 @@ pub(super) fn filter_for_export(default: &str) -> EnvFilter {
     })
 }
 
-/// The layer that writes the lines.
-pub(super) fn layer<S>(lines: Lines, default: &str) -> impl Layer<S>
+/// The layer that writes the lines, those of `service` if it is one.
+pub(super) fn layer<S>(lines: Lines, service: Option<&'static str>, default: &str) -> impl Layer<S>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
@@ -55,7 +58,11 @@ where
     tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(ansi)
-        .map_event_format(|_| WithTrace { lines, format })
+        .map_event_format(move |_| WithTrace {
+            lines,
+            service,
+            format,
+        })
         .with_filter(filter(default))
 }
 
@@ -63,13 +70,14 @@ where
 pub fn start(lines: Lines, default: &str) {
     // An error means that there is a subscriber already, which then goes on.
     let _ = tracing_subscriber::registry()
-        .with(layer(lines, default))
+        .with(layer(lines, None, default))
         .try_init();
 }
 
 /// A line as tracing formats it, and the id of the trace that it belongs to.
 struct WithTrace {
     lines: Lines,
+    service: Option<&'static str>,
     format: Format<Full>,
 }
 
@@ -93,13 +101,15 @@ where
                 format.format_event(context, into, event)?;
             }
         }
-        let line = line.trim_end_matches('\n');
+        if let (Lines::Untimed, Some(service)) = (self.lines, self.service) {
+            write!(writer, "{service:<NAME_WIDTH$}")?;
+        }
+        write!(writer, "{}", line.trim_end_matches('\n'))?;
         let current = Context::current();
         let span = current.span();
         if span.span_context().is_valid() {
-            writeln!(writer, "{line} trace_id={}", span.span_context().trace_id())
-        } else {
-            writeln!(writer, "{line}")
+            write!(writer, " trace_id={}", span.span_context().trace_id())?;
         }
+        writeln!(writer)
     }
 }
