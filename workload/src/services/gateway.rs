@@ -9,6 +9,7 @@ mod flamegraphs;
 mod observe;
 mod proxy;
 mod status;
+mod storm;
 mod upstream;
 
 use std::path::PathBuf;
@@ -23,8 +24,9 @@ use axum::response::Response;
 
 use super::common::{self, MAX_BODY};
 use crate::problem::Problem;
+use crate::storm::Storms;
 use crate::{profiling, telemetry};
-pub use upstream::{Answer, Upstream, UpstreamError};
+pub use upstream::{Answer, TIMEOUT as REQUEST_TIMEOUT, Upstream, UpstreamError};
 
 /// The service's name, in its answers and its telemetry.
 pub const NAME: &str = "api-gateway";
@@ -46,6 +48,7 @@ struct Inner {
     inventory: Upstream,
     demo: bool,
     flamegraphs: PathBuf,
+    storms: Storms,
 }
 
 /// What a gateway stands in front of.
@@ -74,6 +77,7 @@ impl Gateway {
             inventory: upstream(super::inventory::NAME, &options.inventory_url)?,
             demo: options.demo,
             flamegraphs: options.flamegraphs,
+            storms: Storms::default(),
         })))
     }
 
@@ -97,6 +101,11 @@ impl Gateway {
         &self.0.inventory
     }
 
+    /// The storms that it has started.
+    pub fn storms(&self) -> &Storms {
+        &self.0.storms
+    }
+
     /// Whether the demo's endpoints answer.
     pub fn is_demo(&self) -> bool {
         self.0.demo
@@ -118,6 +127,7 @@ pub fn router(gateway: &Gateway) -> Router {
         .merge(flamegraphs::router())
         .layer(middleware::from_fn(time_limit))
         .merge(demo::router())
+        .merge(storm::router())
         .with_state(gateway.clone())
         .merge(profiling::router())
         .merge(telemetry::routes())
