@@ -26,7 +26,7 @@ use super::common::{self, MAX_BODY};
 use crate::problem::Problem;
 use crate::storm::Storms;
 use crate::{profiling, telemetry};
-pub use upstream::{Answer, TIMEOUT as REQUEST_TIMEOUT, Upstream, UpstreamError};
+pub use upstream::{Answer, TIMEOUT as REQUEST_TIMEOUT, Upstream, UpstreamError, client};
 
 /// The service's name, in its answers and its telemetry.
 pub const NAME: &str = "api-gateway";
@@ -69,7 +69,7 @@ pub struct Options {
 impl Gateway {
     /// A gateway; nobody is asked yet.
     pub fn new(options: Options) -> Result<Self, UpstreamError> {
-        let client = upstream::client();
+        let client = client();
         let upstream = |name, url: &str| Upstream::new(name, url, client.clone());
         Ok(Self(Arc::new(Inner {
             product: upstream(super::product::NAME, &options.product_url)?,
