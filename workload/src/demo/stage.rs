@@ -46,6 +46,7 @@ impl Stage {
         let mut command = Command::new(&options.program);
         command.args(["postgres", "--with-parent", "--source"]);
         command.arg(options.source.to_string());
+        command.args(["--cpus", &postgres::DEMO_CPUS.to_string()]);
         if let Some(directory) = &options.directory {
             command.arg("--directory").arg(directory);
         }
