@@ -38,11 +38,7 @@ impl Cluster {
             .expect("temporary directory");
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777))
             .expect("permissions of a directory of ours");
-        // Free now; nobody else on this machine picks it in the next second.
-        let port = TcpListener::bind("127.0.0.1:0")
-            .and_then(|listener| listener.local_addr())
-            .expect("a free port")
-            .port();
+        let port = free_port();
         let cluster = Cluster {
             directory,
             programs,
@@ -116,7 +112,7 @@ impl Cluster {
         // SAFETY: a query without side effects.
         if unsafe { libc::geteuid() } == 0 {
             // PostgreSQL refuses to run as root.
-            let (user, group) = unprivileged();
+            let (_, user, group) = unprivileged();
             command.uid(user).gid(group);
         }
         command
@@ -137,6 +133,14 @@ impl Drop for Cluster {
     }
 }
 
+/// A port of loopback that is free now; nobody else on this machine picks it in the next second.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .expect("a free port")
+        .port()
+}
+
 /// The newest of Debian's PostgreSQLs.
 fn programs() -> Option<PathBuf> {
     let versions = fs::read_dir("/usr/lib/postgresql").ok()?.flatten();
@@ -146,17 +150,17 @@ fn programs() -> Option<PathBuf> {
         .max()
 }
 
-/// User and group of `postgres`, else of `nobody`.
-fn unprivileged() -> (u32, u32) {
+/// A user without rights, as a server should have: `postgres`, else `nobody`. Name, number, group.
+pub fn unprivileged() -> (&'static str, u32, u32) {
     let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let of = |name: &str| {
+    let of = |name: &'static str| {
         let line = users
             .lines()
             .find(|line| line.split(':').next() == Some(name))?;
         let mut numbers = line.split(':').skip(2).map_while(|part| part.parse().ok());
-        Some((numbers.next()?, numbers.next()?))
+        Some((name, numbers.next()?, numbers.next()?))
     };
     of("postgres")
         .or_else(|| of("nobody"))
-        .unwrap_or((65_534, 65_534))
+        .expect("the user nobody")
 }
