@@ -11,12 +11,14 @@
 
 pub mod attributed;
 mod cluster;
+mod namespace;
 mod process;
 mod profile;
 mod programs;
 mod recording;
 
-pub use cluster::{Cluster, free_port, unprivileged};
+pub use cluster::{Cluster, cluster_directory, free_port, unprivileged};
+pub use namespace::Namespace;
 pub use process::{Finished, Running, agent, start};
 pub use profile::{Profile, Stack, Summary};
 pub use programs::Workshop;
