@@ -18,8 +18,8 @@ readonly -A PACKAGES=(
     # A stable compiler with a precompiled `core` for BPF, beside rustup's; a linker and a C
     # compiler for the crates that have C in them.
     [build]="rustc-web libstd-rust-web-dev-bpf gcc libc6-dev"
-    # A stripped PostgreSQL, a browser for the pages and its driver, other kernels in an emulator; clients of PostgreSQL in
-    # namespaces of their own, in Python, and (its libraries) through a pooler.
+    # A stripped PostgreSQL, a browser for the pages and what drives it, other kernels in an emulator; clients of
+    # PostgreSQL in namespaces of their own, in Python, and (its libraries) through a pooler.
     [test]="postgresql-15 chromium chromium-driver qemu-system-x86 busybox-static binutils iproute2 util-linux python3-venv libc-ares2 libevent-2.1-7"
     # A reference profiler and a load generator.
     [bench]="linux-perf postgresql-15 procps"

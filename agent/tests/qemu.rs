@@ -68,7 +68,7 @@ fn under(kernel: &str, files: &[&Path], shell: &str) -> Option<Finished> {
             .arg("--file")
             .arg(format!("{}:{target}", file.display()));
     }
-    command.args(["--memory", "1024"]);
+    command.args(["--memory", "1024", "--seconds", "300"]);
     command.args([&image, "--", "sh", "-c", shell]);
     Some(start(command).finish())
 }

@@ -152,7 +152,7 @@ struct Demo {
     /// Where to put the pictures
     #[arg(long, default_value = "flamegraphs")]
     output_dir: PathBuf,
-    /// A PostgreSQL of your own, instead of a private one; its table `products` is replaced
+    /// A PostgreSQL of your own, instead of a private one; the tables of the shop are replaced
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     database_url: Option<String>,
     #[command(flatten)]

@@ -22,7 +22,7 @@ pub struct Filter {
 }
 
 /// Why a filter cannot be applied.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FilterError {
     /// Not of the form `KEY=VALUE`.
     #[error("filter {0:?} is not KEY=VALUE, for example comm=postgres")]

@@ -22,7 +22,7 @@ pub struct All {
     /// Where the pictures are that are shown
     #[arg(long, default_value = "flamegraphs")]
     flamegraphs: PathBuf,
-    /// A PostgreSQL of your own, instead of a private one; its tables are replaced
+    /// A PostgreSQL of your own, instead of a private one; the tables of the shop are replaced
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     database_url: Option<String>,
     #[command(flatten)]
