@@ -5,6 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use flamestorm::{
+    diff::SortBy,
     profile::ResolvedProfile,
     report::{self, Filter, View},
     session,
@@ -29,6 +30,9 @@ pub enum Command {
     Report(Report),
     /// Print the CPU time of PostgreSQL by query, and who asked
     Queries(Queries),
+    /// Tell what grew and what shrank between two recordings
+    #[command(after_help = DIFF_EXAMPLES)]
+    Diff(Diff),
     /// Tell what this machine offers, and how to mend what is missing
     Doctor(Doctor),
 }
@@ -41,6 +45,14 @@ Examples:
   flamestorm record --duration 5s --output - | head
 
 Needs root, or the capabilities that `flamestorm doctor` names.";
+
+const DIFF_EXAMPLES: &str = "\
+Examples:
+  flamestorm diff before.pb.gz after.pb.gz --output difference.svg
+  flamestorm diff before.pb.gz after.pb.gz --filter service=checkout --view app --sort total
+
+Two .pb.gz are normalised by their lengths: the unit is CPU seconds per second. Two .folded, which know no
+length, are normalised by their sums.";
 
 /// `flamestorm record`
 #[derive(Debug, Args)]
@@ -147,7 +159,7 @@ pub enum Frames {
 pub struct Queries {
     /// A recording (.pb.gz)
     pub file: PathBuf,
-    /// Only samples with this label, for example database=shop (may be repeated)
+    /// Only samples with this label, for example database=shop, query=products, service=, trace= (may be repeated)
     #[arg(long, value_name = "KEY=VALUE")]
     pub filter: Vec<Filter>,
     /// A JSON array with an object for each query
@@ -183,6 +195,51 @@ pub struct Report {
     /// How to tell what was found
     #[arg(long, value_name = "FORM", default_value = "text")]
     pub summary: SummaryForm,
+}
+
+/// `flamestorm diff`
+#[derive(Debug, Args)]
+pub struct Diff {
+    /// The recording before (.pb.gz or .folded)
+    pub before: PathBuf,
+    /// The recording after, of the same kind
+    pub after: PathBuf,
+    /// Only samples with this label, as for `report`; one of the recordings may have none of them (may be
+    /// repeated)
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub filter: Vec<Filter>,
+    /// File to write, by extension: .svg, .folded (`stack before after`); - is folded stacks on standard
+    /// output (may be repeated)
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Vec<PathBuf>,
+    /// How stacks are shown.
+    #[command(flatten)]
+    pub show: Show,
+    /// What the table is sorted by: change in the function itself, or with all that it calls
+    #[arg(long, value_name = "FIGURE", default_value = "self")]
+    pub sort: Sort,
+    /// One JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What a table of changes is sorted by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Sort {
+    /// The function itself.
+    #[value(name = "self")]
+    Own,
+    /// With all that it calls.
+    Total,
+}
+
+impl From<Sort> for SortBy {
+    fn from(sort: Sort) -> SortBy {
+        match sort {
+            Sort::Own => SortBy::Own,
+            Sort::Total => SortBy::Total,
+        }
+    }
 }
 
 /// `flamestorm doctor`
@@ -271,6 +328,7 @@ mod tests {
         assert!(parse(&["record", "--pid", "1", "--pid", "2", "--duration", "10s"]).is_ok());
         assert!(parse(&["record", "--output", "-", "--", "ls", "-l"]).is_ok());
         assert!(parse(&["report", "a.pb.gz", "--filter", "comm=postgres"]).is_ok());
+        assert!(parse(&["diff", "a.pb.gz", "b.pb.gz", "--sort", "total"]).is_ok());
         assert!(parse(&["doctor", "--json"]).is_ok());
     }
 
@@ -285,6 +343,7 @@ mod tests {
             &["record", "--duration", "0"],
             &["record", "--duration", "-1s"],
             &["record", "ls"],
+            &["diff", "a.pb.gz"],
             &["report"],
             &["report", "a.pb.gz", "--filter", "comm"],
         ] {

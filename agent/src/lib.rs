@@ -3,6 +3,7 @@
 //! Data flows one way, `kernel` → `profile` → `symbolize` → `encode`; the control plane,
 //! `process` → `unwind` → `kernel`, is known to the session alone. See ARCHITECTURE.md.
 
+pub mod diff;
 pub mod doctor;
 pub mod encode;
 pub mod kernel;

@@ -100,6 +100,16 @@ pub enum Outcome {
 }
 
 impl Catalogue {
+    /// How many customers the shop has: their ids are 1 to this.
+    pub fn customers(self) -> u32 {
+        (self.products / 20).max(1)
+    }
+
+    /// How many orders were generated; visitors place more.
+    pub fn orders(self) -> u32 {
+        (self.products / 4).max(1)
+    }
+
     /// Makes the database hold exactly this catalogue. Any number of processes may call this
     /// at once: one fills, the others wait and find it done. A killed one leaves what was there.
     pub async fn ensure(self, pool: &PgPool) -> Result<Outcome, sqlx::Error> {
@@ -191,6 +201,8 @@ impl Catalogue {
         sqlx::query(include_str!("catalogue/trade.sql"))
             .bind(i64::from(self.products))
             .bind(self.seed)
+            .bind(i64::from(self.customers()))
+            .bind(i64::from(self.orders()))
             .execute(&mut *connection)
             .await?;
         // The orders came with their numbers: the next one goes on from there.

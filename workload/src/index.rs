@@ -158,19 +158,30 @@ async fn change(
 ) -> Result<Json<Changed>, Problem> {
     simulate::check_allowed(service.simulation().is_enabled(), &headers)?;
     let Change { action } = simulate::options(&body)?;
+    // A task of its own: what was begun is finished, also when nobody waits for it any more.
+    let control = service.simulation().control().clone();
+    let changed = tokio::spawn(async move { change_by(&control, action).await });
+    let changed = changed.await.map_err(|error| {
+        tracing::error!(%error, "the index was not changed");
+        Failure::DatabaseError.problem()
+    })?;
+    changed.map(Json).map_err(problem)
+}
+
+async fn change_by(control: &PgPool, action: Action) -> Result<Changed, IndexError> {
     let start = std::time::Instant::now();
-    let changed = async {
-        let mut connection = service.simulation().control().acquire().await?;
-        apply(&mut connection, action).await?;
-        Ok(exists(&mut connection).await?)
+    let mut connection = control.acquire().await?;
+    apply(&mut connection, action).await?;
+    let changed = Changed {
+        search_index: exists(&mut connection).await?,
+        seconds: start.elapsed().as_secs_f64(),
     };
-    let search_index = changed.await.map_err(problem)?;
-    let seconds = start.elapsed().as_secs_f64();
-    tracing::info!(action = ?action, seconds, search_index, "the index of descriptions");
-    Ok(Json(Changed {
-        search_index,
-        seconds,
-    }))
+    tracing::info!(
+        search_index = changed.search_index,
+        seconds = changed.seconds,
+        "the index of descriptions was changed"
+    );
+    Ok(changed)
 }
 
 fn problem(error: IndexError) -> Problem {

@@ -17,6 +17,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::routing::post;
 use axum::{Json, Router};
+use opentelemetry::KeyValue;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
@@ -27,6 +28,7 @@ use crate::db::{self, Connection, Failure, POOL_MAX, Pool};
 use crate::problem::Problem;
 use crate::services::common::Service;
 use crate::services::search::Search;
+use crate::telemetry;
 
 /// Where the index is made and dropped.
 pub const INDEX_PATH: &str = "/demo/index";
@@ -161,11 +163,11 @@ impl Simulation {
         self.stop();
         let service = self.pool.service();
         let cancel = async {
-            let statements_cancelled = signal_backends(&self.control, service, CANCEL).await?;
+            let statements_cancelled = backends(&self.control, service, CANCEL).await?;
             if are_idle(&self.control, service, CANCEL_PATIENCE).await? {
                 return Ok((statements_cancelled, 0));
             }
-            let backends_ended = signal_backends(&self.control, service, TERMINATE).await?;
+            let backends_ended = backends(&self.control, service, TERMINATE).await?;
             are_idle(&self.control, service, TERMINATE_PATIENCE).await?;
             Ok((statements_cancelled, backends_ended))
         };
@@ -215,7 +217,13 @@ impl Holder {
                 words: vec![(*word).to_owned()],
                 limit: 20,
             };
-            match (self.heavy)(&mut connection, &search).await {
+            // A trace of its own, which says what it is.
+            let work = (self.heavy)(&mut connection, &search);
+            let kind = vec![KeyValue::new("simulation.type", "pool_exhaustion")];
+            match telemetry::span::apart("simulated pool exhaustion", kind, work)
+                .await
+                .1
+            {
                 Err(problem) if problem.code != Failure::StatementTimeout.code() => {
                     tokio::time::sleep(AFTER_FAILURE).await;
                     return;
@@ -251,12 +259,13 @@ const TERMINATE: &str = "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)
 const AT_WORK: &str = "SELECT count(*) FROM pg_stat_activity \
      WHERE application_name = $1 AND datname = current_database() AND state <> 'idle'";
 
-async fn signal_backends(
+/// How many of the service's backends `statement` was about.
+async fn backends(
     control: &PgPool,
     service: &str,
-    signal: &'static str,
+    statement: &'static str,
 ) -> Result<u64, sqlx::Error> {
-    let count: i64 = sqlx::query_scalar(signal)
+    let count: i64 = sqlx::query_scalar(statement)
         .bind(service)
         .fetch_one(control)
         .await?;
@@ -271,7 +280,7 @@ async fn are_idle(
 ) -> Result<bool, sqlx::Error> {
     let deadline = Instant::now() + patience;
     loop {
-        if signal_backends(control, service, AT_WORK).await? == 0 {
+        if backends(control, service, AT_WORK).await? == 0 {
             return Ok(true);
         }
         if Instant::now() > deadline {

@@ -5,9 +5,13 @@
 //! `_[k]`.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
-use crate::profile::{FrameRef, ResolvedProfile, ResolvedSample, key};
+use crate::profile::{
+    FrameRef, Function, FunctionId, Line, Location, LocationId, Mapping, MappingId,
+    ResolvedProfile, ResolvedSample, key,
+};
 
 /// Marks a kernel frame.
 pub const KERNEL_SUFFIX: &str = "_[k]";
@@ -28,15 +32,127 @@ pub fn encode(profile: &ResolvedProfile) -> Vec<u8> {
 pub(super) fn lines(profile: &ResolvedProfile) -> BTreeMap<String, u64> {
     let mut lines = BTreeMap::new();
     for sample in &profile.samples {
-        let mut line = escape(&root_name(sample)).into_owned();
-        let frames: Vec<_> = profile.frames(sample).collect();
-        for frame in frames.iter().rev() {
-            line.push(';');
-            line.push_str(&frame_name(frame));
-        }
-        *lines.entry(line).or_insert(0) += sample.count;
+        *lines.entry(stack(profile, sample)).or_insert(0) += sample.count;
     }
     lines
+}
+
+/// A sample's stack as one line, without its count.
+pub(crate) fn stack(profile: &ResolvedProfile, sample: &ResolvedSample) -> String {
+    let mut line = escape(&root_name(sample)).into_owned();
+    let frames: Vec<_> = profile.frames(sample).collect();
+    for frame in frames.iter().rev() {
+        line.push(';');
+        line.push_str(&frame_name(frame));
+    }
+    line
+}
+
+/// Reads folded stacks, this crate's or another's. The format knows nothing of modules, files, labels and
+/// times: the first name of a stack becomes the process's, frames that end in `_[k]` the kernel's.
+///
+/// # Errors
+/// A line that does not end in a number, or no stack at all.
+pub fn decode(bytes: &[u8]) -> Result<ResolvedProfile, DecodeError> {
+    let text = String::from_utf8_lossy(bytes);
+    let mut reader = Reader::default();
+    for (line, number) in text.lines().zip(1..) {
+        // As other readers of the format do.
+        if line.trim().is_empty() || line.starts_with("# ") {
+            continue;
+        }
+        let sample = reader
+            .sample(line)
+            .ok_or_else(|| DecodeError::NoCount(number, excerpt(line)))?;
+        reader.profile.samples.push(sample);
+    }
+    if reader.profile.samples.is_empty() {
+        return Err(DecodeError::Empty);
+    }
+    Ok(reader.profile)
+}
+
+/// Why a text is no folded stacks.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// A line that is not `frame;frame;… count`.
+    #[error("line {0} ({1:?}) does not end in a count: no folded stacks")]
+    NoCount(usize, String),
+    /// Nothing in it.
+    #[error("it holds no stacks")]
+    Empty,
+}
+
+/// The beginning of a line, for a message.
+fn excerpt(line: &str) -> String {
+    const SHOWN: usize = 40;
+    line.chars().take(SHOWN).collect()
+}
+
+/// A text that is being read.
+#[derive(Default)]
+struct Reader {
+    profile: ResolvedProfile,
+    locations: HashMap<String, LocationId>,
+    /// The kernel's module, and the one of everything else.
+    mappings: [Option<MappingId>; 2],
+}
+
+impl Reader {
+    fn sample(&mut self, line: &str) -> Option<ResolvedSample> {
+        let (stack, count) = line.trim_end().rsplit_once(' ')?;
+        let count = count.parse().ok()?;
+        let (comm, frames) = stack.split_once(';').unwrap_or((stack, ""));
+        let frames = frames.rsplit(';').filter(|frame| !frame.is_empty());
+        let stack = frames.map(|frame| self.location(frame)).collect();
+        Some(ResolvedSample {
+            labels: Arc::from([(Arc::from(key::COMM), Arc::from(comm))]),
+            stack,
+            count,
+            cpu_ns: 0,
+            executions: 0,
+        })
+    }
+
+    fn location(&mut self, frame: &str) -> LocationId {
+        if let Some(known) = self.locations.get(frame) {
+            return *known;
+        }
+        let (name, is_kernel) = match frame.strip_suffix(KERNEL_SUFFIX) {
+            Some(name) => (name, true),
+            None => (frame, false),
+        };
+        let mapping = self.mapping(is_kernel);
+        let profile = &mut self.profile;
+        profile.functions.push(Function {
+            name: Arc::from(name),
+            system_name: Arc::from(name),
+            file: Arc::from(""),
+        });
+        profile.locations.push(Location {
+            mapping,
+            address: 0,
+            lines: vec![Line {
+                function: FunctionId(profile.functions.len() as u32 - 1),
+                line: 0,
+            }],
+        });
+        let id = LocationId(profile.locations.len() as u32 - 1);
+        self.locations.insert(frame.to_owned(), id);
+        id
+    }
+
+    fn mapping(&mut self, is_kernel: bool) -> MappingId {
+        let mappings = &mut self.profile.mappings;
+        *self.mappings[usize::from(is_kernel)].get_or_insert_with(|| {
+            mappings.push(Mapping {
+                name: Arc::from(if is_kernel { "[kernel]" } else { "" }),
+                build_id: Arc::from(""),
+                is_kernel,
+            });
+            MappingId(mappings.len() as u32 - 1)
+        })
+    }
 }
 
 /// The name at the root: the process's, or its pid where the name could not be learnt. A stitched stack
@@ -87,5 +203,18 @@ mod tests {
         );
         assert_eq!(escape("a\nb\r\tc"), "a b  c");
         assert!(matches!(escape("plain name"), Cow::Borrowed(_)));
+    }
+    /// What is written can be read; what is no folded stacks is told by its line.
+    #[test]
+    fn decoded() {
+        let text = "a b;main;read_[k] 3\n# comment\n\na b;main 4\nidle 1\n";
+        let profile = decode(text.as_bytes()).unwrap();
+        let again = String::from_utf8(encode(&profile)).unwrap();
+        assert_eq!(again, "a b;main 4\na b;main;read_[k] 3\nidle 1\n");
+        assert_eq!(profile.functions.len(), 2);
+        assert_eq!(decode(b"# nothing\n"), Err(DecodeError::Empty));
+        let refused = decode(b"a;b 1\nhello, world\n").unwrap_err();
+        assert!(refused.to_string().starts_with("line 2 (\"hello, world\")"));
+        assert!(decode(b"a;b -1").is_err() && decode(b"7").is_err());
     }
 }

@@ -12,7 +12,14 @@ use crate::profile::{PROCESS_MODULE, QUERY_MODULE, ResolvedProfile};
 
 /// Frames narrower than this share (per cent) of the picture are left out: half a pixel on a wide
 /// screen. They are in the `.folded` and the `.pb.gz`.
-const MIN_WIDTH_PERCENT: f64 = 0.03;
+pub(crate) const MIN_WIDTH_PERCENT: f64 = 0.03;
+
+/// What lies behind the frames.
+pub(crate) const BACKGROUND: Color = Color {
+    r: 252,
+    g: 252,
+    b: 250,
+};
 
 /// Why there is no picture.
 #[derive(Debug, thiserror::Error)]
@@ -35,11 +42,7 @@ pub fn encode(profile: &ResolvedProfile) -> Result<Vec<u8>, SvgError> {
     let mut options = Options::default();
     options.title = title(profile);
     options.subtitle = subtitle(profile);
-    options.bgcolors = Some(BackgroundColor::Flat(Color {
-        r: 252,
-        g: 252,
-        b: 250,
-    }));
+    options.bgcolors = Some(BackgroundColor::Flat(BACKGROUND));
     options.palette_map = Some(&mut palette);
     options.min_width = MIN_WIDTH_PERCENT;
     // Roots above, as in pprof and speedscope: a browser shows the top of a picture first, and with the
@@ -60,7 +63,7 @@ pub fn encode(profile: &ResolvedProfile) -> Result<Vec<u8>, SvgError> {
 
 /// Puts what a search has found on the line of a frame's details: the library writes it at the foot of the
 /// picture, which is seldom in view.
-fn match_at_the_head(svg: Vec<u8>) -> Vec<u8> {
+pub(crate) fn match_at_the_head(svg: Vec<u8>) -> Vec<u8> {
     let mut text = match String::from_utf8(svg) {
         Ok(text) => text,
         Err(error) => return error.into_bytes(),

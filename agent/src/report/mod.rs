@@ -18,5 +18,7 @@ pub use outputs::{Format, OutputError, Outputs, WriteReport, Written};
 pub use queries::{CallerCost, QueryCost, queries, queries_table};
 pub use summary::{ProcessSummary, StackDepth, Summary};
 pub use table::{Style, table};
+pub(crate) use table::{fit, printable, push};
+pub(crate) use top::place;
 pub use top::{TopFunction, top_functions};
 pub use view::{View, fold_frames};

@@ -82,6 +82,14 @@ pub enum OutputError {
         /// What to do.
         way_out: &'static str,
     },
+    /// A `.pb.gz` where a difference is to be written.
+    #[error(
+        "{path}: a difference is no recording: use .svg, .folded, or - for folded stacks on standard output"
+    )]
+    NoRecording {
+        /// The output.
+        path: PathBuf,
+    },
     /// The picture could not be drawn.
     #[error("{path}: {source}; the .pb.gz and .folded outputs are not affected")]
     Encode {
@@ -210,26 +218,49 @@ impl Outputs {
         Ok(())
     }
 
+    /// Refuses what no difference can be written as.
+    ///
+    /// # Errors
+    /// A `.pb.gz` among the outputs.
+    pub fn refuse_recordings(&self) -> Result<(), OutputError> {
+        for output in &self.0 {
+            if let (Format::Pprof, Target::Path(path)) = (output.format, &output.target) {
+                return Err(OutputError::NoRecording { path: path.clone() });
+            }
+        }
+        Ok(())
+    }
+
     /// Writes every output, each whole or not at all.
     /// `shown` is what pictures and folded stacks show of `profile`, which `.pb.gz` keeps whole.
     pub fn write(&self, profile: &ResolvedProfile, shown: &ResolvedProfile) -> WriteReport {
-        let mut report = WriteReport::default();
-        let mut kept = false;
-        for output in &self.0 {
-            let content = match output.format {
+        let mut report = self.write_each(|format| {
+            format.encode(match format {
                 Format::Pprof => profile,
                 Format::Svg | Format::Folded => shown,
-            };
-            match write(output, content) {
-                Ok(written) => {
-                    kept |= output.format == Format::Pprof;
-                    report.written.extend(written);
-                }
-                Err(error) => report.errors.push(error),
-            }
-        }
+            })
+        });
+        let kept = report.written.iter().any(|written| {
+            let format = Format::of(&written.path);
+            matches!(format, Ok(Format::Pprof))
+        });
         if !kept && !report.errors.is_empty() {
             report.rescued = rescue(profile);
+        }
+        report
+    }
+
+    /// Writes every output, each whole or not at all, with what `encode` makes for its format.
+    pub fn write_each(
+        &self,
+        encode: impl Fn(Format) -> Result<Vec<u8>, svg::SvgError>,
+    ) -> WriteReport {
+        let mut report = WriteReport::default();
+        for output in &self.0 {
+            match write(output, &encode) {
+                Ok(written) => report.written.extend(written),
+                Err(error) => report.errors.push(error),
+            }
         }
         report
     }
@@ -251,18 +282,18 @@ fn check(path: &Path) -> Result<(), OutputError> {
         .map_err(|source| OutputError::unwritable(path, source))
 }
 
-fn write(output: &Output, profile: &ResolvedProfile) -> Result<Option<Written>, OutputError> {
+fn write(
+    output: &Output,
+    encode: impl Fn(Format) -> Result<Vec<u8>, svg::SvgError>,
+) -> Result<Option<Written>, OutputError> {
     let name = match &output.target {
         Target::Stdout => Path::new("standard output"),
         Target::Path(path) => path,
     };
-    let bytes = output
-        .format
-        .encode(profile)
-        .map_err(|source| OutputError::Encode {
-            path: name.to_owned(),
-            source,
-        })?;
+    let bytes = encode(output.format).map_err(|source| OutputError::Encode {
+        path: name.to_owned(),
+        source,
+    })?;
     match &output.target {
         Target::Stdout => match io::stdout().lock().write_all(&bytes) {
             // The reader has seen enough (`| head`).

@@ -32,7 +32,7 @@ impl Style {
         }
     }
 
-    pub(super) fn paint(self, code: &str, text: &str) -> String {
+    pub(crate) fn paint(self, code: &str, text: &str) -> String {
         if self.colour {
             format!("\x1b[{code}m{text}\x1b[0m")
         } else {
@@ -40,7 +40,7 @@ impl Style {
         }
     }
 
-    pub(super) fn heading(self, text: &str) -> String {
+    pub(crate) fn heading(self, text: &str) -> String {
         self.paint("1", text)
     }
 
@@ -311,7 +311,7 @@ fn line(out: &mut String, name: &str, text: &str) {
     let _ = writeln!(out, "{name:<8}  {text}");
 }
 
-pub(super) fn push(out: &mut String, row: &str) {
+pub(crate) fn push(out: &mut String, row: &str) {
     out.push_str(row.trim_end());
     out.push('\n');
 }
@@ -327,14 +327,14 @@ fn exact(share: f64) -> String {
 }
 
 /// Without control characters: a process chooses its own name, and the terminal obeys escapes.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { '?' } else { c })
         .collect()
 }
 
 /// Exactly `width` columns: cut in the middle (both ends of a name tell something), or filled.
-pub(super) fn fit(text: &str, width: usize) -> String {
+pub(crate) fn fit(text: &str, width: usize) -> String {
     let text: Vec<char> = printable(text).chars().collect();
     if text.len() <= width {
         let fill = width - text.len();

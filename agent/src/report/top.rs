@@ -96,7 +96,7 @@ fn describe(
 }
 
 /// The last two parts of a path and the line: what tells a file from its namesakes in little room.
-pub(super) fn place(file: &str, line: u32) -> String {
+pub(crate) fn place(file: &str, line: u32) -> String {
     if file.is_empty() {
         return String::new();
     }

@@ -1,5 +1,5 @@
--- What has been traded with the $1 products of seed $2: customers, their orders of the last two
--- years, and what is in stock. One statement: a data-modifying CTE runs once, whoever reads it.
+-- What has been traded with the $1 products of seed $2: $3 customers, their $4 orders of the last
+-- two years, and what is in stock. One statement: a data-modifying CTE runs once, whoever reads it.
 --
 -- A few products are ordered often and most hardly ever: the lowest of three draws is likely to be
 -- low, and a factor that shares no divisor with most sizes scatters the favourites.
@@ -14,24 +14,24 @@ customer AS (
            lower(chosen.first || '.' || chosen.last) || c || '@example.com', chosen.city,
            date '2019-01-01' + pg_temp.chance($2, c, 24, 1800)::integer
     FROM person,
-         generate_series(1, greatest(1, $1 / 20)) AS c,
+         generate_series(1, $3) AS c,
          LATERAL (SELECT pg_temp.pick(person.first, $2, c, 21) AS first,
                          pg_temp.pick(person.last, $2, c, 22) AS last,
                          pg_temp.pick(person.cities, $2, c, 23) AS city) AS chosen
 ),
 ordered AS (
     INSERT INTO orders (id, customer_id, status, ordered_at)
-    SELECT o, 1 + pg_temp.chance($2, o, 25, greatest(1, $1 / 20)),
+    SELECT o, 1 + pg_temp.chance($2, o, 25, $3),
            pg_temp.pick('{paid,shipped,delivered,delivered,delivered,delivered,delivered,returned}',
                         $2, o, 26),
            timestamptz '2026-11-01 00:00+00'
                - pg_temp.chance($2, o, 27, 2 * 365 * 86400) * interval '1 second'
-    FROM generate_series(1, greatest(1, $1 / 4)) AS o
+    FROM generate_series(1, $4) AS o
 ),
 item AS (
     INSERT INTO order_items (order_id, line, product_id, quantity, unit_price_cents)
     SELECT o, line, product.id, 1 + pg_temp.chance($2, draw, 32, 3), product.price_cents
-    FROM generate_series(1, greatest(1, $1 / 4)) AS o,
+    FROM generate_series(1, $4) AS o,
          LATERAL generate_series(1, 1 + pg_temp.chance($2, o, 28, 4)) AS line,
          LATERAL (SELECT o * 8 + line AS draw) AS drawn,
          LATERAL (SELECT 1 + least(pg_temp.chance($2, draw, 29, $1),

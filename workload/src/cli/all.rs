@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 use workload::serve::LISTENING;
-use workload::{child, supervise};
+use workload::user::Account;
+use workload::{calibrate, child, supervise};
 
 use super::{Cluster, Shop, announce, runtime};
 
@@ -21,7 +22,7 @@ pub struct All {
     /// Where the pictures are that are shown
     #[arg(long, default_value = "flamegraphs")]
     flamegraphs: PathBuf,
-    /// A PostgreSQL of your own, instead of a private one; its tables are replaced
+    /// A PostgreSQL of your own, instead of a private one; the tables of the shop are replaced
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     database_url: Option<String>,
     #[command(flatten)]
@@ -36,6 +37,13 @@ pub struct All {
 impl All {
     /// Runs it.
     pub fn run(self) -> anyhow::Result<()> {
+        let remembered = match (&self.database_url, self.shop.products) {
+            (None, None) => {
+                let account = Account::unprivileged(self.cluster.user.as_deref())?;
+                Some(calibrate::path(&account.cache()?))
+            }
+            _ => None,
+        };
         let options = supervise::Options {
             program: std::env::current_exe().context("cannot find this program's own path")?,
             database_url: self.database_url,
@@ -43,6 +51,7 @@ impl All {
             directory: self.cluster.directory,
             user: self.cluster.user,
             catalogue: self.shop.catalogue(),
+            remembered,
             port: self.port,
             demo: self.demo,
             flamegraphs: self.flamegraphs,

@@ -145,7 +145,8 @@ pub async fn low_stock_products(
         .await
 }
 
-const LOW_STOCK: Statement = Statement::select(
+/// The statement of [`low_stock_products`].
+pub const LOW_STOCK: Statement = Statement::select(
     "products",
     "SELECT p.id, p.name, s.warehouse, s.on_hand - s.reserved AS available, s.reorder_level \
      FROM products AS p JOIN stock AS s ON s.product_id = p.id \

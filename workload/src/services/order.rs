@@ -101,7 +101,8 @@ pub async fn popular_products(
         .await
 }
 
-const POPULAR: Statement = Statement::select(
+/// The statement of [`popular_products`].
+pub const POPULAR: Statement = Statement::select(
     "products",
     "SELECT found.id, found.name, found.department, found.price_cents, \
             coalesce(ordered.units, 0) AS units \

@@ -36,10 +36,17 @@ pub fn router() -> Router<Gateway> {
 
 async fn list(State(gateway): State<Gateway>) -> Json<Vec<Picture>> {
     let mut pictures = Vec::new();
-    // A directory that is not there yet has no pictures.
-    if let Ok(mut entries) = tokio::fs::read_dir(&gateway.0.flamegraphs).await {
-        while let Ok(Some(entry)) = entries.next_entry().await {
-            pictures.extend(Picture::of(&entry).await);
+    let directory = &gateway.0.flamegraphs;
+    match tokio::fs::read_dir(directory).await {
+        Ok(mut entries) => {
+            while let Ok(Some(entry)) = entries.next_entry().await {
+                pictures.extend(Picture::of(&entry).await);
+            }
+        }
+        // A directory that is not there yet has no pictures.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => {
+            tracing::warn!(directory = %directory.display(), %error, "no pictures can be had");
         }
     }
     pictures.sort_by(|a, b| a.file.cmp(&b.file));
