@@ -23,7 +23,6 @@ fn three_to_one() {
     let sampled = sampled_three / (sampled_three + sampled_one);
     // Three standard deviations of a share of so many independent samples, and what the two clocks differ
     // by: a virtual CPU that is taken away between two ticks is in a process's own clock and in no sample.
-    // (Seen on a busy host: up to 0.035.)
     let deviation = (truth * (1.0 - truth) / (sampled_three + sampled_one)).sqrt();
     assert!(
         (sampled - truth).abs() <= 3.0 * deviation + 0.03,

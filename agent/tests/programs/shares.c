@@ -9,12 +9,15 @@
 
 FRAME int64_t burn_share(int64_t ms, int percent) {
     int64_t start = clock_nanoseconds(CLOCK_MONOTONIC), wall = 0, cpu = 0;
+    uint32_t random = (uint32_t)percent;
     for (; wall < ms * 1000000; wall = clock_nanoseconds(CLOCK_MONOTONIC) - start) {
         cpu = clock_nanoseconds(CLOCK_PROCESS_CPUTIME_ID);
         if (cpu * 100 < wall * percent) {
             some_arithmetic();
         } else {
-            struct timespec pause = {0, 500000};
+            // Pauses of one length keep step with the sampling clock: the other process then has the ticks.
+            random = random * 1664525u + 1013904223u;
+            struct timespec pause = {0, 200000 + random % 800000};
             nanosleep(&pause, NULL);
         }
     }
