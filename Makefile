@@ -47,6 +47,7 @@ lint:
 # too slow to be tested. Measured on two busy cores: 215 s to build the tests and 152 s to run them;
 # in the dev profile 600 s to run, and recordings lose samples because the agent cannot follow.
 test: export FLAMESTORM_REQUIRE_BPF = 1
+test: export FLAMESTORM_REQUIRE_BROWSER = 1
 test: setup-test lint build ## Format, clippy, docs, and all tests (kernel and end-to-end as well)
 	$(CARGO) test --release --workspace --quiet
 

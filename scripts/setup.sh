@@ -9,6 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 readonly LINKER_VERSION=0.10.2
+readonly DRIVER=psycopg2-binary==2.9.10
 # A directory of the project's own, so that nothing of the user's is replaced.
 readonly TOOLS="$PWD/target/tools"
 
@@ -17,8 +18,9 @@ readonly -A PACKAGES=(
     # A stable compiler with a precompiled `core` for BPF, beside rustup's; a linker and a C
     # compiler for the crates that have C in them.
     [build]="rustc-web libstd-rust-web-dev-bpf gcc libc6-dev"
-    # A stripped PostgreSQL, a browser for the pages, other kernels in an emulator.
-    [test]="postgresql-15 chromium qemu-system-x86 busybox-static binutils"
+    # A stripped PostgreSQL, a browser for the pages and what drives it, other kernels in an emulator; clients of
+    # PostgreSQL in namespaces of their own, in Python, and (its libraries) through a pooler.
+    [test]="postgresql-15 chromium chromium-driver qemu-system-x86 busybox-static binutils iproute2 util-linux python3-venv libc-ares2 libevent-2.1-7"
     # A reference profiler and a load generator.
     [bench]="linux-perf postgresql-15 procps"
 )
@@ -85,6 +87,38 @@ install_linker() {
     scripts/cargo.sh install bpf-linker --version "$LINKER_VERSION" --locked --quiet --root "$TOOLS"
 }
 
+# A connection pooler, unpacked only: installed, Debian's would run as a service.
+unpack_pooler() {
+    local target=$TOOLS/pgbouncer unpacking
+    [ ! -x "$target/usr/sbin/pgbouncer" ] || return 0
+    say "unpacking pgbouncer into $target"
+    mkdir -p "$TOOLS"
+    unpacking=$(mktemp -d "$TOOLS/unpacking.XXXXXX")
+    (
+        cd "$unpacking"
+        apt-get download -qq pgbouncer 2>/dev/null || {
+            as_root apt-get update -qq
+            apt-get download -qq pgbouncer
+        }
+        dpkg -x ./*.deb tree
+        rm -rf "$target"
+        mv tree "$target"
+    ) || die "pgbouncer could not be fetched"
+    rm -rf "$unpacking"
+}
+
+# Python's driver as its users have it: from PyPI, with a libpq of its own.
+install_driver() {
+    local target=$TOOLS/python
+    [ ! -e "$target/ready" ] || return 0
+    say "installing $DRIVER from PyPI into $target"
+    rm -rf "$target"
+    /usr/bin/python3 -m venv "$target"
+    "$target/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: "$DRIVER" ||
+        die "$DRIVER could not be installed"
+    touch "$target/ready"
+}
+
 # What `make lint` calls. A Rust of rustup's minimal profile has neither.
 install_components() {
     local component command missing=()
@@ -111,7 +145,12 @@ main() {
     # scripts/cargo.sh puts this directory on PATH, and so does this script to look for it.
     PATH="$TOOLS/bin:$PATH"
     case " $* " in *" build "*) install_linker ;; esac
-    case " $* " in *" test "*) install_components ;; esac
+    case " $* " in *" test "*)
+        install_components
+        unpack_pooler
+        install_driver
+        ;;
+    esac
 }
 
 main "$@"

@@ -49,10 +49,6 @@ pub static CLOCK: PerCpuArray<Clock> = PerCpuArray::with_max_entries(SLOTS, 0);
 #[map]
 pub static CACHE: Array<CacheSet> = Array::with_max_entries(CACHED_RULES / 2, 0);
 
-/// Changes whenever a block may have come to hold something else: what was cached before is void.
-#[map]
-pub static GENERATION: Array<u32> = Array::with_max_entries(1, 0);
-
 /// pid → address space.
 #[map]
 pub static PROCESSES: HashMap<u32, Space> = HashMap::with_max_entries(MAX_PROCESSES, 0);

@@ -54,12 +54,19 @@ pub struct Space {
     pub root: BlockId,
     /// Index levels above the leaves.
     pub depth: u32,
+    /// Number of this description; never 0. It is written once, and another has another number: what was found by it
+    /// may be remembered under its number.
+    pub number: u32,
     /// 1 + index of the PostgreSQL server that the process belongs to; 0: none.
     pub server: u32,
     /// Where its threads publish their trace context: offset of the variable `otel_thread_ctx_v1` from the
     /// thread pointer, bytes; 0: nowhere.
     pub trace_offset: i32,
+    /// Unused, zero.
+    pub padding: u32,
 }
+
+const _: () = assert!(size_of::<Space>() == 32);
 
 /// What the kernel does with an address in a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,8 +17,7 @@ use aya_ebpf::helpers::{bpf_get_current_task, bpf_loop, generated::bpf_probe_rea
 use crate::{
     lifecycle::field,
     maps::{
-        CACHE, GENERATION, PROCESSES, SEGMENTS, TASK_FLAGS, TASK_IN_EXECVE, TASK_IN_EXECVE_MASK,
-        TASK_MM, WALK,
+        CACHE, PROCESSES, SEGMENTS, TASK_FLAGS, TASK_IN_EXECVE, TASK_IN_EXECVE_MASK, TASK_MM, WALK,
     },
 };
 
@@ -53,12 +52,11 @@ pub struct Walk {
     pub space: Space,
     /// The mapping that was looked for last; the next address is often in the same, in the next sample too.
     mapping: Mapping,
-    /// The address space and the [`GENERATION`] in which it was found.
-    mapping_of: (BlockId, u32),
+    /// [`Space::number`] of the address space in which it was found.
+    mapping_of: u32,
     /// The current frame's rule.
     rule: Rule,
     frame_pointers: u32,
-    generation: u32,
     /// Hash of the user frames.
     pub hash: u64,
     /// What is sent.
@@ -111,10 +109,9 @@ const SETS_OF_SPACE: u32 = 128;
 pub struct CachedRule {
     /// The address that was looked up.
     ip: u64,
-    /// The address space in which.
-    root: BlockId,
-    /// Its [`GENERATION`]; 0 is none.
-    generation: u32,
+    /// [`Space::number`] of the address space in which; 0 is none.
+    space: u32,
+    padding: u32,
     rule: Rule,
 }
 
@@ -174,9 +171,8 @@ fn walk_up<const SLOT: u32>(walk: &mut Walk) {
             return;
         }
     }
-    walk.generation = GENERATION.get(0).copied().unwrap_or(0).wrapping_add(1);
-    if walk.mapping_of != (walk.space.root, walk.generation) {
-        walk.mapping_of = (walk.space.root, walk.generation);
+    if walk.mapping_of != walk.space.number {
+        walk.mapping_of = walk.space.number;
         walk.mapping.start = 0;
         walk.mapping.end = 0;
     }
@@ -239,8 +235,8 @@ fn next<const SLOT: u32>(walk: &mut Walk) -> Option<Outcome> {
             cached[1] = cached[0];
             cached[0] = CachedRule {
                 ip,
-                root: walk.space.root,
-                generation: walk.generation,
+                space: walk.space.number,
+                padding: 0,
                 rule: walk.rule,
             };
         }
@@ -273,14 +269,14 @@ fn next<const SLOT: u32>(walk: &mut Walk) -> Option<Outcome> {
 fn cache_set<const SLOT: u32>(walk: &Walk, ip: u64) -> u32 {
     const SPACES: u32 = CACHED_RULES / 2 / SETS_OF_SPACE;
     let set = ip.wrapping_mul(FIBONACCI) >> (64 - SETS_OF_SPACE.ilog2());
-    let space = u64::from(walk.space.root).wrapping_mul(FIBONACCI) >> (64 - SPACES.ilog2());
+    let space = u64::from(walk.space.number).wrapping_mul(FIBONACCI) >> (64 - SPACES.ilog2());
     let slot = walk.record.header.cpu * SLOTS + SLOT;
     (slot * SPACES + space as u32) * SETS_OF_SPACE + set as u32
 }
 
 #[inline(always)]
 fn is_rule_of(cached: &CachedRule, walk: &Walk, ip: u64) -> bool {
-    cached.ip == ip && cached.root == walk.space.root && cached.generation == walk.generation
+    cached.ip == ip && cached.space == walk.space.number
 }
 
 /// Finds the rule for `ip`: first its mapping, then the row in the mapping's table.

@@ -84,7 +84,7 @@ pub struct Record {
     #[arg(long, value_name = "TEXT", default_value = "normalized")]
     pub query_text: QueryText,
     /// Stacks that each CPU may take in one second where programs send to PostgreSQL; beyond it chance
-    /// chooses, and the other callers are not known. 0: callers are not looked for, and system calls cost
+    /// chooses, and the other callers are not known. 0: callers are not looked for, and sends cost
     /// nothing more than without a recording
     #[arg(long, value_name = "NUMBER", default_value_t = session::CALLER_STACKS_PER_SECOND,
           value_parser = clap::value_parser!(u32).range(0..=1_000_000))]

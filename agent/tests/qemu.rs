@@ -13,7 +13,7 @@ use std::{
     process::Command,
 };
 
-use common::{Finished, Profile, Summary, Workshop, start};
+use common::{Cluster, Finished, Profile, Summary, Workshop, start};
 
 fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/qemu.sh")
@@ -43,7 +43,8 @@ fn image(kernel: &str) -> Result<String, String> {
 }
 
 /// Runs a shell command under a kernel with the agent in its path and `files` in its root
-/// directory. `None`: there is no such kernel here, which has been said.
+/// directory, or where they are here if they are system files. `None`: there is no such kernel here, which has been
+/// said.
 fn under(kernel: &str, files: &[&Path], shell: &str) -> Option<Finished> {
     let image = match image(kernel) {
         Ok(image) => image,
@@ -59,10 +60,15 @@ fn under(kernel: &str, files: &[&Path], shell: &str) -> Option<Finished> {
     command.args(["--file", agent]);
     for file in files {
         let name = file.file_name().expect("a file").to_string_lossy();
+        let target = match file.starts_with("/usr") {
+            true => file.display().to_string(),
+            false => format!("/{name}"),
+        };
         command
             .arg("--file")
-            .arg(format!("{}:/{name}", file.display()));
+            .arg(format!("{}:{target}", file.display()));
     }
+    command.args(["--memory", "1024", "--seconds", "300"]);
     command.args([&image, "--", "sh", "-c", shell]);
     Some(start(command).finish())
 }
@@ -126,4 +132,86 @@ fn linux_6_1() {
 #[test]
 fn linux_6_12() {
     check("6.12");
+}
+
+/// A PostgreSQL and its clients in a guest: each statement of either connection has its own function above it.
+fn check_callers(kernel: &str) {
+    let Some(cluster) = Cluster::start("") else {
+        return;
+    };
+    cluster.control("stop");
+    let workshop = Workshop::new();
+    let client = workshop.cc("two_queries.c", "two_queries", &["-static"]);
+    let postgres = PathBuf::from(cluster.command("postgres").get_program());
+    let archive = workshop.path().join("server.tgz");
+    pack(&archive, &cluster, &postgres);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/guest_server.sh");
+    let shell = format!("sh /guest_server.sh {}", postgres.display());
+    let files = [&archive, &client, &script, &postgres].map(PathBuf::as_path);
+    let Some(finished) = under(kernel, &files, &shell) else {
+        return;
+    };
+    assert_eq!(finished.code(), 0, "{finished:#?}");
+    let part = |name: &str| {
+        let parts = finished.stdout.split("--- ");
+        let mut parts = parts.filter_map(|part| part.strip_prefix(name)?.strip_prefix('\n'));
+        parts
+            .next()
+            .unwrap_or_else(|| panic!("no {name}: {finished:#?}"))
+    };
+    // These kernels have no tracepoint for it.
+    assert!(
+        part("doctor").contains("functions tcp_sendmsg, sock_def_readable"),
+        "{finished:#?}"
+    );
+    let summary = Summary::parse(part("summary"));
+    assert_eq!(summary.lost(), 0.0);
+    for socket in ["by_unix", "by_tcp"] {
+        let profile = Profile::parse(part(socket).trim());
+        for (function, other, text) in [
+            ("ask_heavy", "ask_light", "AS heavy"),
+            ("ask_light", "ask_heavy", "AS light"),
+        ] {
+            let asked = profile.filtered(|stack| stack.user().any(|frame| frame.contains(text)));
+            assert!(asked.total() > 20, "{socket}, {text}: {profile}");
+            asked.assert_share(1.0, "nobody else's", |stack| !stack.has(other));
+            asked.assert_share(0.95, "its own function's", |stack| stack.has(function));
+        }
+    }
+}
+
+/// Packs the server's data and what it reads of its share directory, as they are to lie in the guest.
+fn pack(archive: &Path, cluster: &Cluster, postgres: &Path) {
+    let version = postgres.ancestors().nth(2).and_then(Path::file_name);
+    let version = version.expect("/usr/lib/postgresql/VERSION/bin/postgres");
+    let share = Path::new("usr/share/postgresql").join(version);
+    let status = Command::new("tar")
+        .arg("--create")
+        .arg("--gzip")
+        .arg("--file")
+        .arg(archive)
+        .args(["--transform", "s,^data,tmp/data,"])
+        .args(["--directory", "/"])
+        .arg(share.join("timezonesets"))
+        .arg("usr/share/zoneinfo/Etc/UTC")
+        .arg("usr/share/zoneinfo/UTC")
+        .arg("usr/lib/locale/C.utf8")
+        .arg("--directory")
+        .arg(cluster.path())
+        .arg("data")
+        .status()
+        .expect("tar");
+    assert!(status.success(), "tar: {status}");
+}
+
+/// Debian 12's own kernel.
+#[test]
+fn callers_on_linux_6_1() {
+    check_callers("6.1");
+}
+
+/// Debian 13's kernel.
+#[test]
+fn callers_on_linux_6_12() {
+    check_callers("6.12");
 }

@@ -1,14 +1,15 @@
-//! The catalogue: realistic products, generated inside the database.
+//! The catalogue and its trade: realistic products, customers, orders and stock, generated inside
+//! the database.
 //!
-//! The same size and seed give the same products. Common words (`wireless`) stand in many
+//! The same size and seed give the same shop. Common words (`wireless`) stand in many
 //! descriptions, so that a search for them ends early; the [`RARE_WORDS`] stand in none to three,
 //! so that a search for them reads everything.
 
 use sqlx::{Connection, PgConnection, PgPool};
 
-/// Grows with every change of the words or of the statement, so that an older catalogue is
+/// Grows with every change of the words or of the statements, so that an older catalogue is
 /// replaced.
-const GENERATION: i32 = 1;
+const GENERATION: i32 = 2;
 
 /// The advisory lock that only one filling process holds: "catalog" in ASCII.
 const FILL_LOCK: i64 = 0x63_61_74_61_6c_6f_67;
@@ -99,6 +100,16 @@ pub enum Outcome {
 }
 
 impl Catalogue {
+    /// How many customers the shop has: their ids are 1 to this.
+    pub fn customers(self) -> u32 {
+        (self.products / 20).max(1)
+    }
+
+    /// How many orders were generated; visitors place more.
+    pub fn orders(self) -> u32 {
+        (self.products / 4).max(1)
+    }
+
     /// Makes the database hold exactly this catalogue. Any number of processes may call this
     /// at once: one fills, the others wait and find it done. A killed one leaves what was there.
     pub async fn ensure(self, pool: &PgPool) -> Result<Outcome, sqlx::Error> {
@@ -114,7 +125,7 @@ impl Catalogue {
         self.fill(&mut transaction).await?;
         transaction.commit().await?;
         // Marks all rows visible, so that the first searches do not write.
-        sqlx::raw_sql("VACUUM products")
+        sqlx::raw_sql("VACUUM products, orders, order_items, stock")
             .execute(&mut *connection)
             .await?;
         Ok(Outcome::Filled)
@@ -149,9 +160,16 @@ impl Catalogue {
     }
 
     async fn fill(self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-        sqlx::raw_sql("TRUNCATE products")
+        // With the search's index a fill takes ten times as long. A new catalogue begins without.
+        sqlx::raw_sql("DROP INDEX IF EXISTS products_description_trgm")
             .execute(&mut *connection)
             .await?;
+        sqlx::raw_sql(
+            "TRUNCATE products, customers, orders, order_items, stock, reservations \
+             RESTART IDENTITY",
+        )
+        .execute(&mut *connection)
+        .await?;
         sqlx::raw_sql(include_str!("catalogue/vocabulary.sql"))
             .execute(&mut *connection)
             .await?;
@@ -161,6 +179,7 @@ impl Catalogue {
             .bind(RARE_WORDS.as_slice())
             .execute(&mut *connection)
             .await?;
+        self.fill_trade(connection).await?;
         sqlx::query(
             "INSERT INTO catalogue (products, seed, generation) VALUES ($1, $2, $3) \
              ON CONFLICT (only_row) DO UPDATE SET products = excluded.products, \
@@ -171,7 +190,23 @@ impl Catalogue {
         .bind(GENERATION)
         .execute(&mut *connection)
         .await?;
-        sqlx::raw_sql("ANALYZE products")
+        sqlx::raw_sql("ANALYZE products, customers, orders, order_items, stock")
+            .execute(connection)
+            .await?;
+        Ok(())
+    }
+
+    /// Customers, orders and stock for the products that are there.
+    async fn fill_trade(self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        sqlx::query(include_str!("catalogue/trade.sql"))
+            .bind(i64::from(self.products))
+            .bind(self.seed)
+            .bind(i64::from(self.customers()))
+            .bind(i64::from(self.orders()))
+            .execute(&mut *connection)
+            .await?;
+        // The orders came with their numbers: the next one goes on from there.
+        sqlx::raw_sql("SELECT setval(pg_get_serial_sequence('orders', 'id'), max(id)) FROM orders")
             .execute(connection)
             .await?;
         Ok(())

@@ -13,9 +13,27 @@ use std::time::Duration;
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getppid};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
+
+/// A child that did not become ready.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadyError {
+    /// It could not be started or waited for.
+    #[error(transparent)]
+    Failed(#[from] std::io::Error),
+    /// It ended before.
+    #[error("{0}")]
+    Ended(ExitStatus),
+    /// It took too long.
+    #[error("not ready after {} s", .0.as_secs())]
+    Slow(Duration),
+    /// It was asked for a second time.
+    #[error("its output is not ours")]
+    NoOutput,
+}
 
 /// A child in a process group of its own, so that Ctrl-C reaches us alone and we end it in order.
 #[derive(Debug)]
@@ -46,6 +64,26 @@ impl Process {
     /// The child itself, for its pipes.
     pub fn child(&mut self) -> &mut Child {
         &mut self.child
+    }
+
+    /// Waits for the line on its standard output (a pipe of ours) that starts with `prefix`, and
+    /// gives the rest of it.
+    pub async fn ready(&mut self, prefix: &str, patience: Duration) -> Result<String, ReadyError> {
+        let stdout = self.child.stdout.take().ok_or(ReadyError::NoOutput)?;
+        let mut lines = BufReader::new(stdout).lines();
+        let find = async {
+            while let Ok(Some(line)) = lines.next_line().await {
+                if let Some(rest) = line.strip_prefix(prefix) {
+                    return Some(rest.to_owned());
+                }
+            }
+            None
+        };
+        match tokio::time::timeout(patience, find).await {
+            Ok(Some(rest)) => Ok(rest),
+            Ok(None) => Err(ReadyError::Ended(self.wait().await?)),
+            Err(_) => Err(ReadyError::Slow(patience)),
+        }
     }
 
     /// Waits for the child to end by itself.

@@ -1,20 +1,24 @@
 //! Arguments as they are typed, and the commands that they become.
 
+mod all;
+mod index;
+mod service;
+
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
-use tracing_subscriber::EnvFilter;
 use workload::catalogue::{Catalogue, MAX_PRODUCTS};
-use workload::db::Database;
-use workload::serve::Listener;
-use workload::services::product;
+use workload::telemetry::{Lines, terminal};
 use workload::user::Account;
 use workload::{child, demo, postgres};
+
+use all::All;
+use index::Index;
+use service::{GatewayService, Inventory, Order, Product};
 
 /// A shop on a real PostgreSQL whose product search has no index.
 #[derive(Debug, Parser)]
@@ -26,8 +30,18 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The product service: search, products, health, and its own profile
+    /// The gateway: the shop's API and its pages, in front of the three services
+    Gateway(GatewayService),
+    /// The product service: the catalogue and its search, health, and its own profile
     Product(Product),
+    /// The order service: orders, their history, and what is popular
+    Order(Order),
+    /// The inventory service: stock and reservations
+    Inventory(Inventory),
+    /// The whole shop: PostgreSQL, and one process per service, until Ctrl-C
+    All(All),
+    /// The fix: make or drop the index that the search lacks
+    Index(Index),
     /// A private PostgreSQL, until Ctrl-C; prints its DATABASE_URL when it is ready
     Postgres(Postgres),
     /// Everything at once: PostgreSQL, the shop, searches, and a recording of it all
@@ -35,12 +49,33 @@ enum Command {
 }
 
 impl Command {
-    fn is_child(&self) -> bool {
+    /// Services start telemetry, which has the log.
+    fn is_service(&self) -> bool {
+        matches!(
+            self,
+            Self::Gateway(_) | Self::Product(_) | Self::Order(_) | Self::Inventory(_)
+        )
+    }
+
+    fn lines(&self) -> Lines {
         match self {
-            Self::Product(product) => product.with_parent,
-            Self::Postgres(postgres) => postgres.with_parent,
-            Self::Demo(_) => false,
+            Self::Gateway(service) => service.lines(),
+            Self::Product(service) => service.lines(),
+            Self::Order(service) => service.lines(),
+            Self::Inventory(service) => service.lines(),
+            Self::All(all) => lines(all.with_parent),
+            Self::Postgres(postgres) => lines(postgres.with_parent),
+            Self::Index(_) | Self::Demo(_) => Lines::Timed,
         }
+    }
+}
+
+/// A child's lines stand among its parent's, which tell the time.
+fn lines(is_child: bool) -> Lines {
+    if is_child {
+        Lines::Untimed
+    } else {
+        Lines::Timed
     }
 }
 
@@ -61,27 +96,6 @@ impl Shop {
             seed: self.seed,
         }
     }
-}
-
-#[derive(Debug, Args)]
-struct Product {
-    /// The port to listen on; 0 takes any free one
-    #[arg(long, default_value_t = 8014)]
-    port: u16,
-    /// The address to listen on
-    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
-    bind: IpAddr,
-    /// The shop's database: postgresql://user:password@host:port/productcatalog
-    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
-    database_url: String,
-    #[command(flatten)]
-    shop: Shop,
-    /// End when standard input closes, which it does when the parent has gone
-    #[arg(long, hide = true)]
-    with_parent: bool,
-    /// When called by root, become this user
-    #[arg(long)]
-    user: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -127,7 +141,7 @@ struct Demo {
     /// Where to put the pictures
     #[arg(long, default_value = "flamegraphs")]
     output_dir: PathBuf,
-    /// A PostgreSQL of your own, instead of a private one; its table `products` is replaced
+    /// A PostgreSQL of your own, instead of a private one; the tables of the shop are replaced
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     database_url: Option<String>,
     #[command(flatten)]
@@ -147,18 +161,8 @@ impl Arguments {
             Command::Demo(_) => "warn",
             _ => "info,sqlx=warn",
         };
-        let filter =
-            EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_level));
-        let log = tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_writer(std::io::stderr)
-            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-            .with_target(false);
-        if self.command.is_child() {
-            // Its lines stand among the parent's, which tell the time.
-            log.without_time().init();
-        } else {
-            log.init();
+        if !self.command.is_service() {
+            terminal::start(self.command.lines(), default_level);
         }
         match run(self.command) {
             Ok(()) => ExitCode::SUCCESS,
@@ -183,7 +187,12 @@ fn explain(error: &anyhow::Error) -> String {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Gateway(arguments) => arguments.run(),
         Command::Product(arguments) => arguments.run(),
+        Command::Order(arguments) => arguments.run(),
+        Command::Inventory(arguments) => arguments.run(),
+        Command::All(arguments) => arguments.run(),
+        Command::Index(arguments) => arguments.run(),
         Command::Postgres(arguments) => arguments.run(),
         Command::Demo(arguments) => arguments.run(),
     }
@@ -196,38 +205,6 @@ fn runtime(name: &str) -> anyhow::Result<Runtime> {
         .enable_all()
         .build()
         .context("cannot start the runtime")
-}
-
-impl Product {
-    fn run(self) -> anyhow::Result<()> {
-        if let Some(user) = &self.user {
-            Account::unprivileged(Some(user))?.become_it()?;
-        }
-        let runtime = runtime("workload")?;
-        runtime.block_on(self.serve())
-    }
-
-    async fn serve(self) -> anyhow::Result<()> {
-        let listener = Listener::bind(SocketAddr::new(self.bind, self.port))?;
-        let database = Database::from_url(&self.database_url)?;
-        let setup = database.connect().await?;
-        database.migrate(&setup).await?;
-        let outcome = self.shop.catalogue().ensure(&setup).await;
-        outcome.context("cannot fill the catalogue")?;
-        setup.close().await;
-        let pool = database.pool(product::NAME).await?;
-        let app = product::router(pool.clone());
-        announce(&format!("listening on http://{}", listener.address()));
-        let with_parent = self.with_parent;
-        let stop = async move {
-            if let Err(error) = child::told_to_stop(with_parent).await {
-                tracing::error!(%error, "no signal can be received: stopping");
-            }
-        };
-        listener.serve(app, stop).await?;
-        pool.close().await;
-        Ok(())
-    }
 }
 
 /// Says on standard output what a parent waits for. A parent that has gone will be noticed by

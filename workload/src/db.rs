@@ -1,14 +1,18 @@
-//! The database `productcatalog`: the pool, the migrations, and what its errors mean to a client.
+//! The database `productcatalog`: pools, migrations, statements, and what their failures mean to a
+//! client.
+
+mod failure;
+mod pool;
 
 use std::time::Duration;
 
-use axum::http::StatusCode;
-use serde::Serialize;
-use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions, PgPool, Postgres};
+use sqlx::{ConnectOptions, PgPool};
 
-use crate::problem::Problem;
+pub use failure::Failure;
+pub use pool::{Connection, Pool, PoolHealth, QueryCounts, Statement, acquire, run, run_on};
+
+use crate::telemetry::database::Target;
 
 /// The database that all services of the shop share.
 pub const DATABASE: &str = "productcatalog";
@@ -22,6 +26,15 @@ pub const STATEMENT_TIMEOUT: Duration = Duration::from_millis(3200);
 /// A request gives up waiting for a connection after this long: a little less than a statement
 /// may take, so that an emptied pool shows as itself and not as a slow answer.
 pub const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What control connections are called after the name of their service.
+pub const CONTROL_SUFFIX: &str = " (control)";
+
+/// One for what takes long (an index), one for questions meanwhile.
+const CONTROL_MAX: u32 = 2;
+
+/// A control connection that nobody needs is closed after this long.
+const CONTROL_IDLE: Duration = Duration::from_secs(30);
 
 /// A database that cannot be used at all.
 #[derive(Debug, thiserror::Error)]
@@ -93,19 +106,37 @@ impl Database {
     /// A service's pool: bounded, impatient, and with the server's own limit on a statement.
     /// One connection is made at once, so that a wrong URL is an error now and not at the first
     /// request.
-    pub async fn pool(&self, application: &str) -> Result<PgPool, DbError> {
+    pub async fn pool(&self, service: &'static str) -> Result<Pool, DbError> {
         let timeout = STATEMENT_TIMEOUT.as_millis().to_string();
-        let options = self
-            .options
-            .clone()
-            .application_name(application)
-            .options([("statement_timeout", timeout.as_str())]);
-        PgPoolOptions::new()
+        let options = self.options.clone().application_name(service).options([
+            ("statement_timeout", timeout.as_str()),
+            // What a search costs depends on its words: a plan made for any word suits none.
+            ("plan_cache_mode", "force_custom_plan"),
+        ]);
+        let pool = PgPoolOptions::new()
             .max_connections(POOL_MAX)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .connect_with(options)
             .await
-            .map_err(|source| self.cannot_connect(source))
+            .map_err(|source| self.cannot_connect(source))?;
+        Ok(Pool::new(pool, service, self.target()))
+    }
+
+    /// Connections beside a service's pool, made when they are needed: for questions and actions
+    /// that must not stand in the queue that they are about.
+    pub fn control(&self, service: &str) -> PgPool {
+        let application = format!("{service}{CONTROL_SUFFIX}");
+        PgPoolOptions::new()
+            .max_connections(CONTROL_MAX)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .idle_timeout(CONTROL_IDLE)
+            .connect_lazy_with(self.options.clone().application_name(&application))
+    }
+
+    /// The database as telemetry names it.
+    fn target(&self) -> Target {
+        let database = self.options.get_database().unwrap_or(DATABASE);
+        Target::new(database, self.options.get_host(), self.options.get_port())
     }
 
     /// One connection without a statement timeout, for migrations and the catalogue. Closing
@@ -139,97 +170,6 @@ impl Database {
     }
 }
 
-/// How full a pool is.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct PoolHealth {
-    /// Connections that a request holds now.
-    pub active: u32,
-    /// Connections that the pool may open.
-    pub max: u32,
-    /// `active` of `max`, in percent.
-    pub utilization_percent: f64,
-}
-
-impl PoolHealth {
-    /// Reads the pool's state now.
-    pub fn of(pool: &PgPool) -> Self {
-        let max = pool.options().get_max_connections();
-        let idle = u32::try_from(pool.num_idle()).unwrap_or(u32::MAX);
-        let active = pool.size().saturating_sub(idle);
-        Self {
-            active,
-            max,
-            utilization_percent: f64::from(active) * 100.0 / f64::from(max.max(1)),
-        }
-    }
-
-    fn is_exhausted(&self) -> bool {
-        self.active >= self.max
-    }
-}
-
-/// A connection for one request. Giving up has two causes that a client should tell apart: the
-/// others hold all connections, or the server gives none.
-pub async fn acquire(pool: &PgPool) -> Result<PoolConnection<Postgres>, Problem> {
-    match pool.acquire().await {
-        Err(sqlx::Error::PoolTimedOut) if PoolHealth::of(pool).is_exhausted() => {
-            tracing::warn!(code = POOL_EXHAUSTED, max = POOL_MAX, "no connection");
-            Err(Problem::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                POOL_EXHAUSTED,
-                "all database connections are busy; try again later",
-            ))
-        }
-        acquired => Ok(acquired?),
-    }
-}
-
-/// The code of a request that waited for a connection in vain while others held them all.
-const POOL_EXHAUSTED: &str = "pool_exhausted";
-
-/// SQLSTATE `query_canceled`: here always the statement timeout.
-const QUERY_CANCELED: &str = "57014";
-
-impl From<sqlx::Error> for Problem {
-    /// Logs the whole error and tells the client only its kind.
-    fn from(error: sqlx::Error) -> Self {
-        let unavailable = StatusCode::SERVICE_UNAVAILABLE;
-        let problem = match &error {
-            sqlx::Error::Database(db) if db.code().as_deref() == Some(QUERY_CANCELED) => Self::new(
-                unavailable,
-                "statement_timeout",
-                "the database took too long; try again later",
-            ),
-            sqlx::Error::Io(_)
-            | sqlx::Error::PoolTimedOut
-            | sqlx::Error::PoolClosed
-            | sqlx::Error::WorkerCrashed => Self::new(
-                unavailable,
-                "database_unreachable",
-                "the database cannot be reached; try again later",
-            ),
-            sqlx::Error::Database(db) if is_shutting_down(db.code().as_deref()) => Self::new(
-                unavailable,
-                "database_unreachable",
-                "the database is restarting; try again later",
-            ),
-            _ => Self::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "database_error",
-                "the database could not answer",
-            ),
-        };
-        tracing::warn!(code = problem.code, %error, "database error");
-        problem
-    }
-}
-
-/// SQLSTATE class 57P (operator intervention: shutting down, starting up) and 53300 (too many
-/// connections): the server is there, but not for us, now.
-fn is_shutting_down(code: Option<&str>) -> bool {
-    code.is_some_and(|code| code.starts_with("57P") || code == "53300")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,18 +189,5 @@ mod tests {
             let error = Database::from_url(url).unwrap_err().to_string();
             assert!(error.contains("postgresql://"), "{error}");
         }
-    }
-
-    /// Each cause has its own code, and the driver's text stays inside.
-    #[test]
-    fn errors_keep_their_text_to_themselves() {
-        let problem = Problem::from(sqlx::Error::PoolTimedOut);
-        assert_eq!(problem.code, "database_unreachable");
-        assert_eq!(problem.status(), StatusCode::SERVICE_UNAVAILABLE);
-
-        let secret = "relation \"secret_table\" does not exist";
-        let problem = Problem::from(sqlx::Error::Protocol(secret.to_owned()));
-        assert_eq!(problem.status(), StatusCode::INTERNAL_SERVER_ERROR);
-        assert!(!problem.detail.contains("secret"));
     }
 }

@@ -1,18 +1,26 @@
 //! The demo workload: a shop whose product search has no index, on a real PostgreSQL.
 //!
 //! - [`services`]: the shop's HTTP services, each with its routes and its queries;
-//! - [`db`]: the pool, the migrations, and what a database error means;
-//! - [`catalogue`]: the products, generated inside the database;
+//! - [`db`]: pools, migrations, statements, and what their failures mean;
+//! - [`catalogue`]: products, customers, orders and stock, generated inside the database;
+//! - [`simulate`]: what the demo does to a service on purpose; [`index`]: the fix;
+//! - [`supervise`]: the whole shop, one process per service;
 //! - [`postgres`]: a private PostgreSQL that never outlives the process that asked for it;
+//! - [`telemetry`]: traces, metrics and logs;
 //! - [`demo`]: one command that starts all of it, records it with the agent, and reports.
 
 pub mod catalogue;
 pub mod child;
 pub mod db;
 pub mod demo;
+pub mod index;
+pub mod live;
 pub mod postgres;
 pub mod problem;
 pub mod profiling;
 pub mod serve;
 pub mod services;
+pub mod simulate;
+pub mod supervise;
+pub mod telemetry;
 pub mod user;

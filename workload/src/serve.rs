@@ -6,6 +6,9 @@ use std::time::Duration;
 use axum::Router;
 use axum_server::Handle;
 
+/// What precedes the address on the line by which a service says that it is ready.
+pub const LISTENING: &str = "listening on ";
+
 /// A client that has not sent its request's head after this long is cut off.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 

@@ -11,6 +11,9 @@ use workload::db::Database;
 /// same on every version of PostgreSQL.
 const DIGEST: &str = "db844ff7784cc7439cefec868f1e992d";
 
+/// The same of the trade of 2,000 products by seed 1.
+const TRADE_DIGEST: &str = "0748691e37d6b73dbd71018b566aee4d";
+
 async fn setup(url: &str) -> PgPool {
     let database = Database::from_url(url).unwrap();
     let pool = database.connect().await.unwrap();
@@ -78,6 +81,73 @@ async fn the_catalogue_is_deterministic() {
 
     assert_eq!(first.ensure(&pool).await.unwrap(), Outcome::Filled);
     assert_eq!(digest(&pool).await, DIGEST);
+}
+
+/// Customers, orders and stock belong to the catalogue: as deterministic, as large as it says, and
+/// distributed as in a shop.
+#[tokio::test]
+async fn the_trade_is_deterministic() {
+    let pool = setup(&common::database().await).await;
+    let digest = async || -> String {
+        sqlx::query_scalar(
+            "SELECT md5(concat( \
+                 (SELECT string_agg(c::text, '|' ORDER BY id) FROM customers c), \
+                 (SELECT string_agg(concat_ws(',', id, customer_id, status, \
+                                              extract(epoch FROM ordered_at)), '|' ORDER BY id) \
+                  FROM orders), \
+                 (SELECT string_agg(i::text, '|' ORDER BY order_id, line) FROM order_items i), \
+                 (SELECT string_agg(s::text, '|' ORDER BY product_id) FROM stock s)))",
+        )
+        .fetch_one(&pool)
+        .await
+        .unwrap()
+    };
+    let catalogue = |seed| Catalogue {
+        products: 2000,
+        seed,
+    };
+    catalogue(1).ensure(&pool).await.unwrap();
+    let first = digest().await;
+    assert_eq!(first, TRADE_DIGEST);
+    catalogue(2).ensure(&pool).await.unwrap();
+    assert_ne!(digest().await, first);
+    // What visitors left is gone with the old catalogue.
+    for visit in [
+        "INSERT INTO orders (customer_id) VALUES (1)",
+        "INSERT INTO reservations (product_id, quantity) VALUES (1, 1)",
+    ] {
+        sqlx::query(visit).execute(&pool).await.unwrap();
+    }
+    catalogue(1).ensure(&pool).await.unwrap();
+    assert_eq!(digest().await, first);
+    let next: i64 = sqlx::query_scalar("INSERT INTO orders (customer_id) VALUES (1) RETURNING id")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!(next, i64::from(catalogue(1).orders()) + 1);
+
+    let counts: (i64, i64, i64, i64) = sqlx::query_as(
+        "SELECT (SELECT count(*) FROM customers), (SELECT max(id) FROM customers), \
+                (SELECT count(*) FROM stock), (SELECT count(*) FROM reservations)",
+    )
+    .fetch_one(&pool)
+    .await
+    .unwrap();
+    let customers = i64::from(catalogue(1).customers());
+    assert_eq!(counts, (customers, customers, 2000, 0));
+    // A tenth of the products makes a third of the sales, and a part of them runs low.
+    let (best, all, low): (i64, i64, i64) = sqlx::query_as(
+        "WITH sold AS (SELECT product_id, sum(quantity) AS units FROM order_items GROUP BY 1) \
+         SELECT (SELECT sum(units)::bigint FROM (SELECT units FROM sold \
+                 ORDER BY units DESC LIMIT 200) AS b), \
+                (SELECT sum(units)::bigint FROM sold), \
+                (SELECT count(*) FROM stock WHERE on_hand - reserved < reorder_level)",
+    )
+    .fetch_one(&pool)
+    .await
+    .unwrap();
+    assert!(best * 3 > all, "{best} of {all}");
+    assert!((200..600).contains(&low), "{low} run low");
 }
 
 /// Products that somebody removed are noticed.

@@ -61,7 +61,7 @@ fn the_demo_shows_the_search() {
     );
     let line = function["line"].as_i64().unwrap();
     assert!(lines_of_function().contains(&line), "{function}");
-    assert_eq!(function["service"], "workload");
+    assert_eq!(function["service"], "product-service");
 
     // Nearly every sample of PostgreSQL's backends has its query and who asked.
     let attribution = &report["attribution"];

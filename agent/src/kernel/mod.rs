@@ -131,7 +131,6 @@ pub struct Kernel {
     targets: HashMap<MapData, u32, u8>,
     target_names: HashMap<MapData, [u8; 16], u8>,
     counts: PerCpuArray<MapData, u64>,
-    generation: Array<MapData, u32>,
     servers: Array<MapData, Plain<Server>>,
     server_ports: Array<MapData, u64>,
     wall_offset: Array<MapData, i64>,
@@ -197,7 +196,6 @@ impl Kernel {
             targets: take(&mut ebpf, "TARGETS")?,
             target_names: take(&mut ebpf, "TARGET_NAMES")?,
             counts: take(&mut ebpf, "COUNTS")?,
-            generation: take(&mut ebpf, "GENERATION")?,
             servers: take(&mut ebpf, "SERVERS")?,
             server_ports: take(&mut ebpf, "SERVER_PORTS")?,
             wall_offset: take(&mut ebpf, "WALL_OFFSET")?,
@@ -376,16 +374,6 @@ impl Kernel {
         self.segments[segment as usize]
             .set(id % SEGMENT_BLOCKS, Plain(*block), 0)
             .map_err(in_map("SEGMENTS"))
-    }
-
-    /// Makes the kernel forget the rules that it remembers: blocks will come to hold something else.
-    ///
-    /// # Errors
-    /// The map cannot be written.
-    pub fn set_generation(&mut self, generation: u32) -> Result<(), Error> {
-        self.generation
-            .set(0, generation, 0)
-            .map_err(in_map("GENERATION"))
     }
 
     /// Tells the kernel the address space of a process.

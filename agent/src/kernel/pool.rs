@@ -42,10 +42,8 @@ impl BlockPool {
         }
     }
 
-    /// Every event before `time` has been seen: what was given back before it is free. True when
-    /// there was something.
-    pub fn settle(&mut self, time: u64) -> bool {
-        let before = self.free.len();
+    /// Every event before `time` has been seen: what was given back before it is free.
+    pub fn settle(&mut self, time: u64) {
         while let Some((retired, _)) = self.resting.front() {
             if *retired >= time {
                 break;
@@ -54,7 +52,6 @@ impl BlockPool {
                 self.free.extend(blocks);
             }
         }
-        self.free.len() > before
     }
 
     /// Blocks in use or resting.

@@ -1,6 +1,6 @@
 //! The thread that compiles tables, and the queue before it.
 
-use std::{sync::mpsc, thread};
+use std::{sync::mpsc, thread, time::Instant};
 
 use super::{
     cost::go_first,
@@ -43,8 +43,17 @@ impl Compiler {
         let (finished, done) = mpsc::channel();
         thread::spawn(move || {
             go_first();
-            for job in in_order(todo) {
-                if finished.send((job.id, compile(&job.image))).is_err() {
+            let mut queue = Queue::new(todo);
+            while let Some(Job { id, image, urgency }) = queue.next() {
+                let start = Instant::now();
+                let table = compile(&image);
+                let (bytes, took) = (image.bytes().len(), start.elapsed());
+                log::debug!(
+                    "object {}: {bytes} bytes, {urgency:?}, table made in {took:?}",
+                    id.0
+                );
+                queue.forget(id);
+                if finished.send((id, table)).is_err() {
                     break;
                 }
             }
@@ -64,24 +73,38 @@ impl Compiler {
     }
 }
 
-/// The jobs that have come: what is wanted before what may be, and the shortest first, so that most programs do
-/// not wait for the tables of the few large ones.
-fn in_order(jobs: mpsc::Receiver<Job>) -> impl Iterator<Item = Job> {
-    let mut waiting: Vec<Job> = Vec::new();
-    std::iter::from_fn(move || {
-        if waiting.is_empty() {
-            waiting.push(jobs.recv().ok()?);
+/// The jobs that have come.
+struct Queue {
+    todo: mpsc::Receiver<Job>,
+    waiting: Vec<Job>,
+}
+
+impl Queue {
+    fn new(todo: mpsc::Receiver<Job>) -> Queue {
+        Queue {
+            todo,
+            waiting: Vec::new(),
         }
-        waiting.extend(jobs.try_iter());
+    }
+
+    /// The next: what is wanted before what may be, and the shortest first, so that most programs do not wait
+    /// for the tables of the few large ones. `None` when nobody asks any more.
+    fn next(&mut self) -> Option<Job> {
+        if self.waiting.is_empty() {
+            self.waiting.push(self.todo.recv().ok()?);
+        }
+        self.waiting.extend(self.todo.try_iter());
         let order = |job: &Job| (job.urgency, job.image.bytes().len());
-        let (next, _) = waiting
-            .iter()
-            .enumerate()
-            .min_by_key(|(_, job)| order(job))?;
-        let job = waiting.swap_remove(next);
-        waiting.retain(|other| other.id != job.id);
-        Some(job)
-    })
+        let jobs = self.waiting.iter().enumerate();
+        let (next, _) = jobs.min_by_key(|(_, job)| order(job))?;
+        Some(self.waiting.swap_remove(next))
+    }
+
+    /// The object's table is there: whoever asked for it meanwhile gets the same.
+    fn forget(&mut self, id: ObjectId) {
+        self.waiting.extend(self.todo.try_iter());
+        self.waiting.retain(|other| other.id != id);
+    }
 }
 
 fn compile(image: &Image) -> Result<Table, unwind::Error> {
@@ -114,8 +137,17 @@ mod tests {
         ] {
             jobs.send(job).unwrap();
         }
+        let mut queue = Queue::new(todo);
+        let mut order = Vec::new();
+        for again in [2, 9, 9] {
+            let next = queue.next().unwrap().id;
+            // It is asked for once more while it is compiled.
+            jobs.send(job(again, 5, Urgency::Wanted)).unwrap();
+            queue.forget(next);
+            order.push(next.0);
+        }
         drop(jobs);
-        let order: Vec<u32> = in_order(todo).map(|job| job.id.0).collect();
-        assert_eq!(order, [2, 1, 3]);
+        order.extend(std::iter::from_fn(|| queue.next()).map(|job| job.id.0));
+        assert_eq!(order, [2, 1, 9, 3]);
     }
 }

@@ -64,6 +64,8 @@ struct Placed {
     space: Rc<AddressSpace>,
     root: BlockId,
     depth: u32,
+    /// See [`Space::number`].
+    number: u32,
     blocks: Vec<BlockId>,
     /// Objects to whose tables it refers.
     objects: Vec<ObjectId>,
@@ -72,14 +74,23 @@ struct Placed {
 }
 
 impl Placed {
-    fn as_space(&self, mm: u64) -> Space {
-        Space {
-            mm,
-            root: self.root,
-            depth: self.depth,
-            server: self.facts.server,
-            trace_offset: self.facts.trace_offset,
+    /// Gives it to a process.
+    fn write(&self, kernel: &mut Kernel, pid: u32, mm: u64) -> Result<(), Error> {
+        if self.waiting.is_empty() {
+            log::debug!("pid {pid}: every table is there");
         }
+        kernel.set_space(
+            pid,
+            Space {
+                mm,
+                root: self.root,
+                depth: self.depth,
+                number: self.number,
+                server: self.facts.server,
+                trace_offset: self.facts.trace_offset,
+                padding: 0,
+            },
+        )
     }
 }
 
@@ -95,8 +106,8 @@ pub struct Tables {
     pool: BlockPool,
     /// The PostgreSQL servers among the address spaces.
     pub servers: Servers,
-    /// Counts how often blocks became free for another use.
-    generation: u32,
+    /// Number of the address space that was written last.
+    last_number: u32,
     states: HashMap<ObjectId, TableState>,
     placed: HashMap<SpaceKey, Placed>,
     /// What each process was given: the kernel's identity of its address space, and ours.
@@ -113,7 +124,7 @@ impl Tables {
         Tables {
             pool: BlockPool::default(),
             servers: Servers::default(),
-            generation: 0,
+            last_number: 0,
             states: HashMap::new(),
             placed: HashMap::new(),
             given: HashMap::new(),
@@ -147,14 +158,15 @@ impl Tables {
             }
         }
         let placed = &self.placed[&key];
-        if mm != UNSEEN {
+        // A server's processes are what is asked about, and are many.
+        if mm != UNSEEN || placed.facts.server != 0 {
             for &id in &placed.waiting {
                 // Without the thread there are no tables: the samples are unwound here.
                 self.compiler
                     .ask(id, &objects.get(id).image, Urgency::Wanted);
             }
         }
-        kernel.set_space(pid, placed.as_space(mm))?;
+        placed.write(kernel, pid, mm)?;
         self.given.insert(pid, (mm, key));
         Ok(())
     }
@@ -221,10 +233,7 @@ impl Tables {
         objects: &mut Objects,
         time: u64,
     ) -> Result<(), Error> {
-        if self.pool.settle(time) {
-            self.generation = self.generation.wrapping_add(1);
-            kernel.set_generation(self.generation)?;
-        }
+        self.pool.settle(time);
         let mut arrived = HashSet::new();
         while let Some((id, table)) = self.compiler.finished() {
             // Asked for twice, and there already.
@@ -335,11 +344,14 @@ impl Tables {
         let left_out = mappings.len() - space::placeable(&mappings).len();
         self.coverage.left_out(left_out as u64);
         let (root, depth) = (written.root, written.depth);
+        // After four billion it begins again, but not with that of an empty cache.
+        self.last_number = self.last_number.wrapping_add(1).max(1);
         let placed = Placed {
             facts,
             space: Rc::clone(address_space),
             root,
             depth,
+            number: self.last_number,
             blocks,
             objects: used,
             waiting,
@@ -432,7 +444,7 @@ impl Tables {
             let pid = users.first().map_or(0, |(pid, _)| *pid);
             if self.place(kernel, objects, pid, &old.space, old.facts)? {
                 for (pid, mm) in users {
-                    kernel.set_space(pid, self.placed[&key].as_space(mm))?;
+                    self.placed[&key].write(kernel, pid, mm)?;
                 }
                 self.pool.retire(time, old.blocks);
             } else {

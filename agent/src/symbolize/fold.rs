@@ -64,7 +64,7 @@ const POLLED: [&str; 11] = [
 
 /// Crates of wrappers, beside type parameters (`F`, `&mut F`). A future of any other crate is
 /// somebody's work, and stays.
-const ADAPTERS: [&str; 18] = [
+const ADAPTERS: [&str; 19] = [
     "alloc",
     "axum",
     "axum_core",
@@ -75,6 +75,7 @@ const ADAPTERS: [&str; 18] = [
     "futures_util",
     "hyper",
     "hyper_util",
+    "opentelemetry",
     "pin_project",
     "pin_project_lite",
     "std",
@@ -254,6 +255,7 @@ mod tests {
         "<tower::util::map_err::MapErrFuture<F,N> as core::future::future::Future>::poll",
         "<F as futures_core::future::TryFuture>::try_poll",
         "<axum::middleware::from_fn::FromFn<F,S,I,(T1,T2)> as tower_service::Service<http::request::Request<axum_core::body::Body>>>::call::{{closure}}",
+        "<opentelemetry::context::future_ext::WithContext<T> as core::future::future::Future>::poll",
         "workload::services::product::time_limit::{{closure}}",
         "<tokio::time::timeout::Timeout<T> as core::future::future::Future>::poll",
         "axum::middleware::from_fn::Next::run::{{closure}}",

@@ -4,13 +4,13 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
 use super::recording::Recording;
 use super::{DemoError, Options};
 use crate::child::Process;
 use crate::postgres;
+use crate::serve::LISTENING;
 use crate::user::Account;
 
 /// A first start fetches and initialises; on a slow line that takes a while.
@@ -27,9 +27,6 @@ const PRODUCT_GRACE: Duration = Duration::from_secs(10);
 
 /// An interrupted agent writes its files.
 const AGENT_GRACE: Duration = Duration::from_secs(20);
-
-/// What precedes the address on the line by which a service says that it is ready.
-const LISTENING: &str = "listening on ";
 
 /// Everything that runs besides us.
 #[derive(Debug, Default)]
@@ -150,34 +147,15 @@ async fn end(process: &mut Process, name: &str, signal: Signal, grace: Duration)
     }
 }
 
-/// Waits for the line that starts with `prefix` and gives the rest of it.
 async fn ready(
     process: &mut Process,
     name: &'static str,
     prefix: &str,
     patience: Duration,
 ) -> Result<String, DemoError> {
-    let failed = |reason: String| DemoError::Child { name, reason };
-    let Some(stdout) = process.child().stdout.take() else {
-        return Err(failed("its output is not ours".to_owned()));
-    };
-    let mut lines = BufReader::new(stdout).lines();
-    let find = async {
-        while let Ok(Some(line)) = lines.next_line().await {
-            if let Some(rest) = line.strip_prefix(prefix) {
-                return Some(rest.to_owned());
-            }
-        }
-        None
-    };
-    match tokio::time::timeout(patience, find).await {
-        Ok(Some(rest)) => Ok(rest),
-        Ok(None) => {
-            let status = process.wait().await;
-            Err(failed(
-                status.map_or_else(|e| e.to_string(), |s| s.to_string()),
-            ))
-        }
-        Err(_) => Err(failed(format!("not ready after {} s", patience.as_secs()))),
-    }
+    let ready = process.ready(prefix, patience).await;
+    ready.map_err(|error| DemoError::Child {
+        name,
+        reason: error.to_string(),
+    })
 }

@@ -1,48 +1,34 @@
-//! product-service: the search that no index helps, and a product by its id.
-
-use std::time::Duration;
+//! product-service: the catalogue by pages, a product by its id, and the search that no index
+//! helps.
 
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{MatchedPath, Path, Query, Request, State};
-use axum::http::StatusCode;
-use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::extract::{Path, Query, State};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{PgConnection, SqlStr};
 
-use crate::db::{self, ACQUIRE_TIMEOUT, PoolHealth, STATEMENT_TIMEOUT};
+use super::common::{self, Service};
+use super::search::{Search, SearchQuery, check_limit, escape_like};
+use crate::db::{self, Connection, Statement};
+use crate::index;
 use crate::problem::Problem;
-use crate::profiling;
+use crate::simulate::Working;
 
 /// The service's name, on its connections and in its answers.
 pub const NAME: &str = "product-service";
 
-/// A word shorter than this finds half of the catalogue.
-const MIN_QUERY_CHARS: usize = 2;
+const PAGES: &str = "/products, /products/search?q=…, /products/{id}, /health or \
+                     /debug/pprof/profile";
 
-/// Longer than any description's sentence: nobody searches for that.
-const MAX_QUERY_CHARS: usize = 100;
-
-/// The most products in one answer: a page of them.
-const MAX_LIMIT: i64 = 100;
-
-/// A request may wait for a connection, then run a statement, and needs a moment of its own.
-const REQUEST_TIMEOUT: Duration =
-    ACQUIRE_TIMEOUT.saturating_add(STATEMENT_TIMEOUT.saturating_add(Duration::from_secs(1)));
-
-/// The service's routes on `pool`.
-pub fn router(pool: PgPool) -> Router {
-    Router::new()
+/// The service's routes.
+pub fn router(service: &Service) -> Router {
+    let own = Router::new()
+        .route("/products", get(list))
         .route("/products/search", get(search))
         .route("/products/{id}", get(product))
-        .route("/health", get(health))
-        .with_state(pool)
-        .layer(middleware::from_fn(time_limit))
-        .merge(profiling::router())
-        .fallback(no_such_page)
-        .method_not_allowed_fallback(no_such_method)
+        .merge(index::router());
+    service.router(own, PAGES)
 }
 
 /// One product, as a search lists it.
@@ -63,7 +49,7 @@ pub struct Product {
 /// What a search found.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SearchResult {
-    /// The word that was searched.
+    /// The words that were searched, with commas between them.
     pub q: String,
     /// How many products are listed.
     pub count: usize,
@@ -71,9 +57,100 @@ pub struct SearchResult {
     pub products: Vec<Product>,
 }
 
+async fn search(
+    State(service): State<Service>,
+    query: Result<Query<SearchQuery>, QueryRejection>,
+) -> Result<Json<SearchResult>, Problem> {
+    let search = common::query(query)?.check()?;
+    let mut connection = db::acquire(service.pool()).await?;
+    let products = search_on(&mut connection, &search).await?;
+    Ok(Json(SearchResult {
+        q: search.words.join(","),
+        count: products.len(),
+        products,
+    }))
+}
+
+/// One of this service's heavy queries, on a connection that is held.
+pub fn heavy<'a>(connection: &'a mut Connection, search: &'a Search) -> Working<'a> {
+    Box::pin(async move { search_on(connection, search).await.map(drop) })
+}
+
+async fn search_on(connection: &mut Connection, search: &Search) -> Result<Vec<Product>, Problem> {
+    let statement = if search.words.len() == 1 {
+        SEARCH_STATEMENT
+    } else {
+        SEARCH_ANY_STATEMENT
+    };
+    db::run_on(connection, &statement, async |connection, sql| {
+        search_products_unindexed(connection, sql, search).await
+    })
+    .await
+}
+
+/// Searches the descriptions for a word, anywhere and in any case, or for any of several.
+///
+/// No index of the usual kind can serve a pattern that starts with `%`: PostgreSQL reads every
+/// product, and lower-cases every description, until it has found `limit` of them. A common word
+/// is found at once; a rare one costs a scan of the whole table, and each further word costs as
+/// much again.
+pub async fn search_products_unindexed(
+    connection: &mut PgConnection,
+    sql: SqlStr,
+    search: &Search,
+) -> Result<Vec<Product>, sqlx::Error> {
+    let query = match search.words.as_slice() {
+        [word] => sqlx::query_as(sql).bind(escape_like(word)),
+        _ => sqlx::query_as(sql).bind(search.patterns()),
+    };
+    query.bind(search.limit).fetch_all(connection).await
+}
+
+/// The statement of [`search_products_unindexed`] for one word.
+pub const SEARCH: &str = "SELECT id, name, department, description, price_cents \
+     FROM products WHERE description ILIKE '%' || $1 || '%' LIMIT $2";
+
+/// The statement of [`search_products_unindexed`] for any of several words.
+pub const SEARCH_ANY: &str = "SELECT id, name, department, description, price_cents \
+     FROM products WHERE description ILIKE ANY ($1) LIMIT $2";
+
+const SEARCH_STATEMENT: Statement = Statement::select("products", SEARCH);
+const SEARCH_ANY_STATEMENT: Statement = Statement::select("products", SEARCH_ANY);
+
+async fn product(
+    State(service): State<Service>,
+    Path(id): Path<String>,
+) -> Result<Json<Product>, Problem> {
+    let id = common::id(&id, "product")?;
+    db::run(service.pool(), &BY_ID, async |connection, sql| {
+        product_by_id(connection, sql, id).await
+    })
+    .await?
+    .map(Json)
+    .ok_or_else(|| Problem::not_found("no_such_product", format!("there is no product {id}")))
+}
+
+const BY_ID: Statement = Statement::select(
+    "products",
+    "SELECT id, name, department, description, price_cents FROM products WHERE id = $1",
+);
+
+async fn product_by_id(
+    connection: &mut PgConnection,
+    sql: SqlStr,
+    id: i64,
+) -> Result<Option<Product>, sqlx::Error> {
+    sqlx::query_as(sql)
+        .bind(id)
+        .fetch_optional(connection)
+        .await
+}
+
 #[derive(Debug, Deserialize)]
-struct SearchQuery {
-    q: Option<String>,
+struct ListQuery {
+    department: Option<String>,
+    #[serde(default)]
+    after: i64,
     #[serde(default = "default_limit")]
     limit: i64,
 }
@@ -82,188 +159,51 @@ fn default_limit() -> i64 {
     20
 }
 
-impl SearchQuery {
-    /// The word to search for, or what is wrong with it.
-    fn word(&self) -> Result<&str, Problem> {
-        let word = self.q.as_deref().map(str::trim).unwrap_or_default();
-        if word.is_empty() {
-            let detail = "say what to search for: /products/search?q=…";
-            return Err(Problem::bad_request("q_missing", detail));
-        }
-        if word.contains('\0') {
-            let detail = "q must not contain a NUL character";
-            return Err(Problem::bad_request("q_invalid", detail));
-        }
-        let chars = word.chars().count();
-        if chars < MIN_QUERY_CHARS {
-            let detail = format!("q must have at least {MIN_QUERY_CHARS} characters");
-            return Err(Problem::bad_request("q_too_short", detail));
-        }
-        if chars > MAX_QUERY_CHARS {
-            let detail = format!("q must have at most {MAX_QUERY_CHARS} characters");
-            return Err(Problem::bad_request("q_too_long", detail));
-        }
-        if !(1..=MAX_LIMIT).contains(&self.limit) {
-            let detail = format!("limit must lie between 1 and {MAX_LIMIT}");
-            return Err(Problem::bad_request("limit_out_of_range", detail));
-        }
-        Ok(word)
-    }
+/// A page of the catalogue.
+#[derive(Debug, Serialize)]
+struct Page {
+    count: usize,
+    products: Vec<Product>,
+    /// What to give as `after` for the next page; `null` on the last.
+    next: Option<i64>,
 }
 
-async fn search(
-    State(pool): State<PgPool>,
-    query: Result<Query<SearchQuery>, QueryRejection>,
-) -> Result<Json<SearchResult>, Problem> {
-    let Query(query) =
-        query.map_err(|error| Problem::bad_request("bad_query", error.body_text()))?;
-    let word = query.word()?;
-    let mut connection = db::acquire(&pool).await?;
-    let products = search_products_unindexed(&mut connection, word, query.limit).await?;
-    Ok(Json(SearchResult {
-        q: word.to_owned(),
+async fn list(
+    State(service): State<Service>,
+    query: Result<Query<ListQuery>, QueryRejection>,
+) -> Result<Json<Page>, Problem> {
+    let query = common::query(query)?;
+    check_limit(query.limit)?;
+    let mut products = db::run(service.pool(), &LIST, async |connection, sql| {
+        list_products(connection, sql, &query).await
+    })
+    .await?;
+    // One more than asked for was fetched, to know whether there is a next page.
+    let page = usize::try_from(query.limit).unwrap_or_default();
+    let has_next = products.len() > page;
+    products.truncate(page);
+    Ok(Json(Page {
         count: products.len(),
+        next: products.last().filter(|_| has_next).map(|last| last.id),
         products,
     }))
 }
 
-/// Searches the descriptions for `word`, anywhere and in any case.
-///
-/// No index can serve a pattern that starts with `%`: PostgreSQL reads every product, and
-/// lower-cases every description, until it has found `limit` of them. A common word is found at
-/// once; a rare one costs a scan of the whole table.
-pub async fn search_products_unindexed(
+const LIST: Statement = Statement::select(
+    "products",
+    "SELECT id, name, department, description, price_cents FROM products \
+     WHERE id > $1 AND ($2::text IS NULL OR department = $2) ORDER BY id LIMIT $3",
+);
+
+async fn list_products(
     connection: &mut PgConnection,
-    word: &str,
-    limit: i64,
+    sql: SqlStr,
+    query: &ListQuery,
 ) -> Result<Vec<Product>, sqlx::Error> {
-    sqlx::query_as(SEARCH)
-        .bind(escape_like(word))
-        .bind(limit)
+    sqlx::query_as(sql)
+        .bind(query.after)
+        .bind(query.department.as_deref())
+        .bind(query.limit + 1)
         .fetch_all(connection)
         .await
-}
-
-/// The statement of [`search_products_unindexed`].
-pub const SEARCH: &str = "SELECT id, name, department, description, price_cents \
-     FROM products WHERE description ILIKE '%' || $1 || '%' LIMIT $2";
-
-/// Takes the meaning from LIKE's own characters, so that `100%` finds what it says.
-fn escape_like(word: &str) -> String {
-    let mut escaped = String::with_capacity(word.len() + 4);
-    for character in word.chars() {
-        if matches!(character, '\\' | '%' | '_') {
-            escaped.push('\\');
-        }
-        escaped.push(character);
-    }
-    escaped
-}
-
-async fn product(
-    State(pool): State<PgPool>,
-    Path(id): Path<String>,
-) -> Result<Json<Product>, Problem> {
-    let id: i64 = id.parse().map_err(|_| {
-        Problem::bad_request("bad_id", "a product's id is a whole number, such as 42")
-    })?;
-    let mut connection = db::acquire(&pool).await?;
-    product_by_id(&mut connection, id)
-        .await?
-        .map(Json)
-        .ok_or_else(|| Problem::not_found("no_such_product", format!("there is no product {id}")))
-}
-
-async fn product_by_id(
-    connection: &mut PgConnection,
-    id: i64,
-) -> Result<Option<Product>, sqlx::Error> {
-    sqlx::query_as(
-        "SELECT id, name, department, description, price_cents FROM products WHERE id = $1",
-    )
-    .bind(id)
-    .fetch_optional(connection)
-    .await
-}
-
-/// What `GET /health` tells.
-#[derive(Debug, Serialize)]
-struct Health {
-    status: &'static str,
-    service: &'static str,
-    pool: PoolHealth,
-}
-
-/// Alive, and how full its pool is. Asks the database nothing: with an exhausted pool that
-/// question would wait in the same queue.
-async fn health(State(pool): State<PgPool>) -> Json<Health> {
-    Json(Health {
-        status: "ok",
-        service: NAME,
-        pool: PoolHealth::of(&pool),
-    })
-}
-
-/// Ends a request that takes too long. Its future is dropped, and the connection given back.
-async fn time_limit(path: Option<MatchedPath>, request: Request, next: Next) -> Response {
-    match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => {
-            let path = path.as_ref().map_or("?", MatchedPath::as_str);
-            tracing::warn!(path, "request timed out");
-            axum::response::IntoResponse::into_response(Problem::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "request_timeout",
-                "the request took too long; try again later",
-            ))
-        }
-    }
-}
-
-async fn no_such_page() -> Problem {
-    Problem::not_found(
-        "no_such_page",
-        "try /products/search?q=…, /products/{id}, /health or /debug/pprof/profile",
-    )
-}
-
-async fn no_such_method() -> Problem {
-    Problem::new(
-        StatusCode::METHOD_NOT_ALLOWED,
-        "no_such_method",
-        "this service only answers GET",
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// LIKE's own characters are searched for like any other.
-    #[test]
-    fn like_characters_lose_their_meaning() {
-        assert_eq!(escape_like("100% wool_mix\\"), "100\\% wool\\_mix\\\\");
-        assert_eq!(escape_like("wireless"), "wireless");
-    }
-
-    /// Characters are counted, not bytes.
-    #[test]
-    fn a_word_is_checked() {
-        let code = |q: Option<&str>, limit| {
-            let q = q.map(str::to_owned);
-            SearchQuery { q, limit }
-                .word()
-                .map(str::to_owned)
-                .map_err(|problem| problem.code)
-        };
-        assert_eq!(code(Some(" zither "), 20), Ok("zither".to_owned()));
-        assert_eq!(code(Some("äö"), 20), Ok("äö".to_owned()));
-        assert_eq!(code(None, 20), Err("q_missing"));
-        assert_eq!(code(Some("  "), 20), Err("q_missing"));
-        assert_eq!(code(Some("ä"), 20), Err("q_too_short"));
-        assert_eq!(code(Some(&"x".repeat(101)), 20), Err("q_too_long"));
-        assert_eq!(code(Some("a\0b"), 20), Err("q_invalid"));
-        assert_eq!(code(Some("zither"), 0), Err("limit_out_of_range"));
-        assert_eq!(code(Some("zither"), 101), Err("limit_out_of_range"));
-    }
 }

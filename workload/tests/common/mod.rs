@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
-use axum::http::{Request, StatusCode};
+use axum::http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
@@ -129,10 +129,15 @@ pub fn run(command: &mut Command) -> (ExitStatus, String, String) {
     (status, reader.join().unwrap(), stderr)
 }
 
-/// The program, without a DATABASE_URL from outside.
+/// The program, without a DATABASE_URL from outside, and without a place to send telemetry to.
 pub fn program(subcommand: &str) -> Command {
     let mut command = Command::new(PROGRAM);
     command.arg(subcommand).env_remove("DATABASE_URL");
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"OTEL_") {
+            command.env_remove(name);
+        }
+    }
     command
 }
 
@@ -215,13 +220,25 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Sends one request.
 pub async fn send(method: &str, uri: &str) -> Result<Answer, String> {
-    let answer = tokio::time::timeout(ANSWER_TIMEOUT, exchange(method, uri)).await;
+    send_with(method, uri, &[]).await
+}
+
+/// Sends one request with headers.
+pub async fn send_with(
+    method: &str,
+    uri: &str,
+    headers: &[(&str, String)],
+) -> Result<Answer, String> {
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, exchange(method, uri, headers)).await;
     answer.map_err(|_| format!("{uri}: no answer in {ANSWER_TIMEOUT:?}"))?
 }
 
-async fn exchange(method: &str, uri: &str) -> Result<Answer, String> {
+async fn exchange(method: &str, uri: &str, headers: &[(&str, String)]) -> Result<Answer, String> {
     let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
-    let request = Request::builder().method(method).uri(uri);
+    let mut request = Request::builder().method(method).uri(uri);
+    for (name, value) in headers {
+        request = request.header(*name, value);
+    }
     let request = request.body(Empty::new()).map_err(|e| e.to_string())?;
     let response = client.request(request).await.map_err(|e| e.to_string())?;
     let kind = response.headers().get("content-type");
@@ -230,6 +247,13 @@ async fn exchange(method: &str, uri: &str) -> Result<Answer, String> {
     let body = response.into_body().collect().await;
     let body = body.map_err(|e| e.to_string())?.to_bytes();
     Ok(Answer { status, kind, body })
+}
+
+/// The status and headers of a page that must answer.
+pub async fn head_of(uri: &str) -> (StatusCode, HeaderMap) {
+    let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
+    let response = client.get(uri.parse().unwrap()).await.unwrap();
+    (response.status(), response.headers().clone())
 }
 
 /// Gets a page that must answer.
