@@ -37,7 +37,7 @@ function unfolding(action, data, signal) {
 }
 
 /** Asks, does, and shows what came of it in `outcome`. */
-async function perform(action, { button, outcome, signal, look }) {
+async function perform(action, { button, outcome, signal, follow }) {
   const form = await ask(action, signal);
   button.focus();
   if (!form || signal.aborted) return;
@@ -45,7 +45,7 @@ async function perform(action, { button, outcome, signal, look }) {
   unfolded.abort();
   outcome.replaceChildren(h("p.muted", {}, `${action.title}: under way …`));
   button.setAttribute("aria-busy", "true");
-  const soon = setTimeout(look, FIRST_LOOK_MS);
+  const soon = setTimeout(follow, FIRST_LOOK_MS);
   try {
     await post(action.path, data, { patience: action.patience });
     outcome.replaceChildren(h("p.level.in", {}, action.done),
@@ -57,7 +57,7 @@ async function perform(action, { button, outcome, signal, look }) {
     clearTimeout(soon);
     button.removeAttribute("aria-busy");
   }
-  await Promise.all([refresh(), look()]);
+  await Promise.all([refresh(), follow()]);
 }
 
 /** Whether a button would do nothing, as far as is known. */
@@ -71,12 +71,12 @@ function useless(action, status) {
   }
 }
 
-function panel(signal, look) {
+function panel(signal, follow) {
   const outcome = h("div.outcome-line", { role: "status" });
   const buttons = ACTIONS.map((action) => {
     const button = h(`button.${action.kind ?? "plain"}`, {
       type: "button", id: `do-${action.id}`, "aria-describedby": `about-${action.id}`, disabled: true,
-      onclick: () => perform(action, { button, outcome, signal, look }),
+      onclick: () => perform(action, { button, outcome, signal, follow }),
     }, action.label ?? action.title, action.tag && h("span.tag", {}, action.tag));
     return { action, button };
   });
@@ -111,7 +111,7 @@ export function controlRoom(main, _parameters, signal) {
   const live = storm(signal);
   main.append(
     h("h1", {}, "Control room"),
-    h("div.room", {}, panel(signal, live.look), h("div.views", {}, mapCard(signal), live.live)),
+    h("div.room", {}, panel(signal, live.follow), h("div.views", {}, mapCard(signal), live.live)),
     live.result);
   return "Control room";
 }

@@ -9,15 +9,15 @@ import { state, watch } from "./status.js";
 /** How often a running storm is looked at. */
 const LOOK_MS = 500;
 
-/** How often it is looked whether somebody else has started one. */
-const IDLE_MS = 2000;
-
 const FIGURES = [
   { key: "p95_ms", label: "Query duration P95", format: duration, expected: EXPECTED.p95_ms },
   { key: "pool_utilization_percent", label: "Connection pool", format: percent, expected: EXPECTED.pool_utilization_percent, max: 100 },
   { key: "active", label: "Active queries", format: count, expected: EXPECTED.active },
   { key: "failed", label: "Failed queries", format: count, max: 4 },
 ];
+
+/** As many as a person looks at. */
+const SLOWEST = 8;
 
 /** Reports of this tab, newest last: the fix is seen against the storm before it. */
 const reports = [];
@@ -42,7 +42,7 @@ function calmSamples() {
   return state.samples.map((sample) => ({ ...sample, failed: Math.max(sample.failed - before, 0) }));
 }
 
-/** Live figures, and below them the last storm's report. `look` asks at once. */
+/** Live figures, and below them the last storm's report. `follow` looks at once. */
 export function storm(signal) {
   const heading = h("h2", {}, "Live figures");
   const caption = h("p.muted.caption");
@@ -62,9 +62,9 @@ export function storm(signal) {
   };
   const show = (report) => {
     if (!report || same(report, shown)) return;
-    if (!same(report, reports.at(-1)?.report)) reports.push({ report });
+    if (!same(report, reports.at(-1))) reports.push(report);
     shown = report;
-    result.replaceChildren(...resultOf(report, reports.at(-2)?.report));
+    result.replaceChildren(...resultOf(report, reports.at(-2)));
   };
   const look = async () => {
     watching = await get("/api/demo/storm", { signal }).catch(() => watching);
@@ -72,15 +72,22 @@ export function storm(signal) {
     if (watching && !watching.running) show(watching.report);
     draw();
   };
-  const keepLooking = async () => {
-    while (!signal.aborted) {
-      if (state.status?.demo && !document.hidden) await look();
-      await pause(watching?.running ? LOOK_MS : IDLE_MS, signal);
-    }
+  let looking = false;
+  /** Follows a storm to its end, whoever started it; at first also looks for the last one's report. */
+  const follow = async () => {
+    if (looking) return;
+    looking = true;
+    do {
+      await look();
+      await pause(LOOK_MS, signal);
+    } while (watching?.running && !signal.aborted);
+    looking = false;
   };
-  watch(() => { if (!watching?.running) draw(); }, signal);
-  keepLooking();
-  return { look, result, live: h("section.card.live", {}, h("header", {}, heading, caption), drawn.element) };
+  watch(({ status }) => {
+    if (status?.demo && (!watching || status.storm?.running)) follow();
+    if (!watching?.running) draw();
+  }, signal);
+  return { follow, result, live: h("section.card.live", {}, h("header", {}, heading, caption), drawn.element) };
 }
 
 function resultOf(report, before) {
@@ -109,7 +116,7 @@ function byService(services) {
 
 function slowest(traces) {
   return h("div", {}, h("h3", {}, "Slowest traces"),
-    h("ol.slowest", {}, traces.map(({ trace_id, service, ms, outcome }) => h("li", {},
+    h("ol.slowest", {}, traces.slice(0, SLOWEST).map(({ trace_id, service, ms, outcome }) => h("li", {},
       h("a", { href: `#/traces/${trace_id}` },
         h("strong.figure", {}, duration(ms)), h("span", {}, service), h(`span.outcome.${outcome === "completed" ? "fine" : "bad"}`, {}, words(outcome)))))));
 }

@@ -1,6 +1,7 @@
 //! Arguments as they are typed, and the commands that they become.
 
 mod all;
+mod calibrate;
 mod index;
 mod service;
 
@@ -17,6 +18,7 @@ use workload::user::Account;
 use workload::{child, demo, postgres};
 
 use all::All;
+use calibrate::Calibrate;
 use index::Index;
 use service::{GatewayService, Inventory, Order, Product};
 
@@ -42,6 +44,8 @@ enum Command {
     All(All),
     /// The fix: make or drop the index that the search lacks
     Index(Index),
+    /// How large the catalogue has to be on this machine for the storm to be what it should
+    Calibrate(Calibrate),
     /// A private PostgreSQL, until Ctrl-C; prints its DATABASE_URL when it is ready
     Postgres(Postgres),
     /// Everything at once: PostgreSQL, the shop, searches, and a recording of it all
@@ -65,7 +69,7 @@ impl Command {
             Self::Inventory(service) => service.lines(),
             Self::All(all) => lines(all.with_parent),
             Self::Postgres(postgres) => lines(postgres.with_parent),
-            Self::Index(_) | Self::Demo(_) => Lines::Timed,
+            Self::Index(_) | Self::Calibrate(_) | Self::Demo(_) => Lines::Timed,
         }
     }
 }
@@ -79,11 +83,15 @@ fn lines(is_child: bool) -> Lines {
     }
 }
 
+/// Right for two cores of a few years ago.
+const DEFAULT_PRODUCTS: u32 = 70_000;
+
 #[derive(Debug, Args)]
 struct Shop {
-    /// How many products the catalogue has
-    #[arg(long, default_value_t = 70_000, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_PRODUCTS)))]
-    products: u32,
+    /// How many products the catalogue has [default: with a private PostgreSQL what `calibrate`
+    /// found, else 70000]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_PRODUCTS)))]
+    products: Option<u32>,
     /// Which catalogue of that size
     #[arg(long, default_value_t = 1)]
     seed: i64,
@@ -92,7 +100,7 @@ struct Shop {
 impl Shop {
     fn catalogue(&self) -> Catalogue {
         Catalogue {
-            products: self.products,
+            products: self.products.unwrap_or(DEFAULT_PRODUCTS),
             seed: self.seed,
         }
     }
@@ -122,6 +130,9 @@ struct Postgres {
     /// Remove the cluster's directory at the end
     #[arg(long, requires = "directory")]
     temporary: bool,
+    /// Keep the server to so many processors
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    cpus: Option<u16>,
     /// Fetch the programs into the cache and end
     #[arg(long)]
     fetch_only: bool,
@@ -158,7 +169,7 @@ impl Arguments {
     pub fn run(self) -> ExitCode {
         let default_level = match &self.command {
             // The demo tells its own story; the log is for what goes wrong.
-            Command::Demo(_) => "warn",
+            Command::Demo(_) | Command::Calibrate(_) => "warn",
             _ => "info,sqlx=warn",
         };
         if !self.command.is_service() {
@@ -193,6 +204,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Inventory(arguments) => arguments.run(),
         Command::All(arguments) => arguments.run(),
         Command::Index(arguments) => arguments.run(),
+        Command::Calibrate(arguments) => arguments.run(),
         Command::Postgres(arguments) => arguments.run(),
         Command::Demo(arguments) => arguments.run(),
     }
@@ -243,6 +255,9 @@ impl Postgres {
             ..options
         };
         account.become_it()?;
+        if let Some(cpus) = self.cpus {
+            postgres::pin(cpus.into()).context("cannot choose processors")?;
+        }
         // One thread: PostgreSQL is tied to the thread that starts it.
         let runtime = Builder::new_current_thread().enable_all().build()?;
         if self.fetch_only {

@@ -3,12 +3,14 @@
 //! - [`services`]: the shop's HTTP services, each with its routes and its queries;
 //! - [`db`]: pools, migrations, statements, and what their failures mean;
 //! - [`catalogue`]: products, customers, orders and stock, generated inside the database;
+//! - [`storm`]: 43 queries at once, measured; [`calibrate`]: the catalogue that they need here;
 //! - [`simulate`]: what the demo does to a service on purpose; [`index`]: the fix;
 //! - [`supervise`]: the whole shop, one process per service;
 //! - [`postgres`]: a private PostgreSQL that never outlives the process that asked for it;
 //! - [`telemetry`]: traces, metrics and logs;
 //! - [`demo`]: one command that starts all of it, records it with the agent, and reports.
 
+pub mod calibrate;
 pub mod catalogue;
 pub mod child;
 pub mod db;
@@ -21,6 +23,7 @@ pub mod profiling;
 pub mod serve;
 pub mod services;
 pub mod simulate;
+pub mod storm;
 pub mod supervise;
 pub mod telemetry;
 pub mod user;

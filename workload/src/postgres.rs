@@ -8,6 +8,7 @@
 mod binaries;
 mod cluster;
 mod lock;
+mod pin;
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 pub use binaries::{Binaries, Source, VERSION};
 pub use cluster::{Cluster, Server};
+pub use pin::{DEMO_CPUS, pin};
 
 /// What precedes the URL on the line by which the supervisor says that the server is ready.
 pub const READY: &str = "DATABASE_URL=";

@@ -14,6 +14,7 @@ use tokio::process::Command;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::calibrate;
 use crate::catalogue::Catalogue;
 use crate::child::{Process, ReadyError};
 use crate::postgres::{self, Source};
@@ -54,6 +55,8 @@ pub struct Options {
     pub user: Option<String>,
     /// What the shop sells.
     pub catalogue: Catalogue,
+    /// Where a calibration may be remembered, whose size comes before the catalogue's own.
+    pub remembered: Option<PathBuf>,
     /// The gateway's port; the services' follow at +4, +5 and +6. 0 takes any free ones.
     pub port: u16,
     /// Whether the demo's endpoints answer.
@@ -118,7 +121,8 @@ async fn keep_open(
         }
     };
     let [product_port, order_port, inventory_port] = options.ports();
-    let service = |name, port| service_command(options, name, port, &url);
+    let catalogue = options.sized(&url).await;
+    let service = |name, port| service_command(options, catalogue, name, port, &url);
     let commands = [
         (product::NAME, service("product", product_port)?),
         (order::NAME, service("order", order_port)?),
@@ -141,6 +145,18 @@ async fn keep_open(
 }
 
 impl Options {
+    /// The catalogue, as large as this machine needs it.
+    async fn sized(&self, url: &str) -> Catalogue {
+        let known = match &self.remembered {
+            Some(path) => calibrate::known_size(path, url).await,
+            None => None,
+        };
+        Catalogue {
+            products: known.unwrap_or(self.catalogue.products),
+            ..self.catalogue
+        }
+    }
+
     fn ports(&self) -> [u16; 3] {
         match self.port {
             0 => [0; 3],
@@ -166,6 +182,7 @@ fn postgres_command(options: &Options) -> Command {
     let mut command = Command::new(&options.program);
     command.args(["postgres", "--with-parent", "--source"]);
     command.arg(options.source.to_string());
+    command.args(["--cpus", &postgres::DEMO_CPUS.to_string()]);
     if let Some(directory) = &options.directory {
         command.arg("--directory").arg(directory);
     }
@@ -177,6 +194,7 @@ fn postgres_command(options: &Options) -> Command {
 
 fn service_command(
     options: &Options,
+    catalogue: Catalogue,
     name: &str,
     port: u16,
     database_url: &str,
@@ -185,8 +203,8 @@ fn service_command(
     command
         .args([name, "--with-parent"])
         .args(["--port", &port.to_string()])
-        .args(["--products", &options.catalogue.products.to_string()])
-        .arg(format!("--seed={}", options.catalogue.seed))
+        .args(["--products", &catalogue.products.to_string()])
+        .arg(format!("--seed={}", catalogue.seed))
         .env("DATABASE_URL", database_url);
     options.finish(&mut command)?;
     Ok(command)

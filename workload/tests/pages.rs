@@ -385,7 +385,7 @@ async fn a_storm_is_watched_and_measured() {
     assert!(line.as_str().unwrap().starts_with('M'), "{line}");
 
     browser.click(".slowest a").await;
-    browser.sees(".waterfall", "productcatalog.").await;
+    browser.sees(".waterfall", ".products").await;
     let spans = browser
         .ask("document.querySelectorAll('.waterfall .span').length")
         .await;

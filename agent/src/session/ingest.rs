@@ -171,6 +171,8 @@ impl Ingest {
     ) -> Option<Wanted> {
         let mut user = std::mem::take(&mut self.user_frames);
         let (process, outcome) = self.unwound(caller, registry, objects, &mut user);
+        self.processes
+            .sent(&mut self.window, caller.header.pid, registry);
         // What could not be walked is no caller. (Of a very deep stack the root end is missing, not the caller.)
         if (outcome.is_complete() || outcome == Outcome::TooDeep)
             && let Some(stack) = self.window.intern(&user, &[])

@@ -6,10 +6,12 @@ use std::{
     net::TcpListener,
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::Command,
 };
 
 use tempfile::TempDir;
+
+use super::programs::run;
 
 /// A running server with the superuser `test`, listening on a Unix socket and on loopback.
 pub struct Cluster {
@@ -80,6 +82,14 @@ impl Cluster {
         format!("{}/.s.PGSQL.{}", self.path().display(), self.port)
     }
 
+    /// The pid of the postmaster, as this test sees it.
+    pub fn postmaster(&self) -> u32 {
+        let path = self.path().join("data/postmaster.pid");
+        let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let pid = text.lines().next().and_then(|line| line.parse().ok());
+        pid.unwrap_or_else(|| panic!("{text}"))
+    }
+
     /// `pg_ctl start|stop|restart`
     pub fn control(&self, action: &str) {
         let log = self.path().join("log");
@@ -96,8 +106,7 @@ impl Cluster {
         command.args(["-qAtX", "-v", "ON_ERROR_STOP=1", "-U", "test", "-h"]);
         command.arg(self.path());
         command.args(["-p", &self.port.to_string(), "postgres", "-c", sql]);
-        let output = checked(&mut command);
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        run(command).trim().to_owned()
     }
 
     /// A program of the server's version, as the server's user.
@@ -116,7 +125,7 @@ impl Cluster {
     fn run(&self, program: &str, args: &[&str]) {
         let mut command = self.command(program);
         command.args(args).arg(self.path().join("data"));
-        checked(&mut command);
+        run(command);
     }
 }
 
@@ -150,17 +159,4 @@ fn unprivileged() -> (u32, u32) {
     of("postgres")
         .or_else(|| of("nobody"))
         .unwrap_or((65_534, 65_534))
-}
-
-fn checked(command: &mut Command) -> Output {
-    let output = command
-        .output()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(
-        output.status.success(),
-        "{command:?}: {}\n{}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
-    output
 }

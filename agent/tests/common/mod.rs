@@ -9,6 +9,7 @@
     reason = "each test file uses a part of this"
 )]
 
+pub mod attributed;
 mod cluster;
 mod process;
 mod profile;

@@ -78,7 +78,9 @@ fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs")
 }
 
-fn run(mut command: Command) -> String {
+/// Runs a command that must succeed; what it printed.
+#[track_caller]
+pub fn run(mut command: Command) -> String {
     let output = command
         .output()
         .unwrap_or_else(|error| panic!("{command:?}: {error}"));

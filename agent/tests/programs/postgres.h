@@ -14,6 +14,7 @@
 struct connection {
     int fd;
     int pid; // of the backend
+    uint32_t key; // with which its statement can be cancelled
     char state; // of the last ReadyForQuery
     int errors;
     unsigned char out[1 << 16];
@@ -102,6 +103,7 @@ static inline void until_ready(struct connection *c) {
         if (type == 'K') {
             uint32_t pid;
             memcpy(&pid, body, 4);
+            memcpy(&c->key, body + 4, 4);
             c->pid = (int)ntohl(pid);
         }
         if (type == 'E') {
@@ -116,11 +118,13 @@ static inline void until_ready(struct connection *c) {
     }
 }
 
-// Connects to a Unix socket (a path) or to a port of ::1 or 127.0.0.1 ("6:5432", "4:5432"), as the role `test`.
-static inline void connect_to(struct connection *c, const char *where, const char *application) {
-    memset(c, 0, sizeof *c);
-    struct sockaddr_storage address = {0};
+// Opens a connection to a Unix socket (a path) or to a port of ::1 or 127.0.0.1 ("6:5432", "4:5432"), from a
+// certain port if there is one ("4:5432:40000").
+static inline int open_socket(const char *where) {
+    struct sockaddr_storage address = {0}, own = {0};
     socklen_t size;
+    int port = 0, own_port = 0;
+    if (where[0] != '/') sscanf(where + 2, "%d:%d", &port, &own_port);
     if (where[0] == '/') {
         struct sockaddr_un *to = (struct sockaddr_un *)&address;
         to->sun_family = AF_UNIX;
@@ -129,20 +133,33 @@ static inline void connect_to(struct connection *c, const char *where, const cha
     } else if (where[0] == '6') {
         struct sockaddr_in6 *to = (struct sockaddr_in6 *)&address;
         to->sin6_family = AF_INET6;
-        to->sin6_port = htons((uint16_t)atoi(where + 2));
+        to->sin6_port = htons((uint16_t)port);
         to->sin6_addr = in6addr_loopback;
         size = sizeof *to;
     } else {
         struct sockaddr_in *to = (struct sockaddr_in *)&address;
         to->sin_family = AF_INET;
-        to->sin_port = htons((uint16_t)atoi(where + 2));
+        to->sin_port = htons((uint16_t)port);
         to->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
         size = sizeof *to;
     }
-    c->fd = socket(address.ss_family, SOCK_STREAM, 0);
+    int fd = socket(address.ss_family, SOCK_STREAM, 0);
     int one = 1;
-    if (address.ss_family != AF_UNIX) setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    if (connect(c->fd, (struct sockaddr *)&address, size)) fail(where);
+    if (address.ss_family != AF_UNIX) setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    if (own_port) {
+        own = address;
+        ((struct sockaddr_in *)&own)->sin_port = htons((uint16_t)own_port); // where IPv6 has it, too
+        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+        if (bind(fd, (struct sockaddr *)&own, size)) fail("bind");
+    }
+    if (connect(fd, (struct sockaddr *)&address, size)) fail(where);
+    return fd;
+}
+
+// Connects as the role `test`; places as for open_socket.
+static inline void connect_to(struct connection *c, const char *where, const char *application) {
+    memset(c, 0, sizeof *c);
+    c->fd = open_socket(where);
     static const char startup[] = "user\0test\0database\0postgres\0application_name";
     put32(c, (int)(sizeof startup + strlen(application)) + 10);
     put32(c, 3 << 16);
@@ -151,6 +168,34 @@ static inline void connect_to(struct connection *c, const char *where, const cha
     put_string(c, "");
     flush(c);
     until_ready(c);
+}
+
+// Ends the connection and waits until the server has ended its side, so that everything about it is free.
+static inline void disconnect(struct connection *c) {
+    put(c, "X", 1);
+    put32(c, 4);
+    flush(c);
+    char byte;
+    while (read(c->fd, &byte, 1) > 0) {
+    }
+    // Its port can be used again at once.
+    struct linger at_once = {.l_onoff = 1};
+    setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+    close(c->fd);
+}
+
+// Asks for the end of the connection's statement, on a connection of its own.
+static FRAME __attribute__((unused)) void cancel(struct connection *c, const char *where) {
+    struct connection other = {.fd = open_socket(where)};
+    put32(&other, 16);
+    put32(&other, 80877102);
+    put32(&other, c->pid);
+    put(&other, &c->key, 4);
+    flush(&other);
+    char byte;
+    while (read(other.fd, &byte, 1) > 0) {
+    }
+    close(other.fd);
 }
 
 // CPU time of a process so far, nanoseconds: the first number of schedstat.

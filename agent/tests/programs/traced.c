@@ -1,7 +1,8 @@
-// traced WHERE SECONDS
+// traced WHERE SECONDS [APPLICATION]
 // A service that publishes what it is (OTEP 4719, `service.name` = "ground-truth") and, in each thread, the trace
 // that it works for (OTEP 4947). Two threads, each with a connection and a trace of its own (bytes 0x11 and
-// 0x22): each burns a millisecond itself, then asks the server for work, and so on.
+// 0x22) and named eleven and twentytwo, or APPLICATION: each burns a millisecond itself, then asks the server for
+// work, and so on.
 // True stacks: … worker → burn and … worker → ask → flush.
 #include "postgres.h"
 #include <pthread.h>
@@ -14,7 +15,7 @@ struct __attribute__((packed)) record {
 };
 __attribute__((visibility("default"))) __thread struct record *otel_thread_ctx_v1;
 
-static const char *where;
+static const char *where, *application;
 static int64_t seconds;
 
 static void publish_service(void) {
@@ -44,7 +45,8 @@ static FRAME void *worker(void *argument) {
     struct record record = {.valid = 1, .flags = 1};
     memset(record.trace, (int)(intptr_t)argument, sizeof record.trace);
     memset(record.span, (int)(intptr_t)argument + 1, sizeof record.span);
-    connect_to(&c, where, (intptr_t)argument == 0x11 ? "eleven" : "twentytwo");
+    const char *name = (intptr_t)argument == 0x11 ? "eleven" : "twentytwo";
+    connect_to(&c, where, application ? application : name);
     otel_thread_ctx_v1 = &record;
     int64_t end = clock_nanoseconds(CLOCK_MONOTONIC) + seconds * 1000000000;
     while (clock_nanoseconds(CLOCK_MONOTONIC) < end) {
@@ -58,6 +60,7 @@ static FRAME void *worker(void *argument) {
 int main(int argc, char **argv) {
     seconds = number(argc, argv, 2);
     where = argv[1];
+    if (argc > 3) application = argv[3];
     publish_service();
     pthread_t threads[2];
     for (int i = 0; i < 2; i++)

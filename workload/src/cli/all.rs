@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 use workload::serve::LISTENING;
-use workload::{child, supervise};
+use workload::user::Account;
+use workload::{calibrate, child, supervise};
 
 use super::{Cluster, Shop, announce, runtime};
 
@@ -36,6 +37,13 @@ pub struct All {
 impl All {
     /// Runs it.
     pub fn run(self) -> anyhow::Result<()> {
+        let remembered = match (&self.database_url, self.shop.products) {
+            (None, None) => {
+                let account = Account::unprivileged(self.cluster.user.as_deref())?;
+                Some(calibrate::path(&account.cache()?))
+            }
+            _ => None,
+        };
         let options = supervise::Options {
             program: std::env::current_exe().context("cannot find this program's own path")?,
             database_url: self.database_url,
@@ -43,6 +51,7 @@ impl All {
             directory: self.cluster.directory,
             user: self.cluster.user,
             catalogue: self.shop.catalogue(),
+            remembered,
             port: self.port,
             demo: self.demo,
             flamegraphs: self.flamegraphs,

@@ -10,6 +10,7 @@ mod observe;
 mod pages;
 mod proxy;
 mod status;
+mod storm;
 mod upstream;
 
 use std::path::PathBuf;
@@ -24,8 +25,9 @@ use axum::response::Response;
 
 use super::common::{self, MAX_BODY};
 use crate::problem::Problem;
+use crate::storm::Storms;
 use crate::{profiling, telemetry};
-pub use upstream::{Answer, Upstream, UpstreamError};
+pub use upstream::{Answer, TIMEOUT as REQUEST_TIMEOUT, Upstream, UpstreamError, client};
 
 /// The service's name, in its answers and its telemetry.
 pub const NAME: &str = "api-gateway";
@@ -47,6 +49,7 @@ struct Inner {
     inventory: Upstream,
     demo: bool,
     flamegraphs: PathBuf,
+    storms: Storms,
 }
 
 /// What a gateway stands in front of.
@@ -67,7 +70,7 @@ pub struct Options {
 impl Gateway {
     /// A gateway; nobody is asked yet.
     pub fn new(options: Options) -> Result<Self, UpstreamError> {
-        let client = upstream::client();
+        let client = client();
         let upstream = |name, url: &str| Upstream::new(name, url, client.clone());
         Ok(Self(Arc::new(Inner {
             product: upstream(super::product::NAME, &options.product_url)?,
@@ -75,6 +78,7 @@ impl Gateway {
             inventory: upstream(super::inventory::NAME, &options.inventory_url)?,
             demo: options.demo,
             flamegraphs: options.flamegraphs,
+            storms: Storms::default(),
         })))
     }
 
@@ -96,6 +100,11 @@ impl Gateway {
     /// The inventory service.
     pub fn inventory(&self) -> &Upstream {
         &self.0.inventory
+    }
+
+    /// The storms that it has started.
+    pub fn storms(&self) -> &Storms {
+        &self.0.storms
     }
 
     /// Whether the demo's endpoints answer.
@@ -120,6 +129,7 @@ pub fn router(gateway: &Gateway) -> Router {
         .merge(pages::router())
         .layer(middleware::from_fn(time_limit))
         .merge(demo::router())
+        .merge(storm::router())
         .with_state(gateway.clone())
         .merge(profiling::router())
         .merge(telemetry::routes())

@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{Gateway, NAME, Upstream};
+use crate::storm::Brief;
 
 /// A service that needs longer to say how it is, is not well.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -38,7 +39,8 @@ struct Status {
     services: Vec<ServiceStatus>,
     /// What the product service says of the database; `null` when nothing can be had.
     database: Option<Value>,
-    storm: Option<Value>,
+    /// The storm that runs, or the last one.
+    storm: Option<Brief>,
     demo: bool,
 }
 
@@ -66,7 +68,7 @@ async fn status(State(gateway): State<Gateway>) -> Json<Status> {
     Json(Status {
         services,
         database: database.ok(),
-        storm: None,
+        storm: gateway.storms().brief(),
         demo: gateway.is_demo(),
     })
 }

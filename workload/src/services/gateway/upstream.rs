@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::body::Bytes;
+use axum::body::{Bytes, HttpBody};
 use axum::http::{HeaderValue, Method, Request, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, Full, Limited};
@@ -111,14 +111,7 @@ impl Upstream {
             let response = telemetry::http::call(template, request, send)
                 .await
                 .map_err(|error| self.unreachable(&reason(&error)))?;
-            let (head, body) = response.into_parts();
-            let body = Limited::new(body, MAX_ANSWER).collect().await;
-            let body = body.map_err(|error| self.unreachable(&error.to_string()))?;
-            Ok(Answer {
-                status: head.status,
-                kind: head.headers.get(header::CONTENT_TYPE).cloned(),
-                body: body.to_bytes(),
-            })
+            self.read(response).await
         };
         tokio::time::timeout(timeout, exchange)
             .await
@@ -135,6 +128,41 @@ impl Upstream {
         let answer = self
             .call(template, Method::GET, path, None, timeout)
             .await?;
+        self.json(&answer)
+    }
+
+    /// As [`Self::get`], outside every trace: for what is asked several times a second.
+    pub async fn peek<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        timeout: Duration,
+    ) -> Result<T, Problem> {
+        let request = self.request(Method::GET, path, None)?;
+        let exchange = async {
+            let response = self.client.request(request).await;
+            let response = response.map_err(|error| self.unreachable(&reason(&error)))?;
+            self.read(response).await
+        };
+        let answer = tokio::time::timeout(timeout, exchange).await;
+        self.json(&answer.unwrap_or_else(|_| Err(self.silent(timeout)))?)
+    }
+
+    async fn read<B>(&self, response: Response<B>) -> Result<Answer, Problem>
+    where
+        B: HttpBody<Data = Bytes>,
+        B::Error: std::error::Error + Send + Sync + 'static,
+    {
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, MAX_ANSWER).collect().await;
+        let body = body.map_err(|error| self.unreachable(&error.to_string()))?;
+        Ok(Answer {
+            status: head.status,
+            kind: head.headers.get(header::CONTENT_TYPE).cloned(),
+            body: body.to_bytes(),
+        })
+    }
+
+    fn json<T: DeserializeOwned>(&self, answer: &Answer) -> Result<T, Problem> {
         if !answer.status.is_success() {
             return Err(self.unreachable(&format!("it answered {}", answer.status)));
         }

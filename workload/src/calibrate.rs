@@ -1,0 +1,284 @@
+//! How large the catalogue has to be on this machine for the storm to be what the scenario tells.
+//!
+//! The size follows from what one query costs the processor ([`sums`]); then a round of the storm
+//! on the whole shop shows whether it does, and the size is corrected where it does not. What did
+//! is remembered beside the private cluster ([`memory`]), so that it is done once for a machine.
+
+mod cost;
+mod memory;
+mod sums;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::http::{HeaderValue, Method};
+use nix::sys::signal::Signal;
+use tokio::process::Command;
+use tokio::sync::oneshot;
+
+pub use memory::{Calibration, Machine, path, recall, remember};
+pub use sums::Measured;
+
+use crate::catalogue::Catalogue;
+use crate::child::{Process, ReadyError};
+use crate::db::{Database, DbError};
+use crate::postgres::{self, Source};
+use crate::problem::Problem;
+use crate::services::gateway::{self, Upstream};
+use crate::storm::StormReport;
+use crate::supervise::{self, SuperviseError};
+
+/// Large enough that the scan is what costs, small enough to be filled in seconds.
+const PROBE_PRODUCTS: u32 = 30_000;
+
+/// Rounds that are tried. With an undisturbed machine the first or the second will do.
+const TRIES: u32 = 4;
+
+/// A first start fetches and initialises; on a slow line that takes a while.
+const POSTGRES_PATIENCE: Duration = Duration::from_secs(300);
+
+/// PostgreSQL's own supervisor waits 20 s for it before it kills it.
+const POSTGRES_GRACE: Duration = Duration::from_secs(25);
+
+/// A round, with what is measured before, takes seconds.
+const STORM_PATIENCE: Duration = Duration::from_secs(60);
+
+const TRIGGER: &str = "/api/demo/trigger-database-scenario";
+
+/// A calibration that did not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum CalibrateError {
+    /// A file of ours or of the kernel's.
+    #[error("{path}: {source}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The private PostgreSQL.
+    #[error("PostgreSQL did not start: {0}")]
+    Postgres(ReadyError),
+    /// The database cannot be used.
+    #[error(transparent)]
+    Database(#[from] DbError),
+    /// A statement failed.
+    #[error("the database could not answer: {0}")]
+    Statement(#[from] sqlx::Error),
+    /// The shop did not open.
+    #[error(transparent)]
+    Shop(#[from] SuperviseError),
+    /// The shop ended in the middle of a round.
+    #[error("the shop closed in the middle of a round")]
+    Closed,
+    /// The gateway has an address that is none.
+    #[error(transparent)]
+    Gateway(#[from] gateway::UpstreamError),
+    /// The storm could not be had.
+    #[error("the storm could not be had: {0}")]
+    Storm(String),
+    /// Nothing that was tried was good.
+    #[error(
+        "no size of the catalogue gives the storm that is wanted; the last one, {products} products: \
+         {faults}. Is the machine busy with something else? The default size is used as before"
+    )]
+    NoSize {
+        /// The last size that was tried.
+        products: u32,
+        /// What was wrong with it.
+        faults: String,
+    },
+}
+
+/// What a calibration is done with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// This program, to be started again for each part of the shop.
+    pub program: PathBuf,
+    /// Where PostgreSQL's programs come from.
+    pub source: Source,
+    /// The private PostgreSQL's directory.
+    pub directory: Option<PathBuf>,
+    /// The user that everything runs as where root calls.
+    pub user: Option<String>,
+    /// Which catalogue.
+    pub seed: i64,
+    /// Where an earlier calibration is remembered, to be used if it is; nothing asks for a new one.
+    pub remembered: Option<PathBuf>,
+}
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// The machine was known.
+    Known(Calibration),
+    /// It was measured now, and is to be remembered.
+    Measured(Calibration),
+}
+
+/// Finds the catalogue's size; leaves nothing running. `tell` gets a line about each step.
+pub async fn run(options: &Options, tell: impl Fn(&str)) -> Result<Outcome, CalibrateError> {
+    let mut postgres = start_postgres(options)
+        .map_err(|error| CalibrateError::Postgres(ReadyError::Failed(error)))?;
+    let result = match postgres.ready(postgres::READY, POSTGRES_PATIENCE).await {
+        Ok(url) => with_database(options, &url, tell).await,
+        Err(error) => Err(CalibrateError::Postgres(error)),
+    };
+    if let Err(error) = postgres.stop(Signal::SIGTERM, POSTGRES_GRACE).await {
+        tracing::warn!(%error, "PostgreSQL could not be stopped");
+    }
+    result
+}
+
+/// The size that is remembered for this machine and the server at `url`.
+pub async fn known_size(remembered: &std::path::Path, url: &str) -> Option<u32> {
+    let pool = Database::from_url(url).ok()?.connect().await.ok()?;
+    let version = server_version(&pool).await;
+    pool.close().await;
+    Some(recall(remembered, &Machine::with(version.ok()?))?.products)
+}
+
+fn start_postgres(options: &Options) -> std::io::Result<Process> {
+    let mut command = Command::new(&options.program);
+    command
+        .args(["postgres", "--with-parent", "--source"])
+        .arg(options.source.to_string())
+        .args(["--cpus", &postgres::DEMO_CPUS.to_string()])
+        .stdout(std::process::Stdio::piped());
+    if let Some(directory) = &options.directory {
+        command.arg("--directory").arg(directory);
+    }
+    if let Some(user) = &options.user {
+        command.args(["--user", user]);
+    }
+    Process::spawn_watching(&mut command)
+}
+
+async fn with_database(
+    options: &Options,
+    url: &str,
+    tell: impl Fn(&str),
+) -> Result<Outcome, CalibrateError> {
+    let database = Database::from_url(url)?;
+    let pool = database.connect().await?;
+    let machine = Machine::with(server_version(&pool).await?);
+    if let Some(path) = &options.remembered
+        && let Some(known) = recall(path, &machine)
+    {
+        return Ok(Outcome::Known(known));
+    }
+    database.migrate(&pool).await?;
+    let probe = Catalogue {
+        products: PROBE_PRODUCTS,
+        seed: options.seed,
+    };
+    probe.ensure(&pool).await?;
+    let per_product = cost::of_a_query(&pool).await? / f64::from(PROBE_PRODUCTS);
+    pool.close().await;
+    let cpus = machine.cores.min(postgres::DEMO_CPUS);
+    let mut products = sums::products_for(per_product, cpus);
+    tell(&format!(
+        "one search costs {:.2} ms of CPU for each 1,000 products; PostgreSQL has {cpus} CPUs",
+        per_product / 1e3
+    ));
+    let mut last = (products, String::new());
+    for _ in 0..TRIES {
+        let measured = Measured::from(&one_round(options, url, products).await?);
+        let faults = measured.faults();
+        tell(&describe(products, &measured));
+        if faults.is_empty() {
+            return Ok(Outcome::Measured(Calibration {
+                machine,
+                products,
+                cpu_ms_per_query: per_product * f64::from(products) / 1e6,
+                measured,
+            }));
+        }
+        last = (products, faults.join("; "));
+        products = sums::adjusted(products, &measured);
+    }
+    let (products, faults) = last;
+    Err(CalibrateError::NoSize { products, faults })
+}
+
+/// A line about a round.
+fn describe(products: u32, measured: &Measured) -> String {
+    let ms = |value: Option<f64>| value.map_or("none".to_owned(), |ms| format!("{ms:.0} ms"));
+    format!(
+        "{products} products: P95 {}, {:.1} % failed, pools {:.1} % full; before: P95 {}, one search {}",
+        ms(measured.p95_ms),
+        measured.failed_percent,
+        measured.pool_utilization_percent,
+        ms(measured.baseline_p95_ms),
+        ms(measured.single_query_ms),
+    )
+}
+
+async fn server_version(pool: &sqlx::PgPool) -> Result<String, sqlx::Error> {
+    sqlx::query_scalar("SELECT current_setting('server_version')")
+        .fetch_one(pool)
+        .await
+}
+
+/// Opens the shop, has one round of the storm, and closes it.
+async fn one_round(
+    options: &Options,
+    url: &str,
+    products: u32,
+) -> Result<StormReport, CalibrateError> {
+    let shop = supervise::Options {
+        program: options.program.clone(),
+        database_url: Some(url.to_owned()),
+        source: options.source.clone(),
+        directory: None,
+        user: options.user.clone(),
+        catalogue: Catalogue {
+            products,
+            seed: options.seed,
+        },
+        remembered: None,
+        port: 0,
+        demo: true,
+        flamegraphs: PathBuf::from("flamegraphs"),
+    };
+    let (opened, address) = oneshot::channel::<String>();
+    let (close, closed) = oneshot::channel::<()>();
+    let ready = |address: &str| {
+        // Nobody waits for it any more: then the shop is about to be closed.
+        let _ = opened.send(address.to_owned());
+    };
+    let stop = async {
+        // An error says that the other end has gone: as good a reason.
+        let _ = closed.await;
+        Ok(())
+    };
+    let storm = async {
+        let storm = match address.await {
+            Ok(address) => storm(&address).await,
+            Err(_) => Err(CalibrateError::Closed),
+        };
+        let _ = close.send(());
+        storm
+    };
+    let (shop, report) = tokio::join!(supervise::run(&shop, ready, stop), storm);
+    shop?;
+    report
+}
+
+async fn storm(address: &str) -> Result<StormReport, CalibrateError> {
+    let told = |problem: Problem| CalibrateError::Storm(problem.detail);
+    let gateway = Upstream::new(gateway::NAME, address, gateway::client())?;
+    let body = Some((
+        HeaderValue::from_static("application/json"),
+        Bytes::from_static(b"{\"rounds\":1}"),
+    ));
+    let answer = gateway
+        .call(TRIGGER, Method::POST, TRIGGER, body, STORM_PATIENCE)
+        .await
+        .map_err(told)?;
+    serde_json::from_slice(&answer.body).map_err(|_| {
+        let text = String::from_utf8_lossy(&answer.body);
+        CalibrateError::Storm(format!("{}: {text}", answer.status))
+    })
+}

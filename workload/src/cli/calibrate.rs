@@ -1,0 +1,62 @@
+//! `workload calibrate`: how large the catalogue has to be on this machine.
+
+use anyhow::Context;
+use clap::Args;
+use workload::calibrate::{self, Outcome};
+use workload::user::Account;
+
+use super::{Cluster, announce, runtime};
+
+/// How large the catalogue has to be.
+#[derive(Debug, Args)]
+pub struct Calibrate {
+    #[command(flatten)]
+    cluster: Cluster,
+    /// Which catalogue
+    #[arg(long, default_value_t = 1)]
+    seed: i64,
+    /// Measure again what is remembered
+    #[arg(long)]
+    again: bool,
+    /// Print the result as one JSON object on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+impl Calibrate {
+    /// Runs it.
+    pub fn run(self) -> anyhow::Result<()> {
+        let account = Account::unprivileged(self.cluster.user.as_deref())?;
+        let path = calibrate::path(&account.cache()?);
+        let options = calibrate::Options {
+            program: std::env::current_exe().context("cannot find this program's own path")?,
+            source: self.cluster.source,
+            directory: self.cluster.directory,
+            user: self.cluster.user,
+            seed: self.seed,
+            remembered: (!self.again).then(|| path.clone()),
+        };
+        let json = self.json;
+        let tell = |line: &str| {
+            if !json {
+                announce(line);
+            }
+        };
+        let outcome = runtime("calibrate")?.block_on(calibrate::run(&options, tell))?;
+        let (calibration, what) = match outcome {
+            Outcome::Known(known) => (known, "known"),
+            Outcome::Measured(measured) => {
+                // The cache is the account's, and nothing else is left to be done.
+                account.become_it()?;
+                calibrate::remember(&path, &measured)?;
+                (measured, "remembered")
+            }
+        };
+        if json {
+            announce(&serde_json::to_string(&calibration)?);
+        } else {
+            announce(&format!("{} products ({what})", calibration.products));
+        }
+        Ok(())
+    }
+}
