@@ -159,7 +159,7 @@ pub enum Frames {
 pub struct Queries {
     /// A recording (.pb.gz)
     pub file: PathBuf,
-    /// Only samples with this label, for example database=shop (may be repeated)
+    /// Only samples with this label, for example database=shop, query=products, service=, trace= (may be repeated)
     #[arg(long, value_name = "KEY=VALUE")]
     pub filter: Vec<Filter>,
     /// A JSON array with an object for each query

@@ -151,6 +151,74 @@ fn a_report_from_a_file() {
     );
 }
 
+/// By query, service, database and trace; a query by its id or by a part of its text.
+#[test]
+fn filters_of_database_work() {
+    let mut b = profiles::Builder::default();
+    let frame = b.location(1, &[profiles::At("f", "f", "f.c", 0)]);
+    for (id, text, service, trace, count) in [
+        (
+            "17",
+            "SELECT * FROM products WHERE id = $1",
+            "product",
+            "0a",
+            3,
+        ),
+        ("18", "SELECT * FROM orders", "order", "0b", 5),
+    ] {
+        let trace = trace.repeat(16);
+        let labels = [
+            ("query_id", id),
+            ("query", text),
+            ("database", "shop"),
+            ("service", service),
+            ("trace_id", &trace),
+        ];
+        b.sample(&labels, &[frame], count);
+    }
+    let count = |condition: &str| {
+        let filters = [condition.parse().unwrap()];
+        report::filter(&b.profile, &filters).map(|profile| profile.total_count())
+    };
+    assert_eq!(count("query=17"), Ok(3));
+    assert_eq!(count("query=FROM orders"), Ok(5));
+    assert_eq!(count("query=SELECT"), Ok(8));
+    assert_eq!(count("service=order"), Ok(5));
+    assert_eq!(count("database=shop"), Ok(8));
+    let trace = "0a".repeat(16);
+    assert_eq!(count(&format!("trace={trace}")), Ok(3));
+    assert_eq!(count(&format!("trace_id={trace}")), Ok(3));
+    assert!(count("query=7").is_err(), "part of an id");
+    assert!(count("trace=0a").is_err(), "part of a trace");
+}
+
+/// What other programs read of `queries --json`.
+#[test]
+fn keys_of_queries() {
+    let cost = report::QueryCost {
+        callers: vec![report::CallerCost::default()],
+        ..report::QueryCost::default()
+    };
+    let value = serde_json::to_value([cost]).unwrap();
+    for key in [
+        "query_id",
+        "query",
+        "database",
+        "cpu_seconds",
+        "share",
+        "samples",
+        "executions",
+        "callers",
+        "caller_share",
+        "trace_ids",
+    ] {
+        assert!(value[0].get(key).is_some(), "{key}");
+    }
+    for key in ["service", "function", "file", "line", "share"] {
+        assert!(value[0]["callers"][0].get(key).is_some(), "{key}");
+    }
+}
+
 /// Each error names the file and the reason.
 #[test]
 fn unreadable_files() {

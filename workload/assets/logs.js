@@ -8,7 +8,11 @@ const LEVELS = [["", "All"], ["info", "Info and above"], ["warn", "Warnings and 
 const LIMIT = 200;
 const NANOS = 1e6;
 
-const shown = (value) => (typeof value === "object" ? JSON.stringify(value) : String(value));
+/** A field's value; of a measured number as many digits as mean anything. */
+function shown(value) {
+  if (typeof value === "number") return String(Number(value.toFixed(3)));
+  return typeof value === "object" ? JSON.stringify(value) : String(value);
+}
 
 function line(entry, linked) {
   const fields = Object.entries(entry.fields ?? {});

@@ -47,9 +47,8 @@ function portions(department, signal) {
   const portion = async (after) => {
     const found = await get(path("/api/products", { department, after, limit: PORTION }), { signal });
     shelf.append(...found.products.map(card));
-    if (found.products.length < PORTION) return [];
-    const last = found.products.at(-1).id;
-    return h("button", { type: "button", onclick: () => present(place, signal, () => portion(last)) }, "More products");
+    if (!found.next) return [];
+    return h("button", { type: "button", onclick: () => present(place, signal, () => portion(found.next)) }, "More products");
   };
   present(place, signal, () => portion());
   return [shelf, place];

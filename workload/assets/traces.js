@@ -61,11 +61,23 @@ function longestStatement(spans) {
   return statements.toSorted((a, b) => b.duration_ms - a.duration_ms)[0];
 }
 
-/** The statement's text first, since it is looked for; then by name. */
+/** What the conventions call an attribute now, and what they called it before. */
+const BEFORE = {
+  "db.query.text": "db.statement", "db.namespace": "db.name", "db.operation.name": "db.operation",
+  "db.collection.name": "db.sql.table", "db.system.name": "db.system",
+  "server.address": "net.peer.name", "server.port": "net.peer.port",
+};
+
+/** The statement's text first, since it is looked for; then by name. What has two names is shown once. */
 function attributesOf(span) {
-  const { "db.query.text": text, ...others } = span.attributes ?? {};
-  const sorted = Object.entries(others).toSorted(([a], [b]) => a.localeCompare(b));
-  return [...(text ? [["db.query.text", text]] : []), ...sorted, ["kind", span.kind], ["span id", span.span_id]];
+  const all = span.attributes ?? {};
+  const twice = Object.entries(BEFORE).filter(([now, before]) => now in all && all[now] === all[before]);
+  const hidden = new Set(twice.map(([, before]) => before));
+  const both = Object.fromEntries(twice.map(([now, before]) => [now, `${now}, ${before}`]));
+  const rows = Object.entries(all).filter(([name]) => !hidden.has(name)).map(([name, value]) => [both[name] ?? name, value]);
+  const isText = ([name]) => name.startsWith("db.query.text");
+  const others = rows.filter((entry) => !isText(entry)).toSorted(([a], [b]) => a.localeCompare(b));
+  return [...rows.filter(isText), ...others, ["kind", span.kind], ["span id", span.span_id]];
 }
 
 function row({ span, depth }, start, whole, opened) {

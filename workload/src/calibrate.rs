@@ -1,8 +1,8 @@
 //! How large the catalogue has to be on this machine for the storm to be what the scenario tells.
 //!
-//! The size follows from what one query costs the processor ([`sums`]); then a round of the storm
+//! The size follows from what one query costs the processor (`sums`); then a round of the storm
 //! on the whole shop shows whether it does, and the size is corrected where it does not. What did
-//! is remembered beside the private cluster ([`memory`]), so that it is done once for a machine.
+//! is remembered beside the private cluster (`memory`), so that it is done once for a machine.
 
 mod cost;
 mod memory;

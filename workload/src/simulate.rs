@@ -17,6 +17,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::routing::post;
 use axum::{Json, Router};
+use opentelemetry::KeyValue;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
@@ -27,6 +28,7 @@ use crate::db::{self, Connection, Failure, POOL_MAX, Pool};
 use crate::problem::Problem;
 use crate::services::common::Service;
 use crate::services::search::Search;
+use crate::telemetry;
 
 /// Where the index is made and dropped.
 pub const INDEX_PATH: &str = "/demo/index";
@@ -215,7 +217,13 @@ impl Holder {
                 words: vec![(*word).to_owned()],
                 limit: 20,
             };
-            match (self.heavy)(&mut connection, &search).await {
+            // A trace of its own, which says what it is.
+            let work = (self.heavy)(&mut connection, &search);
+            let kind = vec![KeyValue::new("simulation.type", "pool_exhaustion")];
+            match telemetry::span::apart("simulated pool exhaustion", kind, work)
+                .await
+                .1
+            {
                 Err(problem) if problem.code != Failure::StatementTimeout.code() => {
                     tokio::time::sleep(AFTER_FAILURE).await;
                     return;

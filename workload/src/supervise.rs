@@ -5,7 +5,7 @@
 //! find out what did. It is named, and the rest is ended in order. All of it ends with this
 //! process, however that ends.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -116,7 +116,8 @@ async fn keep_open(
     let url = match &options.database_url {
         Some(url) => url.clone(),
         None => {
-            let command = postgres_command(options);
+            let (directory, user) = (options.directory.as_deref(), options.user.as_deref());
+            let command = postgres_command(&options.program, &options.source, directory, user);
             parts.start_database(command).await?
         }
     };
@@ -169,27 +170,37 @@ impl Options {
         if self.demo {
             command.arg("--demo");
         }
-        // A web service has no need of root.
-        if nix::unistd::Uid::effective().is_root() {
-            let account = Account::unprivileged(self.user.as_deref())?;
-            command.args(["--user", account.name()]);
-        }
-        Ok(())
+        without_root(command, self.user.as_deref())
     }
 }
 
-fn postgres_command(options: &Options) -> Command {
-    let mut command = Command::new(&options.program);
+/// The command of a private PostgreSQL that ends with us.
+pub(crate) fn postgres_command(
+    program: &Path,
+    source: &Source,
+    directory: Option<&Path>,
+    user: Option<&str>,
+) -> Command {
+    let mut command = Command::new(program);
     command.args(["postgres", "--with-parent", "--source"]);
-    command.arg(options.source.to_string());
+    command.arg(source.to_string());
     command.args(["--cpus", &postgres::DEMO_CPUS.to_string()]);
-    if let Some(directory) = &options.directory {
+    if let Some(directory) = directory {
         command.arg("--directory").arg(directory);
     }
-    if let Some(user) = &options.user {
+    if let Some(user) = user {
         command.args(["--user", user]);
     }
     command
+}
+
+/// Has a service become `user` where we are root: a web service has no need of that.
+pub(crate) fn without_root(command: &mut Command, user: Option<&str>) -> Result<(), UserError> {
+    if nix::unistd::Uid::effective().is_root() {
+        let account = Account::unprivileged(user)?;
+        command.args(["--user", account.name()]);
+    }
+    Ok(())
 }
 
 fn service_command(

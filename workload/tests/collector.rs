@@ -127,7 +127,7 @@ fn text<'a>(object: &'a Value, key: &str) -> Option<&'a str> {
 }
 
 /// Traces, metrics and logs arrive by both protocols.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn the_collector_understands() {
     if !program().exists() {
         return skipped("no Collector: scripts/collector.sh builds one");

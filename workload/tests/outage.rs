@@ -169,6 +169,9 @@ async fn held_connections_work() {
         done(health) > before + 14
     })
     .await;
+    let traces = get(&at("/debug/traces?limit=500")).await.json();
+    let mut traces = traces.as_array().unwrap().iter();
+    assert!(traces.any(|trace| trace["root"] == "simulated pool exhaustion"));
     // One is left for a visitor.
     assert_eq!(get(&at("/inventory/check/1")).await.status, 200);
     let is_over = |health: &Value| {

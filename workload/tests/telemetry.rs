@@ -103,7 +103,7 @@ fn traceparent(trace: &str) -> [(&'static str, String); 1] {
 
 /// A request and its statement are two spans of the caller's trace, named and described by the
 /// conventions, old names beside the new ones, and without what was searched for.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_search_is_two_spans() {
     let receiver = Receiver::grpc().await;
     let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", &*receiver.endpoint);
@@ -170,7 +170,7 @@ async fn post(uri: &str, body: Value) {
 
 /// A statement that PostgreSQL cancels is a failed span with its SQLSTATE, and a warning in the same
 /// trace with the scene's fields; what simulates that is logged with fields of its own.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_statement_is_told() {
     let receiver = Receiver::grpc().await;
     let url = common::database().await;
@@ -246,7 +246,7 @@ async fn a_cancelled_statement_is_told() {
 }
 
 /// One trace from the gateway through a service to the database, each part under the one before.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_trace_goes_through_the_shop() {
     let receiver = Receiver::grpc().await;
     let url = common::database().await;
@@ -293,6 +293,21 @@ async fn a_trace_goes_through_the_shop() {
         let known = merged.iter().filter(|span| span["kind"] != "internal");
         assert_eq!(known.count(), 4, "{merged:?}");
     }
+    // The page's questions about the shop's state are no traces, at the gateway nor behind it.
+    assert_eq!(get(&shop.at("/api/status")).await.status, 200);
+    let last = format!("{:032x}", 4);
+    let uri = shop.at("/api/products/1");
+    common::send_with("GET", &uri, &traceparent(&last))
+        .await
+        .unwrap();
+    spans(&receiver, &last, 4).await;
+    let probes: Vec<_> = {
+        let received = receiver.received();
+        let all = received.spans.iter();
+        let is_probe = |span: &&Span| span.name.contains("health") || span.name.contains("status");
+        all.filter(is_probe).cloned().collect()
+    };
+    assert!(probes.is_empty(), "{probes:#?}");
     let services: Vec<_> = receiver.received().resources.keys().cloned().collect();
     assert_eq!(
         services,
@@ -312,7 +327,7 @@ async fn a_trace_goes_through_the_shop() {
 }
 
 /// Metrics have the conventions' names and units, and buckets where a storm's statements lie.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn metrics_are_those_of_the_conventions() {
     let receiver = Receiver::grpc().await;
     let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", &*receiver.endpoint);
@@ -393,7 +408,7 @@ async fn metrics_are_those_of_the_conventions() {
 }
 
 /// With `database` the old names are left out, and the scene's own stay.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn old_names_can_be_left_out() {
     let receiver = Receiver::grpc().await;
     let service = Service::product(&[
@@ -418,7 +433,7 @@ async fn old_names_can_be_left_out() {
 }
 
 /// By HTTP everything arrives as well.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn http_is_an_option() {
     let receiver = Receiver::http().await;
     let service = Service::product(&[
@@ -443,7 +458,7 @@ async fn http_is_an_option() {
 }
 
 /// Without a place to send it to, a service works, says so once, and remembers.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_exported_without_an_endpoint() {
     let service = Service::product(&[]).await;
     let trace = "22222222222222222222222222222222";
@@ -501,7 +516,7 @@ fn figure(line: &str, name: &str) -> u64 {
 
 /// A receiver that is down: every request is answered, one warning a signal, and the end tells
 /// how much was lost.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_that_is_down_costs_a_warning() {
     // A port that was free a moment ago: nobody listens.
     let port = TcpListener::bind("127.0.0.1:0")
@@ -531,7 +546,7 @@ async fn a_receiver_that_is_down_costs_a_warning() {
 
 /// A receiver that takes connections and answers nothing: the queue fills, the rest is dropped and
 /// counted, requests go on, and the service still ends.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_that_hangs_blocks_nobody() {
     let hanging = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", hanging.local_addr().unwrap());

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use agent_ebpf::sample::TraceContext;
 
+use super::wait_event::WaitEvent;
 use super::window::{ProcessIndex, StackId};
 
 /// A query of one window.
@@ -41,8 +42,8 @@ pub struct Backend {
     pub phase: Phase,
     /// As in `pg_stat_activity.state`.
     pub state: &'static str,
-    /// As in `pg_stat_activity.wait_event_type`: what the backend was about to wait for.
-    pub wait: &'static str,
+    /// What it was about to wait for.
+    pub wait: WaitEvent,
     /// Database.
     pub database: Arc<str>,
     /// Role.

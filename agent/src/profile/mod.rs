@@ -6,6 +6,7 @@
 mod attribution;
 mod meta;
 mod resolved;
+mod wait_event;
 mod window;
 
 pub use attribution::{Attribution, Backend, Caller, Phase, Query, QueryIndex, Unknown};
@@ -17,6 +18,7 @@ pub use resolved::{
     FrameRef, Function, FunctionId, Labels, Line, Location, LocationId, Mapping, MappingId,
     PROCESS_MODULE, QUERY_MODULE, ResolvedProfile, ResolvedSample, key,
 };
+pub use wait_event::WaitEvent;
 pub use window::{
     Counted, Frame, MAX_FRAMES, MAX_MODULES, MAX_PROCESSES, MAX_ROWS, MAX_STACK_NODES, Module,
     ModuleId, Process, ProcessIndex, RawSample, STACK_TABLE_FULL, Source, StackId, Tally,

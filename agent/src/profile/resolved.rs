@@ -40,6 +40,8 @@ pub mod key {
     pub const STATE: &str = "state";
     /// As in `pg_stat_activity.wait_event_type`.
     pub const WAIT: &str = "wait_event_type";
+    /// [`crate::profile::WaitEvent::name`]
+    pub const WAIT_EVENT: &str = "wait_event";
     /// Database.
     pub const DATABASE: &str = "database";
     /// Role.

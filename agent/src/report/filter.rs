@@ -12,10 +12,13 @@ use crate::profile::{
 const FUNCTION: &str = "function";
 const MODULE: &str = "module";
 
+/// What `trace_id` is called for short.
+const TRACE: &str = "trace";
+
 /// One condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
-    /// A label's key, `function` or `module`.
+    /// A label's key, `function`, `module` or `trace`.
     pub key: String,
     /// What it must be.
     pub value: String,
@@ -70,7 +73,8 @@ impl FromStr for Filter {
 /// The samples that fulfil the conditions: of one key any, of several keys all.
 ///
 /// Labels must be equal; `function` must be part of the name of a function in the stack; `module`
-/// must be a module's path or base name in the stack. Runtime figures stay those of the whole
+/// must be a module's path or base name in the stack; `query` must be the query's id or part of its text; `trace`
+/// is `trace_id`. Runtime figures stay those of the whole
 /// recording, and a note says so.
 ///
 /// # Errors
@@ -85,7 +89,11 @@ pub fn filter(
     }
     let mut by_key: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for filter in filters {
-        by_key.entry(&filter.key).or_default().push(&filter.value);
+        let key = match filter.key.as_str() {
+            TRACE => key::TRACE,
+            key => key,
+        };
+        by_key.entry(key).or_default().push(&filter.value);
     }
     refuse_unknown(profile, by_key.keys().copied())?;
     let functions = matching_functions(profile, by_key.get(FUNCTION));
@@ -95,6 +103,12 @@ pub fn filter(
             let mapping = frame.mapping;
             values.contains(&&*mapping.name) || values.contains(&mapping.short_name())
         }),
+        key::QUERY => {
+            let id = sample.label(key::QUERY_ID).unwrap_or_default();
+            let text = sample.label(key::QUERY).unwrap_or_default();
+            let mut values = values.iter();
+            values.any(|value| *value == id || text.contains(value))
+        }
         key => sample
             .label(key)
             .is_some_and(|value| values.contains(&value)),

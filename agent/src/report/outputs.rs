@@ -157,7 +157,7 @@ pub struct WriteReport {
 }
 
 impl WriteReport {
-    /// The files that were written, for [`Summary::files`].
+    /// The files that were written, for `Summary::files`.
     pub fn files(&self) -> Vec<String> {
         self.written
             .iter()

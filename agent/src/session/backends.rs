@@ -18,12 +18,13 @@ use super::{
     counts::Counts,
     names::Names,
     servers::Servers,
-    status::{Said, half, wait, word},
+    status::{Said, half, word},
 };
 use crate::{
     kernel,
     profile::{
-        Attribution, Backend, Caller, Phase, ProcessIndex, Query, QueryIndex, StackId, Window,
+        Attribution, Backend, Caller, Phase, ProcessIndex, Query, QueryIndex, StackId, WaitEvent,
+        Window,
     },
     query::{self, TextMode, Texts},
 };
@@ -158,7 +159,7 @@ impl Backends {
             query,
             phase,
             state: said.state,
-            wait: wait(said.header.wait_event),
+            wait: WaitEvent(said.header.wait_event),
             database,
             user,
             application: self.names.shared(&said.application()),

@@ -181,23 +181,6 @@ fn state(number: u32, version: Option<u32>) -> &'static str {
     }
 }
 
-/// `pg_stat_activity.wait_event_type`: the class in the upper byte of a wait event (src/include/utils/wait_event.h).
-pub fn wait(event: u32) -> &'static str {
-    match event >> 24 {
-        0x01 => "LWLock",
-        0x03 => "Lock",
-        0x04 => "BufferPin",
-        0x05 => "Activity",
-        0x06 => "Client",
-        0x07 => "Extension",
-        0x08 => "IPC",
-        0x09 => "Timeout",
-        0x0a => "IO",
-        0x0b => "InjectionPoint",
-        _ => "",
-    }
-}
-
 fn until_nul(bytes: &[u8]) -> &[u8] {
     bytes.split(|byte| *byte == 0).next().unwrap_or_default()
 }

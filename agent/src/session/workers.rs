@@ -51,7 +51,7 @@ mod tests {
     use agent_ebpf::sample::{Outcome, TraceContext};
 
     use super::*;
-    use crate::profile::{Caller, QueryIndex, RawSample, Unknown};
+    use crate::profile::{Caller, QueryIndex, RawSample, Unknown, WaitEvent};
 
     fn worker(query: Option<QueryIndex>, state: &'static str, caller: Caller) -> Attribution {
         Attribution {
@@ -62,7 +62,7 @@ mod tests {
                 query,
                 phase: query.map_or(Phase::NoStatement, |_| Phase::Executing),
                 state,
-                wait: "",
+                wait: WaitEvent::default(),
                 database: Arc::from(""),
                 user: Arc::from(""),
                 application: Arc::from(""),

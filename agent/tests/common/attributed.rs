@@ -20,12 +20,16 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Begins to record the servers' processes and a program's, and waits until the agent knows the servers. So
-    /// what else runs on the machine does not share in the bounds of the recording, such as that of stacks which
-    /// are copied while a program is new.
-    pub fn of(program: &str, args: &[&str], clusters: &[&Cluster]) -> Recorder {
-        let only = ["--comm", "postgres", "--comm", program];
-        Recorder::start(&[&only, args].concat(), clusters)
+    /// Begins to record the servers' processes and those of programs, and waits until the agent knows the
+    /// servers. So what else runs on the machine does not share in the bounds of the recording, such as that of
+    /// stacks which are copied while a program is new.
+    pub fn of(programs: &[&str], args: &[&str], clusters: &[&Cluster]) -> Recorder {
+        let mut only = vec!["--comm", "postgres"];
+        for program in programs {
+            only.extend(["--comm", program]);
+        }
+        only.extend(args);
+        Recorder::start(&only, clusters)
     }
 
     /// The same with the whole machine.

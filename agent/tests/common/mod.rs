@@ -11,12 +11,14 @@
 
 pub mod attributed;
 mod cluster;
+mod namespace;
 mod process;
 mod profile;
 mod programs;
 mod recording;
 
-pub use cluster::Cluster;
+pub use cluster::{Cluster, cluster_directory, free_port, unprivileged};
+pub use namespace::Namespace;
 pub use process::{Finished, Running, agent, start};
 pub use profile::{Profile, Stack, Summary};
 pub use programs::Workshop;
@@ -26,7 +28,7 @@ use std::{
     env,
     fs::{self, File},
     io::{self, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 /// Samples a second in most tests. No divisor of the kernel's own tick; and few enough that the
@@ -49,6 +51,23 @@ pub fn can_record() -> bool {
     let test = std::thread::current().name().unwrap_or("?").to_owned();
     writeln!(io::stderr(), "{test}: SKIPPED, {missing}").expect("standard error");
     false
+}
+
+/// A program that `scripts/setup.sh test` has put under `target/tools`. Where it is missing: says so, or fails if
+/// it has to be there.
+pub fn tool(path: &str) -> Option<PathBuf> {
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools");
+    let tool = tools.join(path);
+    if tool.exists() {
+        return Some(tool);
+    }
+    assert!(
+        env::var_os("FLAMESTORM_REQUIRE_BPF").is_none_or(|value| value != "1"),
+        "{} is missing: scripts/setup.sh test",
+        tool.display()
+    );
+    writeln!(io::stderr(), "SKIPPED in part: no {}", tool.display()).expect("standard error");
+    None
 }
 
 fn what_is_missing() -> Option<String> {

@@ -138,14 +138,24 @@ impl Pool {
     fn failed(&self, failure: Failure, error: &sqlx::Error) -> Problem {
         self.0.failures.add(failure);
         let health = self.health();
-        tracing::warn!(
-            code = failure.code(),
-            %error,
-            connections_held = health.active,
-            pool_max = health.max,
-            utilization_percent = health.utilization_percent,
-            "a statement failed"
-        );
+        let code = failure.code();
+        macro_rules! tell {
+            ($level:ident) => {
+                tracing::$level!(
+                    code,
+                    %error,
+                    connections_held = health.active,
+                    pool_max = health.max,
+                    utilization_percent = health.utilization_percent,
+                    "a statement failed"
+                )
+            };
+        }
+        // One statement was too slow; or the shop has no database for anybody.
+        match failure {
+            Failure::StatementTimeout | Failure::StatementCancelled => tell!(warn),
+            _ => tell!(error),
+        }
         failure.problem()
     }
 }

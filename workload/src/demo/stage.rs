@@ -11,7 +11,7 @@ use super::{DemoError, Options};
 use crate::child::Process;
 use crate::postgres;
 use crate::serve::LISTENING;
-use crate::user::Account;
+use crate::supervise;
 
 /// A first start fetches and initialises; on a slow line that takes a while.
 const POSTGRES_PATIENCE: Duration = Duration::from_secs(300);
@@ -43,15 +43,9 @@ impl Stage {
         options: &Options,
         fresh: bool,
     ) -> Result<String, DemoError> {
-        let mut command = Command::new(&options.program);
-        command.args(["postgres", "--with-parent", "--source"]);
-        command.arg(options.source.to_string());
-        if let Some(directory) = &options.directory {
-            command.arg("--directory").arg(directory);
-        }
-        if let Some(user) = &options.user {
-            command.args(["--user", user]);
-        }
+        let (directory, user) = (options.directory.as_deref(), options.user.as_deref());
+        let source = &options.source;
+        let mut command = supervise::postgres_command(&options.program, source, directory, user);
         if fresh {
             command.arg("--fresh");
         }
@@ -79,11 +73,7 @@ impl Stage {
             .arg(format!("--seed={}", options.catalogue.seed))
             .env("DATABASE_URL", database_url)
             .env("RUST_LOG", "warn");
-        // A web service has no need of root.
-        if nix::unistd::Uid::effective().is_root() {
-            let account = Account::unprivileged(options.user.as_deref())?;
-            command.args(["--user", account.name()]);
-        }
+        supervise::without_root(&mut command, options.user.as_deref())?;
         let process = self
             .product
             .insert(spawn(&mut command, "the product service")?);

@@ -134,7 +134,7 @@ impl Browser {
             "goog:chromeOptions": {
                 "binary": CHROMIUM,
                 // The sandbox cannot be had by root and in many containers; the pages are our own.
-                "args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu",
+                "args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--hide-scrollbars",
                     "--disable-breakpad", format!("--user-data-dir={profile}")],
             },
             "goog:loggingPrefs": { "browser": "ALL", "performance": "ALL" },

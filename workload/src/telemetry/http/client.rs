@@ -28,7 +28,8 @@ static DURATION: LazyLock<Histogram<f64>> = LazyLock::new(|| {
 });
 
 /// Sends `request` by `send`, inside a CLIENT span that the receiver's trace continues. The span is
-/// named by the method and `template`, the path without what differs from request to request.
+/// named by the method and `template`, the path without what differs from request to request. What
+/// is asked in no trace (a probe) begins none.
 pub async fn call<B, R, E>(
     template: &'static str,
     mut request: Request<B>,
@@ -56,17 +57,21 @@ impl Exchange {
         let method = method(request.method());
         let mut labels = vec![KeyValue::new("http.request.method", method)];
         labels.extend(address(request.uri()));
-        let mut attributes = labels.clone();
-        attributes.push(KeyValue::new("url.full", without_query(request.uri())));
-        attributes.push(KeyValue::new("url.template", template));
-        let tracer = opentelemetry::global::tracer(SCOPE);
-        let span = tracer
-            .span_builder(format!("{method} {template}"))
-            .with_kind(SpanKind::Client)
-            .with_attributes(attributes)
-            .start(&tracer);
+        let mut context = Context::current();
+        if context.span().span_context().is_valid() {
+            let mut attributes = labels.clone();
+            attributes.push(KeyValue::new("url.full", without_query(request.uri())));
+            attributes.push(KeyValue::new("url.template", template));
+            let tracer = opentelemetry::global::tracer(SCOPE);
+            let span = tracer
+                .span_builder(format!("{method} {template}"))
+                .with_kind(SpanKind::Client)
+                .with_attributes(attributes)
+                .start(&tracer);
+            context = context.with_span(span);
+        }
         Self {
-            context: Context::current_with_span(span),
+            context,
             started: Instant::now(),
             labels,
             ended: false,

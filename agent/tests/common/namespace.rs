@@ -1,0 +1,82 @@
+//! A place apart, as a container has it: processes, mounts and network of its own.
+
+use std::{ffi::OsStr, fs, path::Path, process::Command};
+
+use super::{Running, start};
+
+/// A namespace each of pids, mounts and network, with loopback up and an empty directory of its own in the place
+/// of one that is there. It goes with all its processes.
+pub struct Namespace {
+    /// Keeps it alive.
+    _holder: Running,
+    /// Its first process, as the test sees it.
+    init: u32,
+}
+
+impl Namespace {
+    /// A new one, in which `directory` is empty.
+    pub fn new(directory: &Path) -> Namespace {
+        let mut command = Command::new("unshare");
+        command
+            .args(["--net", "--pid", "--mount", "--fork", "--kill-child"])
+            .args(["--mount-proc", "sh", "-c"])
+            .arg(
+                "ip link set lo up && mount -t tmpfs -o mode=0777 tmpfs \"$0\" && echo ready && exec sleep 600",
+            )
+            .arg(directory);
+        let mut holder = start(command);
+        holder.wait_until("it is apart", |holder| holder.stdout().contains("ready"));
+        let path = format!("/proc/{0}/task/{0}/children", holder.pid());
+        let children = fs::read_to_string(&path).expect("children");
+        let init = children.split_whitespace().next().map(str::parse);
+        let Some(Ok(init)) = init else {
+            panic!("unshare has no child: {children:?}");
+        };
+        Namespace {
+            _holder: holder,
+            init,
+        }
+    }
+
+    /// A program in there; `user`: with this user and group.
+    pub fn command(&self, program: impl AsRef<OsStr>, user: Option<(u32, u32)>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.init.to_string()]);
+        command.args(["--net", "--pid", "--mount"]);
+        if let Some((user, group)) = user {
+            command.arg(format!("--setuid={user}"));
+            command.arg(format!("--setgid={group}"));
+        }
+        command.arg("--").arg(program);
+        command
+    }
+
+    /// A path in there as the test sees it.
+    pub fn outside(&self, path: &Path) -> std::path::PathBuf {
+        let path = path.strip_prefix("/").expect("a path from the root");
+        Path::new("/proc")
+            .join(self.init.to_string())
+            .join("root")
+            .join(path)
+    }
+
+    /// The pid that the test knows a process by; `pid` is the process's own.
+    pub fn pid_outside(&self, pid: u32) -> u32 {
+        let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let own = |process: u32| -> Option<u32> {
+            let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+            let pids = status
+                .lines()
+                .find_map(|line| line.strip_prefix("NSpid:"))?;
+            pids.split_whitespace().last()?.parse().ok()
+        };
+        fs::read_dir("/proc")
+            .expect("/proc")
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .find(|&process| {
+                own(process) == Some(pid) && namespace(process) == namespace(self.init)
+            })
+            .unwrap_or_else(|| panic!("no process is {pid} in there"))
+    }
+}
