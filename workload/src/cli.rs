@@ -3,6 +3,7 @@
 mod all;
 mod calibrate;
 mod index;
+mod load;
 mod service;
 
 use std::io::Write;
@@ -20,6 +21,7 @@ use workload::{child, demo, postgres};
 use all::All;
 use calibrate::Calibrate;
 use index::Index;
+use load::Load;
 use service::{GatewayService, Inventory, Order, Product};
 
 /// A shop on a real PostgreSQL whose product search has no index.
@@ -44,6 +46,8 @@ enum Command {
     All(All),
     /// The fix: make or drop the index that the search lacks
     Index(Index),
+    /// Steady background traffic through the gateway, measured
+    Load(Load),
     /// How large the catalogue has to be on this machine for the storm to be what it should
     Calibrate(Calibrate),
     /// A private PostgreSQL, until Ctrl-C; prints its DATABASE_URL when it is ready
@@ -69,7 +73,7 @@ impl Command {
             Self::Inventory(service) => service.lines(),
             Self::All(all) => lines(all.with_parent),
             Self::Postgres(postgres) => lines(postgres.with_parent),
-            Self::Index(_) | Self::Calibrate(_) | Self::Demo(_) => Lines::Timed,
+            Self::Index(_) | Self::Load(_) | Self::Calibrate(_) | Self::Demo(_) => Lines::Timed,
         }
     }
 }
@@ -170,6 +174,8 @@ impl Arguments {
         let default_level = match &self.command {
             // The demo tells its own story; the log is for what goes wrong.
             Command::Demo(_) | Command::Calibrate(_) => "warn",
+            // What fails is counted, and told at the end.
+            Command::Load(_) => "error",
             _ => "info,sqlx=warn",
         };
         if !self.command.is_service() {
@@ -204,6 +210,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Inventory(arguments) => arguments.run(),
         Command::All(arguments) => arguments.run(),
         Command::Index(arguments) => arguments.run(),
+        Command::Load(arguments) => arguments.run(),
         Command::Calibrate(arguments) => arguments.run(),
         Command::Postgres(arguments) => arguments.run(),
         Command::Demo(arguments) => arguments.run(),

@@ -4,6 +4,7 @@
 //! - [`db`]: pools, migrations, statements, and what their failures mean;
 //! - [`catalogue`]: products, customers, orders and stock, generated inside the database;
 //! - [`storm`]: 43 queries at once, measured; [`calibrate`]: the catalogue that they need here;
+//! - [`load`]: steady background traffic, measured;
 //! - [`simulate`]: what the demo does to a service on purpose; [`index`]: the fix;
 //! - [`supervise`]: the whole shop, one process per service;
 //! - [`postgres`]: a private PostgreSQL that never outlives the process that asked for it;
@@ -17,6 +18,7 @@ pub mod db;
 pub mod demo;
 pub mod index;
 pub mod live;
+pub mod load;
 pub mod postgres;
 pub mod problem;
 pub mod profiling;

@@ -16,6 +16,8 @@ use axum::http::StatusCode;
 use serde::Serialize;
 
 pub use report::{Around, Asked, ByService, COMPLETED, EXPECTED, Expected, StormReport};
+pub(crate) use report::{latencies, quantile_ms, record};
+pub(crate) use round::outcome;
 
 use crate::problem::Problem;
 use crate::services::gateway::Upstream;

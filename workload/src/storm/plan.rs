@@ -20,8 +20,11 @@ const ROUNDS_OF_A_CYCLE: usize = 12;
 /// The words of such a search, the most that a service takes.
 const MANY_WORDS: usize = 8;
 
-/// Products and customers that the background asks for: the smallest catalogue has as many products.
+/// Products that the background asks for: the smallest catalogue has as many.
 const FAMILIAR: usize = 100;
+
+/// Customers that the background asks for: there is one for twenty products.
+const FAMILIAR_CUSTOMERS: usize = 20;
 
 /// Where each service's heavy query is.
 const HEAVY: [&str; 3] = [
@@ -97,6 +100,7 @@ pub fn single(number: usize) -> Ask {
 /// look for what is common, and at what they have ordered. Each costs the database little.
 pub fn background(number: usize) -> Ask {
     let id = 1 + number * 7 % FAMILIAR;
+    let customer = 1 + number * 7 % FAMILIAR_CUSTOMERS;
     let word = COMMON_WORDS[number % COMMON_WORDS.len()];
     let (service, template, path) = match number % 6 {
         0 => (0, HEAVY[0], format!("{}?q={word}", HEAVY[0])),
@@ -106,7 +110,7 @@ pub fn background(number: usize) -> Ask {
         4 => (
             1,
             "/orders/history",
-            format!("/orders/history?customer_id={id}"),
+            format!("/orders/history?customer_id={customer}"),
         ),
         _ => (2, HEAVY[2], format!("{}?q={word}", HEAVY[2])),
     };

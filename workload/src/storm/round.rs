@@ -142,7 +142,8 @@ struct Told {
     code: String,
 }
 
-fn outcome(answer: &Answer) -> String {
+/// `completed`, or the cause of the failure.
+pub(crate) fn outcome(answer: &Answer) -> String {
     if answer.status.is_success() {
         return COMPLETED.to_owned();
     }
