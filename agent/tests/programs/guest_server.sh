@@ -19,8 +19,8 @@ until [ -S /tmp/.s.PGSQL.5432 ]; do
     sleep 1
 done
 sleep 2
-/two_queries /tmp/.s.PGSQL.5432 simple 40000 10000 18 by_unix >/tmp/by_unix 2>&1 &
-/two_queries 127.0.0.1:5432 prepared 40000 10000 18 by_tcp >/tmp/by_tcp 2>&1 &
+/two_queries /tmp/.s.PGSQL.5432 simple 40000 10000 120 by_unix >/tmp/by_unix 2>&1 &
+/two_queries 4:5432 prepared 40000 10000 120 by_tcp >/tmp/by_tcp 2>&1 &
 # A program is learnt at its first samples, and these machines are slow.
 sleep 3
 echo '--- doctor'
@@ -30,5 +30,5 @@ flamestorm record --frequency 199 --duration 10s --summary json --output out.pb.
 echo
 for socket in by_unix by_tcp; do
     echo "--- $socket"
-    flamestorm report out.pb.gz --filter application=$socket --output - 2>/dev/null
+    flamestorm report out.pb.gz --filter application=$socket --output - || { cat /tmp/$socket >&2; exit 1; }
 done

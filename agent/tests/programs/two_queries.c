@@ -150,6 +150,8 @@ static FRAME void alternate(struct connection *c) {
 int main(int argc, char **argv) {
     static struct connection c;
     if (argc < 6) fail("arguments");
+    // What a process asks before the recording knows it may be asked by nobody known; that is not what is tested.
+    usleep(300000);
     where = argv[1];
     mode = argv[2];
     application = argc > 6 ? argv[6] : mode;
