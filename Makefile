@@ -4,7 +4,8 @@
 # record run as root, by sudo where you are not root already.
 
 PREFIX  ?= /usr/local
-SECONDS ?= 10
+# Rounds of 43 queries in each storm of the demo.
+ROUNDS  ?= 4
 OUTPUT  ?= flamegraphs
 # Seconds for each fuzzed reader.
 FUZZ    ?= 300
@@ -17,7 +18,7 @@ AGENT   := target/release/flamestorm
 SHOP    := target/release/workload
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test setup-bench build demo test lint bench fuzz install uninstall clean
+.PHONY: help setup setup-test setup-bench build demo shop test lint bench fuzz install uninstall clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' Makefile | expand -t 20
@@ -35,8 +36,11 @@ build: setup ## Build the agent and the workload (release)
 	@$(CARGO) build --release --quiet --package agent --package workload
 	@echo "built: $(AGENT) $(SHOP)"
 
-demo: build ## Record a PostgreSQL on fire: pictures in flamegraphs/  [SECONDS=10 OUTPUT=flamegraphs ARGS=]
-	@$(AS_ROOT) $(SHOP) demo --agent $(AGENT) --seconds $(SECONDS) --output-dir $(OUTPUT) $(ARGS)
+demo: build ## The whole story on a PostgreSQL on fire, measured; pictures in flamegraphs/  [ROUNDS=4 OUTPUT= ARGS=]
+	@$(AS_ROOT) $(SHOP) scene all --open --yes --agent $(AGENT) --rounds $(ROUNDS) --output-dir $(OUTPUT) $(ARGS)
+
+shop: build ## Open the shop at http://127.0.0.1:8010, until Ctrl-C; `workload scene` tells the story on it  [OUTPUT= ARGS=]
+	@$(SHOP) all --demo --flamegraphs $(OUTPUT) $(ARGS)
 
 lint:
 	$(CARGO) fmt --all --check

@@ -102,13 +102,17 @@ fn record(arguments: &cli::Record, started: u64) -> Result<u8> {
         (None, false) => "until it ends".to_owned(),
     };
     let target = config.target();
-    status.say(&format!(
-        "recording {target} at {} Hz {until}",
-        config.frequency
-    ));
     let recording = session::record(&config, &signal, |progress| {
         let elapsed = progress.elapsed.as_secs();
-        status.update(&format!("{elapsed} s, {} samples", progress.samples));
+        // Not before: who waits for this line starts what is to be recorded.
+        if elapsed == 0 {
+            status.say(&format!(
+                "recording {target} at {} Hz {until}",
+                config.frequency
+            ));
+        } else {
+            status.update(&format!("{elapsed} s, {} samples", progress.samples));
+        }
     })?;
     status.clear();
     recorded.store(true, Ordering::Relaxed);

@@ -30,8 +30,6 @@ fn run(program: &Path, args: &[&str]) -> Running {
 /// The agent has written the line with which a recording begins.
 fn wait_for_recording(agent: &mut Running) {
     agent.wait_until("recording", |agent| agent.stderr().contains("recording"));
-    // The line comes before the clock starts.
-    thread::sleep(Duration::from_millis(500));
 }
 
 /// The status of COMMAND is the status of the recording, also when a signal ended it.

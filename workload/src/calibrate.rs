@@ -18,7 +18,7 @@ use tokio::process::Command;
 use tokio::sync::oneshot;
 
 pub use memory::{Calibration, Machine, path, recall, remember};
-pub use sums::Measured;
+pub use sums::{FAILED_PERCENT, Measured};
 
 use crate::catalogue::Catalogue;
 use crate::child::{Process, ReadyError};

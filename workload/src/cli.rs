@@ -4,6 +4,7 @@ mod all;
 mod calibrate;
 mod index;
 mod load;
+mod scene;
 mod service;
 
 use std::io::Write;
@@ -16,12 +17,13 @@ use tokio::runtime::{Builder, Runtime};
 use workload::catalogue::{Catalogue, MAX_PRODUCTS};
 use workload::telemetry::{Lines, terminal};
 use workload::user::Account;
-use workload::{child, demo, postgres};
+use workload::{child, postgres};
 
 use all::All;
 use calibrate::Calibrate;
 use index::Index;
 use load::Load;
+use scene::Scene;
 use service::{GatewayService, Inventory, Order, Product};
 
 /// A shop on a real PostgreSQL whose product search has no index.
@@ -52,8 +54,8 @@ enum Command {
     Calibrate(Calibrate),
     /// A private PostgreSQL, until Ctrl-C; prints its DATABASE_URL when it is ready
     Postgres(Postgres),
-    /// Everything at once: PostgreSQL, the shop, searches, and a recording of it all
-    Demo(Demo),
+    /// The investigator's script: the storm, the function behind it, the fix, the errors
+    Scene(Scene),
 }
 
 impl Command {
@@ -73,7 +75,7 @@ impl Command {
             Self::Inventory(service) => service.lines(),
             Self::All(all) => lines(all.with_parent),
             Self::Postgres(postgres) => lines(postgres.with_parent),
-            Self::Index(_) | Self::Load(_) | Self::Calibrate(_) | Self::Demo(_) => Lines::Timed,
+            Self::Index(_) | Self::Load(_) | Self::Calibrate(_) | Self::Scene(_) => Lines::Timed,
         }
     }
 }
@@ -145,37 +147,14 @@ struct Postgres {
     with_parent: bool,
 }
 
-#[derive(Debug, Args)]
-struct Demo {
-    /// The profiler: the path of the program `flamestorm`
-    #[arg(long)]
-    agent: PathBuf,
-    /// How long to record
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=600))]
-    seconds: u32,
-    /// Where to put the pictures
-    #[arg(long, default_value = "flamegraphs")]
-    output_dir: PathBuf,
-    /// A PostgreSQL of your own, instead of a private one; the tables of the shop are replaced
-    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
-    database_url: Option<String>,
-    #[command(flatten)]
-    cluster: Cluster,
-    #[command(flatten)]
-    shop: Shop,
-    /// Print the result as one JSON object on standard output
-    #[arg(long)]
-    json: bool,
-}
-
 impl Arguments {
     /// Runs the command and tells what went wrong.
     pub fn run(self) -> ExitCode {
         let default_level = match &self.command {
-            // The demo tells its own story; the log is for what goes wrong.
-            Command::Demo(_) | Command::Calibrate(_) => "warn",
+            // It tells its steps itself; the log is for what goes wrong.
+            Command::Calibrate(_) => "warn",
             // What fails is counted, and told at the end.
-            Command::Load(_) => "error",
+            Command::Load(_) | Command::Scene(_) => "error",
             _ => "info,sqlx=warn",
         };
         if !self.command.is_service() {
@@ -213,7 +192,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Load(arguments) => arguments.run(),
         Command::Calibrate(arguments) => arguments.run(),
         Command::Postgres(arguments) => arguments.run(),
-        Command::Demo(arguments) => arguments.run(),
+        Command::Scene(arguments) => arguments.run(),
     }
 }
 
@@ -279,30 +258,6 @@ impl Postgres {
         let stop = child::told_to_stop(self.with_parent);
         let ready = |url: &str| announce(&format!("{}{url}", postgres::READY));
         runtime.block_on(postgres::run(&options, ready, stop))?;
-        Ok(())
-    }
-}
-
-impl Demo {
-    fn run(self) -> anyhow::Result<()> {
-        let options = demo::Options {
-            program: std::env::current_exe().context("cannot find this program's own path")?,
-            agent: self.agent,
-            seconds: self.seconds,
-            output_dir: self.output_dir,
-            database_url: self.database_url,
-            source: self.cluster.source,
-            directory: self.cluster.directory,
-            user: self.cluster.user,
-            catalogue: self.shop.catalogue(),
-        };
-        let report = runtime("demo-visitors")?.block_on(demo::run(&options))?;
-        if self.json {
-            announce(&serde_json::to_string(&report)?);
-        } else {
-            announce(&report.to_string());
-        }
-        report.verdict()?;
         Ok(())
     }
 }

@@ -9,19 +9,19 @@
 //! - [`supervise`]: the whole shop, one process per service;
 //! - [`postgres`]: a private PostgreSQL that never outlives the process that asked for it;
 //! - [`telemetry`]: traces, metrics and logs;
-//! - [`demo`]: one command that starts all of it, records it with the agent, and reports.
+//! - [`scene`]: the investigator's script, which has all of it measured and recorded, and concludes.
 
 pub mod calibrate;
 pub mod catalogue;
 pub mod child;
 pub mod db;
-pub mod demo;
 pub mod index;
 pub mod live;
 pub mod load;
 pub mod postgres;
 pub mod problem;
 pub mod profiling;
+pub mod scene;
 pub mod serve;
 pub mod services;
 pub mod simulate;

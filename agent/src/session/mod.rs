@@ -212,6 +212,10 @@ impl Session {
     ) -> Result<(Option<u8>, f64)> {
         let mut startup_cpu = cpu_seconds();
         let mut told = Duration::ZERO;
+        progress(Progress {
+            elapsed: told,
+            samples: 0,
+        });
         loop {
             let left = config
                 .duration

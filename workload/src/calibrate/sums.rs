@@ -17,7 +17,7 @@ const TOO_NEAR_MS: f64 = 2950.0;
 const LOWEST_P95_MS: f64 = 2800.0 * 0.8;
 
 /// Queries that fail, in percent.
-const FAILED_PERCENT: std::ops::RangeInclusive<f64> = 4.0..=13.0;
+pub const FAILED_PERCENT: std::ops::RangeInclusive<f64> = 4.0..=13.0;
 
 /// The fullest that the pools were seen, at least, in percent.
 const LOWEST_UTILIZATION: f64 = 95.0;
