@@ -130,10 +130,14 @@ pub enum SceneError {
         source: std::io::Error,
     },
     /// The recording does not lead to a function.
-    #[error("the storm's recording names no function of the product-service as the caller of a query: {0}")]
+    #[error(
+        "the storm's recording names no function of the product-service as the caller of a query: {0}"
+    )]
     NoFunction(String),
     /// Nobody can press Enter.
-    #[error("nobody is there to press Enter: standard input is no terminal, or was closed; --yes goes on without")]
+    #[error(
+        "nobody is there to press Enter: standard input is no terminal, or was closed; --yes goes on without"
+    )]
     NobodyThere,
     /// Somebody pressed Ctrl-C or sent a signal.
     #[error("interrupted; the shop was reset, and nothing is left running")]
@@ -185,7 +189,12 @@ async fn play(
     }
     let shop = stage.shop(options, narrator).await?;
     shop.reset().await?;
-    if shop.status().await?.database.is_some_and(|it| it.search_index) {
+    if shop
+        .status()
+        .await?
+        .database
+        .is_some_and(|it| it.search_index)
+    {
         narrator.say("the search has its index from an earlier time: it is dropped, since the story begins without");
         shop.index(Action::Drop).await?;
     }

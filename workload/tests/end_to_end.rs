@@ -54,7 +54,10 @@ fn the_story() {
     assert!(told["pool_utilization_percent"].as_f64() >= Some(95.0));
     assert_eq!(told["queries"], 86);
     assert!(told["p95_ms"].as_f64() > told["baseline_p95_ms"].as_f64());
-    assert!(told["failures"]["statement_timeout"].as_u64() >= Some(1), "{told}");
+    assert!(
+        told["failures"]["statement_timeout"].as_u64() >= Some(1),
+        "{told}"
+    );
 
     // Scene 9.5: the function, by name, file and line.
     assert_eq!(
@@ -71,15 +74,24 @@ fn the_story() {
     assert!((0.1..0.7).contains(&of_machine), "{of_machine}");
     assert!(told["caller_share"].as_f64() >= Some(0.99), "{told}");
     let (before, after) = (&told["p95_before_fix_ms"], &told["p95_after_fix_ms"]);
-    assert!(before.as_f64() > after.as_f64().map(|after| 2.0 * after), "{before}, {after}");
+    assert!(
+        before.as_f64() > after.as_f64().map(|after| 2.0 * after),
+        "{before}, {after}"
+    );
 
     // Without the network it is the system's PostgreSQL, which has no names for its own functions.
     let named = !stderr.contains("no embedded PostgreSQL");
     let way = told["way"].as_array().unwrap();
-    let way: Vec<&str> = way.iter().map(|step| step["function"].as_str().unwrap()).collect();
+    let way: Vec<&str> = way
+        .iter()
+        .map(|step| step["function"].as_str().unwrap())
+        .collect();
     assert!(way.iter().any(|step| step.contains("ILIKE")), "{way:?}");
     assert!(way.contains(&"PostgresMain"), "{way:?}");
-    assert!(!named || way.iter().any(|step| step.contains("Scan")), "{way:?}");
+    assert!(
+        !named || way.iter().any(|step| step.contains("Scan")),
+        "{way:?}"
+    );
 
     // Every recording is whole; and even a machine that lets the agent starve loses little.
     let recordings = told["recordings"].as_array().unwrap();
@@ -88,17 +100,26 @@ fn the_story() {
         let share = share(&recorded["lost"], &recorded["samples"]);
         assert!(share <= 0.01, "{recorded}");
         // How fast the agent learns a busy machine's processes is `make bench`'s to measure.
-        assert!(recorded["rooted_share"].as_f64() >= Some(0.75), "{recorded}");
+        assert!(
+            recorded["rooted_share"].as_f64() >= Some(0.75),
+            "{recorded}"
+        );
     }
 
     // One picture from the request to PostgreSQL's scan.
     let folded = std::fs::read_to_string(output.join("storm.folded")).unwrap();
     let stacks: Vec<Stack> = folded.lines().map(Stack::parse).collect();
-    let search = |stack: &Stack| stack.has("search_products_unindexed") && stack.has("PostgresMain");
+    let search =
+        |stack: &Stack| stack.has("search_products_unindexed") && stack.has("PostgresMain");
     let all = count(&stacks, search);
     let stitched = count(&stacks, |stack| {
         search(stack)
-            && stack.has_in_order(&["search_products_unindexed", "ILIKE", "postgres", "PostgresMain"])
+            && stack.has_in_order(&[
+                "search_products_unindexed",
+                "ILIKE",
+                "postgres",
+                "PostgresMain",
+            ])
     });
     assert!(all > 100 && stitched == all, "{stitched} of {all} stitched");
 
@@ -108,13 +129,27 @@ fn the_story() {
     for query in failed {
         let lines = query["lines"].as_array().unwrap();
         assert!(!lines.is_empty(), "{query}");
-        assert!(lines.iter().all(|line| line["trace_id"] == query["trace_id"]), "{query}");
+        assert!(
+            lines
+                .iter()
+                .all(|line| line["trace_id"] == query["trace_id"]),
+            "{query}"
+        );
     }
 
     // The files are there, and nothing else is.
     let files: Vec<_> = told["files"].as_array().unwrap().iter().collect();
-    for name in ["baseline.svg", "storm.svg", "fixed.svg", "storm-vs-fixed.svg", "README.md"] {
-        let file = files.iter().find(|file| file.as_str().unwrap().ends_with(name)).unwrap();
+    for name in [
+        "baseline.svg",
+        "storm.svg",
+        "fixed.svg",
+        "storm-vs-fixed.svg",
+        "README.md",
+    ] {
+        let file = files
+            .iter()
+            .find(|file| file.as_str().unwrap().ends_with(name))
+            .unwrap();
         let bytes = std::fs::metadata(file.as_str().unwrap()).unwrap().len();
         assert!(bytes > 1000, "{file}");
     }

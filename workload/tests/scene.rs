@@ -53,7 +53,9 @@ impl Stage {
     fn scene(&self, act: &str) -> Command {
         let mut command = program("scene");
         command.args([act, "--yes", "--rounds", "1", "--url", &self.url]);
-        command.arg("--output-dir").arg(self.directory.join("pictures"));
+        command
+            .arg("--output-dir")
+            .arg(self.directory.join("pictures"));
         command
     }
 
@@ -100,7 +102,12 @@ async fn without_a_shop() {
     command.args(["9", "--yes", "--url", "http://127.0.0.1:9"]);
     let (success, stdout, stderr) = run_to_end(command).await;
     assert!(!success);
-    for part in ["http://127.0.0.1:9", "refused", "workload all --demo", "--open"] {
+    for part in [
+        "http://127.0.0.1:9",
+        "refused",
+        "workload all --demo",
+        "--open",
+    ] {
         assert!(stderr.contains(part), "{part}: {stderr}");
     }
     assert_eq!(stdout, "");
@@ -122,7 +129,15 @@ async fn what_is_missing_is_told_first() {
     let missing = |agent: &str, output: &str| {
         let mut command = program("scene");
         command
-            .args(["9.5", "--open", "--yes", "--agent", agent, "--output-dir", output])
+            .args([
+                "9.5",
+                "--open",
+                "--yes",
+                "--agent",
+                agent,
+                "--output-dir",
+                output,
+            ])
             .arg("--directory")
             .arg(&cluster);
         run_to_end(command)
@@ -154,8 +169,19 @@ async fn a_rehearsal() {
     assert!(success, "{stderr}");
     let told: Value = serde_json::from_str(&stdout).unwrap();
     let checks = told["checks"].as_array().unwrap();
-    let names: Vec<&str> = checks.iter().map(|it| it["name"].as_str().unwrap()).collect();
-    for name in ["profiler", "pictures", "gateway", "product-service", "database", "demo", "log"] {
+    let names: Vec<&str> = checks
+        .iter()
+        .map(|it| it["name"].as_str().unwrap())
+        .collect();
+    for name in [
+        "profiler",
+        "pictures",
+        "gateway",
+        "product-service",
+        "database",
+        "demo",
+        "log",
+    ] {
         assert!(names.contains(&name), "{names:?}");
     }
     assert!(checks.iter().all(|check| check["ok"] == true), "{checks:?}");
@@ -165,7 +191,10 @@ async fn a_rehearsal() {
     let mut command = stage.scene("all");
     command.args(["--rehearse", "--json", "--agent", "/bin/false"]);
     let (success, stdout, stderr) = run_to_end(command).await;
-    assert!(!success && stderr.contains("not ready: profiler"), "{stderr}");
+    assert!(
+        !success && stderr.contains("not ready: profiler"),
+        "{stderr}"
+    );
     let told: Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!(told["success"], false);
 }
@@ -195,11 +224,24 @@ async fn a_storm_in_a_teacup() {
     command.arg("--json");
     let (success, stdout, stderr) = run_to_end(command).await;
     let told: Value = serde_json::from_str(&stdout).unwrap();
-    assert_eq!(stage.status().await["database"]["search_index"], false, "{stderr}");
-    for figure in ["baseline_p95_ms", "p50_ms", "p95_ms", "p99_ms", "failed_percent"] {
+    assert_eq!(
+        stage.status().await["database"]["search_index"],
+        false,
+        "{stderr}"
+    );
+    for figure in [
+        "baseline_p95_ms",
+        "p50_ms",
+        "p95_ms",
+        "p99_ms",
+        "failed_percent",
+    ] {
         assert!(told[figure].is_number(), "{figure}: {told}");
     }
-    assert_eq!((&told["queries"], &told["executed"]), (&43.into(), &43.into()));
+    assert_eq!(
+        (&told["queries"], &told["executed"]),
+        (&43.into(), &43.into())
+    );
     assert!(told["traffic"]["completed"].as_u64() > Some(100), "{told}");
     assert!(told["failures"].is_object() && told["active_max"].is_number());
     // Whether 500 products can exhaust anything depends on the machine, and the verdict on the figures.
@@ -222,7 +264,9 @@ async fn a_storm_in_a_teacup() {
 async fn a_failing_agent() {
     let stage = Stage::open(&["--demo"]).await;
     let mut command = stage.scene("9.5");
-    command.arg("--agent").arg(stage.agent("echo 'flamestorm: no room' >&2; exit 1"));
+    command
+        .arg("--agent")
+        .arg(stage.agent("echo 'flamestorm: no room' >&2; exit 1"));
     let (success, _, stderr) = run_to_end(command).await;
     assert!(!success && stderr.contains("no room"), "{stderr}");
 
@@ -274,7 +318,15 @@ async fn an_opened_shop_goes_with_the_scene() {
         let cluster = scratch("opened");
         let mut command = program("scene");
         command
-            .args(["9.5", "--open", "--yes", "--products", "500", "--source", "system"])
+            .args([
+                "9.5",
+                "--open",
+                "--yes",
+                "--products",
+                "500",
+                "--source",
+                "system",
+            ])
             .arg("--directory")
             .arg(&cluster)
             .arg("--output-dir")

@@ -25,7 +25,10 @@ pub async fn of_the_agent(options: &Options) -> Vec<Check> {
                 } else {
                     "recording needs root: try it with sudo".to_owned()
                 };
-                Check::bad("profiler", format!("{path} cannot record here ({hint}): {error}"))
+                Check::bad(
+                    "profiler",
+                    format!("{path} cannot record here ({hint}): {error}"),
+                )
             }
         },
         Err(error) => Check::bad(
@@ -38,7 +41,9 @@ pub async fn of_the_agent(options: &Options) -> Vec<Check> {
         Ok(()) => Check::good("pictures", format!("{directory} can be written to")),
         Err(error) => Check::bad(
             "pictures",
-            format!("cannot write to {directory}: {error}; choose another directory with --output-dir"),
+            format!(
+                "cannot write to {directory}: {error}; choose another directory with --output-dir"
+            ),
         ),
     };
     vec![agent, pictures]
@@ -72,9 +77,15 @@ pub async fn of_the_shop(shop: &Shop) -> Result<Vec<Check>, SceneError> {
                 true => "the search has its index, which the scene drops",
                 false => "the search has no index",
             };
-            Check::good("database", format!("{}, PostgreSQL {}; {index}", it.name, it.version))
+            Check::good(
+                "database",
+                format!("{}, PostgreSQL {}; {index}", it.name, it.version),
+            )
         }
-        None => Check::bad("database", "the product-service cannot tell of it".to_owned()),
+        None => Check::bad(
+            "database",
+            "the product-service cannot tell of it".to_owned(),
+        ),
     });
     checks.push(match status.demo {
         true => Check::good("demo", "its buttons work".to_owned()),
@@ -86,7 +97,10 @@ pub async fn of_the_shop(shop: &Shop) -> Result<Vec<Check>, SceneError> {
     if let Some(storm) = status.storm.filter(|storm| storm.running) {
         checks.push(Check::bad(
             "storm",
-            format!("one is running, in round {} of {}; wait for its end", storm.round, storm.rounds),
+            format!(
+                "one is running, in round {} of {}; wait for its end",
+                storm.round, storm.rounds
+            ),
         ));
     }
     let lines = shop.lines(None, "warn").await;

@@ -53,10 +53,22 @@ pub async fn tell(
     investigation: Option<&Investigation>,
 ) -> Result<Errors, SceneError> {
     narrator.heading("Scene 10: what the logs say");
-    narrator.pause("the errors of the storm, by their traces").await?;
-    let mut failed: Vec<&Asked> = storm.slowest.iter().filter(|it| !it.is_completed()).collect();
+    narrator
+        .pause("the errors of the storm, by their traces")
+        .await?;
+    let mut failed: Vec<&Asked> = storm
+        .slowest
+        .iter()
+        .filter(|it| !it.is_completed())
+        .collect();
     // One of each service before a second of any.
-    failed.sort_by_key(|it| storm.slowest.iter().filter(|o| o.service == it.service).position(|o| o == *it));
+    failed.sort_by_key(|it| {
+        storm
+            .slowest
+            .iter()
+            .filter(|o| o.service == it.service)
+            .position(|o| o == *it)
+    });
     let mut queries = Vec::new();
     for query in failed.into_iter().take(SHOWN) {
         let lines = shop.lines(Some(&query.trace_id), "warn").await?;
@@ -84,7 +96,9 @@ pub async fn tell(
         narrator.line(sentence);
     }
     let url = shop.url();
-    narrator.say(&format!("look at {url}/#/logs, and {url}/#/traces for the waterfalls"));
+    narrator.say(&format!(
+        "look at {url}/#/logs, and {url}/#/traces for the waterfalls"
+    ));
     narrator.line("in Coralogix: Explore, logs; by trace_id, or simulation_type and utilization_percent as columns");
     Ok(Errors {
         queries,
@@ -133,7 +147,12 @@ fn diagnosis(storm: &StormReport, investigation: Option<&Investigation>) -> Vec<
         .collect();
     told.push(match causes.is_empty() {
         true => format!("None of {} failed.", storm.queries),
-        false => format!("{} of {} failed: {}.", storm.failed, storm.queries, causes.join(", ")),
+        false => format!(
+            "{} of {} failed: {}.",
+            storm.failed,
+            storm.queries,
+            causes.join(", ")
+        ),
     });
     if let Some(found) = investigation {
         told.push(format!(
@@ -173,8 +192,14 @@ mod tests {
     /// The diagnosis names each cause with its number.
     #[test]
     fn causes_are_named() {
-        let told = diagnosis(&storm(&["completed", "statement_timeout", "statement_timeout"]), None);
-        assert!(told[1].contains("2 of 3 failed: 2 by statement_timeout"), "{told:?}");
+        let told = diagnosis(
+            &storm(&["completed", "statement_timeout", "statement_timeout"]),
+            None,
+        );
+        assert!(
+            told[1].contains("2 of 3 failed: 2 by statement_timeout"),
+            "{told:?}"
+        );
         let told = diagnosis(&storm(&["completed"]), None);
         assert!(told[1].contains("None of 1 failed"), "{told:?}");
     }

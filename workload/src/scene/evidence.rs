@@ -76,7 +76,9 @@ impl Stacks {
             Some((frames, count.parse().ok()?))
         });
         let stacks: Option<Vec<_>> = stacks.collect();
-        stacks.map(Self).ok_or_else(|| "a line is no folded stack".to_owned())
+        stacks
+            .map(Self)
+            .ok_or_else(|| "a line is no folded stack".to_owned())
     }
 
     /// All samples.
@@ -86,7 +88,10 @@ impl Stacks {
 
     /// The samples whose stack has `function`.
     pub fn with(&self, function: &str) -> u64 {
-        let with = self.0.iter().filter(|(frames, _)| frames.iter().any(|f| f == function));
+        let with = self
+            .0
+            .iter()
+            .filter(|(frames, _)| frames.iter().any(|f| f == function));
         with.map(|(_, count)| count).sum()
     }
 
@@ -110,7 +115,9 @@ impl Stacks {
                 }
             }
             // Of equals always the same.
-            let most = next.into_iter().max_by(|(a, m), (b, n)| m.cmp(n).then(b.cmp(a)));
+            let most = next
+                .into_iter()
+                .max_by(|(a, m), (b, n)| m.cmp(n).then(b.cmp(a)));
             let Some((function, count)) = most else {
                 return way;
             };
@@ -165,7 +172,10 @@ mod tests {
         ]))
         .unwrap();
         let (query, caller) = costliest(&queries, "product-service").unwrap();
-        assert_eq!((query.query.as_str(), caller.function.as_str()), ("SELECT 2", "shop::search"));
+        assert_eq!(
+            (query.query.as_str(), caller.function.as_str()),
+            ("SELECT 2", "shop::search")
+        );
         assert_eq!(costliest(&queries, "absent"), None);
         assert_eq!(queries[0].callers_unknown["not_captured"], 1);
     }
@@ -178,10 +188,24 @@ mod tests {
                        shop;main;search;send_[k] 15\n\
                        shop;main;other 100\n";
         let stacks = Stacks::parse(folded).unwrap();
-        assert_eq!((stacks.total(), stacks.with("search"), stacks.with("none")), (200, 100, 0));
+        assert_eq!(
+            (stacks.total(), stacks.with("search"), stacks.with("none")),
+            (200, 100, 0)
+        );
         let way = stacks.way("search");
-        let way: Vec<_> = way.iter().map(|step| (step.function.as_str(), step.share)).collect();
-        assert_eq!(way, [("search", 1.0), ("SELECT ?", 0.85), ("scan", 0.85), ("like", 0.6)]);
+        let way: Vec<_> = way
+            .iter()
+            .map(|step| (step.function.as_str(), step.share))
+            .collect();
+        assert_eq!(
+            way,
+            [
+                ("search", 1.0),
+                ("SELECT ?", 0.85),
+                ("scan", 0.85),
+                ("like", 0.6)
+            ]
+        );
         assert_eq!(stacks.way("none"), []);
         assert!(Stacks::parse(b"no count\n").is_err());
         assert_eq!(Stacks::parse(b"").unwrap().total(), 0);

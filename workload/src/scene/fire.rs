@@ -41,12 +41,16 @@ pub async fn tell(
     let traffic = baseline(narrator, shop).await?;
     let queries = QUERIES_OF_A_ROUND;
     narrator
-        .pause(&format!("the storm, {rounds} rounds of {queries} queries at once"))
+        .pause(&format!(
+            "the storm, {rounds} rounds of {queries} queries at once"
+        ))
         .await?;
     let storm = storm(narrator, shop, rounds).await?;
     table(narrator, &storm);
     let url = shop.url();
-    narrator.say(&format!("look at {url}/#/demo: three services, one database, all of them slow"));
+    narrator.say(&format!(
+        "look at {url}/#/demo: three services, one database, all of them slow"
+    ));
     narrator.line(
         "in Coralogix: APM, service map; APM, databases, productcatalog. All three services suffer: which code is it?",
     );
@@ -91,7 +95,10 @@ pub async fn storm(
         loop {
             tokio::time::sleep(TICK).await;
             if let Ok(status) = shop.status().await
-                && let Some(storm) = status.storm.as_ref().filter(|it| it.running && it.round > 0)
+                && let Some(storm) = status
+                    .storm
+                    .as_ref()
+                    .filter(|it| it.running && it.round > 0)
             {
                 narrator.line(&format!(
                     "round {} of {}: {} queries over, {} of them failed; pools {:.0} % full",
@@ -140,12 +147,17 @@ fn table(narrator: &Narrator, storm: &StormReport) {
     let near = |measured: Option<f64>, expected: f64| {
         measured.is_some_and(|measured| (measured / expected - 1.0).abs() <= NEAR)
     };
-    narrator.line(&format!("{:<34} {:>10}   {:>10}", "", "measured", "expected"));
+    narrator.line(&format!(
+        "{:<34} {:>10}   {:>10}",
+        "", "measured", "expected"
+    ));
     row(
         "P95 before (light traffic)",
         ms(storm.baseline_p95_ms),
         ms(Some(expected.baseline_p95_ms)),
-        storm.baseline_p95_ms.is_some_and(|p95| p95 <= expected.baseline_p95_ms),
+        storm
+            .baseline_p95_ms
+            .is_some_and(|p95| p95 <= expected.baseline_p95_ms),
     );
     row(
         "P95 of completed queries",
@@ -178,11 +190,18 @@ fn table(narrator: &Narrator, storm: &StormReport) {
         calibrate::FAILED_PERCENT.contains(&storm.failed_percent),
     );
     for (cause, count) in &storm.failures {
-        narrator.line(&toned(Tone::Faint, format_args!("  {cause}: {count} of {}", storm.queries)));
+        narrator.line(&toned(
+            Tone::Faint,
+            format_args!("  {cause}: {count} of {}", storm.queries),
+        ));
     }
     narrator.line(&toned(
         Tone::Faint,
-        format_args!("  one such query alone: {}; P50 in the storm: {}", ms(storm.single_query_ms), ms(storm.p50_ms)),
+        format_args!(
+            "  one such query alone: {}; P50 in the storm: {}",
+            ms(storm.single_query_ms),
+            ms(storm.p50_ms)
+        ),
     ));
 }
 
@@ -190,7 +209,10 @@ fn table(narrator: &Narrator, storm: &StormReport) {
 pub fn problems(storm: &StormReport) -> Vec<String> {
     let mut problems = Vec::new();
     let (before, p95) = (storm.baseline_p95_ms, storm.p95_ms);
-    if before.zip(p95).is_none_or(|(before, p95)| p95 < before * SLOWER) {
+    if before
+        .zip(p95)
+        .is_none_or(|(before, p95)| p95 < before * SLOWER)
+    {
         problems.push(format!(
             "the storm did not slow the shop down: P95 {} before and {} in it",
             ms(before),

@@ -73,7 +73,7 @@ pub struct Investigation {
     /// From the function to where the time goes, through the query into PostgreSQL; shares are of the function's samples.
     pub way: Vec<Step>,
     /// PostgreSQL's work during the storm by query, the most expensive first.
-    pub queries: Vec<Query>,
+    pub queries_by_cpu: Vec<Query>,
     /// The samples of PostgreSQL's backends whose caller is known, of those whose query is.
     pub caller_share: Option<f64>,
     /// The storm before the fix.
@@ -102,11 +102,17 @@ pub async fn tell(
 ) -> Result<(Investigation, StormReport), SceneError> {
     narrator.heading("Scene 9.5: which function?");
     let recording = |name| Recording::new(&options.agent, &options.output_dir, name);
-    let (baseline, storm, fixed) = (recording("baseline"), recording("storm"), recording("fixed"));
+    let (baseline, storm, fixed) = (
+        recording("baseline"),
+        recording("storm"),
+        recording("fixed"),
+    );
     let mut files = Vec::new();
     let mut recordings = Vec::new();
 
-    narrator.pause("record the whole machine on a day like any other").await?;
+    narrator
+        .pause("record the whole machine on a day like any other")
+        .await?;
     let running = baseline.start().await?;
     fire::baseline(narrator, shop).await?;
     let (summary, written) = baseline.finish(running).await?;
@@ -128,13 +134,19 @@ pub async fn tell(
     let stacks = storm.stacks(&format!("service={}", product::NAME)).await?;
     let verdict = Verdict::of(&queries, &stacks, &summary)?;
     verdict.tell(narrator, &queries);
-    narrator.line(&format!("look at {}, or at {}/#/flamegraphs", storm.file(".svg").display(), shop.url()));
+    narrator.line(&format!(
+        "look at {}, or at {}/#/flamegraphs",
+        storm.file(".svg").display(),
+        shop.url()
+    ));
     narrator.line("in Coralogix: APM, profiles, service product-service");
 
     narrator.pause("the fix: an index").await?;
     let index_took = shop.index(Action::Create).await?;
     let index_seconds = index_took.as_secs_f64();
-    narrator.say(&format!("an index of trigrams on the descriptions: made in {index_seconds:.1} s"));
+    narrator.say(&format!(
+        "an index of trigrams on the descriptions: made in {index_seconds:.1} s"
+    ));
 
     narrator.pause("the same storm again, recorded").await?;
     let running = fixed.start().await?;
@@ -143,7 +155,10 @@ pub async fn tell(
     // The same work in the same time: what is left of it shows the shop with nothing to do.
     let rest = took.saturating_sub(start.elapsed());
     if rest > Duration::from_secs(1) {
-        narrator.line(&format!("{:.0} s are left of what it took before: the shop rests", rest.as_secs_f64()));
+        narrator.line(&format!(
+            "{:.0} s are left of what it took before: the shop rests",
+            rest.as_secs_f64()
+        ));
     }
     tokio::time::sleep(rest).await;
     let (summary, written) = fixed.finish(running).await?;
@@ -164,7 +179,7 @@ pub async fn tell(
         share_of_machine: verdict.share_of_machine,
         way: verdict.way,
         caller_share: verdict.caller_share,
-        queries: queries.clone(),
+        queries_by_cpu: queries.clone(),
         p95_before_fix_ms: before_fix.p95_ms,
         p95_after_fix_ms: after_fix.p95_ms,
         index_seconds,
@@ -184,7 +199,9 @@ pub async fn tell(
     std::fs::write(&readme, text).map_err(failed)?;
     investigation.files.push(readme.clone());
     // Pictures first.
-    investigation.files.sort_by_key(|file| file.extension().is_none_or(|ending| ending != "svg"));
+    investigation
+        .files
+        .sort_by_key(|file| file.extension().is_none_or(|ending| ending != "svg"));
     for file in &investigation.files {
         user::give_to_sudo_user(file).map_err(failed)?;
     }
@@ -230,13 +247,16 @@ impl<'a> Verdict<'a> {
         let (query, caller) = found.ok_or_else(|| {
             let told = &summary["attribution"];
             SceneError::NoFunction(match told.is_null() {
-                true => "the agent recognised no PostgreSQL; `flamestorm doctor` may tell why".to_owned(),
+                true => "the agent recognised no PostgreSQL; `flamestorm doctor` may tell why"
+                    .to_owned(),
                 false => format!("it says {told}"),
             })
         })?;
         let of_function = stacks.with(&caller.function);
         let attribution = &summary["attribution"];
-        let known = attribution["with_caller"].as_u64().zip(attribution["with_query"].as_u64());
+        let known = attribution["with_caller"]
+            .as_u64()
+            .zip(attribution["with_query"].as_u64());
         Ok(Self {
             query,
             caller,
@@ -250,7 +270,11 @@ impl<'a> Verdict<'a> {
     fn tell(&self, narrator: &Narrator, queries: &[Query]) {
         narrator.say("PostgreSQL's CPU time by query, and who asked:");
         for query in queries.iter().take(QUERIES) {
-            narrator.line(&format!("{:5.1} %  {}", query.share * 100.0, one_line(&query.query)));
+            narrator.line(&format!(
+                "{:5.1} %  {}",
+                query.share * 100.0,
+                one_line(&query.query)
+            ));
             for caller in query.callers.iter().take(CALLERS) {
                 narrator.line(&format!(
                     "            {:5.1} %  {} in {} ({})",
@@ -271,7 +295,11 @@ impl<'a> Verdict<'a> {
         ));
         narrator.line("from there to where the time goes:");
         for step in self.told_way() {
-            narrator.line(&format!("  {:5.1} %  {}", step.share * 100.0, one_line(&step.function)));
+            narrator.line(&format!(
+                "  {:5.1} %  {}",
+                step.share * 100.0,
+                one_line(&step.function)
+            ));
         }
     }
 }
@@ -279,11 +307,21 @@ impl<'a> Verdict<'a> {
 impl Verdict<'_> {
     /// The way without what is the same for every query: from the function to the socket, and PostgreSQL's start.
     fn told_way(&self) -> impl Iterator<Item = &Step> {
-        let backend = self.way.iter().position(|step| step.function == BACKEND).unwrap_or(0);
+        let backend = self
+            .way
+            .iter()
+            .position(|step| step.function == BACKEND)
+            .unwrap_or(0);
         let is_told = move |(number, step): &(usize, &Step)| {
-            *number > backend || step.function == self.caller.function || step.function == self.query.query
+            *number > backend
+                || step.function == self.caller.function
+                || step.function == self.query.query
         };
-        self.way.iter().enumerate().filter(is_told).map(|(_, step)| step)
+        self.way
+            .iter()
+            .enumerate()
+            .filter(is_told)
+            .map(|(_, step)| step)
     }
 }
 
@@ -292,17 +330,33 @@ impl Investigation {
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if !self.function.ends_with(FUNCTION) {
-            problems.push(format!("the costliest function is {}, not {FUNCTION}", self.function));
+            problems.push(format!(
+                "the costliest function is {}, not {FUNCTION}",
+                self.function
+            ));
         }
         if self.file.is_empty() || self.line == 0 {
-            problems.push(format!("{} has no file and line: is `debug = 1` in the build profile?", self.function));
+            problems.push(format!(
+                "{} has no file and line: is `debug = 1` in the build profile?",
+                self.function
+            ));
         }
         if self.share_of_service < LEAST_SHARE {
-            problems.push(format!("it has only {:.1} % of its service", self.share_of_service * 100.0));
+            problems.push(format!(
+                "it has only {:.1} % of its service",
+                self.share_of_service * 100.0
+            ));
         }
         let (before, after) = (self.p95_before_fix_ms, self.p95_after_fix_ms);
-        if before.zip(after).is_none_or(|(before, after)| after * FASTER > before) {
-            problems.push(format!("the fix did not help: P95 {} before and {} after", ms(before), ms(after)));
+        if before
+            .zip(after)
+            .is_none_or(|(before, after)| after * FASTER > before)
+        {
+            problems.push(format!(
+                "the fix did not help: P95 {} before and {} after",
+                ms(before),
+                ms(after)
+            ));
         }
         problems
     }
@@ -361,7 +415,7 @@ mod tests {
             share_of_service: 0.99,
             share_of_machine: 0.3,
             way: Vec::new(),
-            queries: Vec::new(),
+            queries_by_cpu: Vec::new(),
             caller_share: Some(1.0),
             p95_before_fix_ms: Some(2700.0),
             p95_after_fix_ms: Some(40.0),
@@ -399,6 +453,9 @@ mod tests {
         assert_eq!(one_line(&"ü".repeat(5000)).chars().count(), TEXT_CHARS);
         assert_eq!(place("", 7), "no file known");
         assert_eq!(place("a.rs", 7), "a.rs:7");
-        assert_eq!(place("/home/x/shop/src/services/a.rs", 7), "src/services/a.rs:7");
+        assert_eq!(
+            place("/home/x/shop/src/services/a.rs", 7),
+            "src/services/a.rs:7"
+        );
     }
 }

@@ -86,7 +86,10 @@ impl Narrator {
         if !self.asks {
             return Ok(());
         }
-        self.write(&format!("\n  {} ", toned(Tone::Strong, format_args!("Enter: {next}"))));
+        self.write(&format!(
+            "\n  {} ",
+            toned(Tone::Strong, format_args!("Enter: {next}"))
+        ));
         // A thread of its own, and not tokio's standard input: that one keeps a runtime from ending until
         // something is read.
         let (pressed, wait) = oneshot::channel();
@@ -108,7 +111,9 @@ impl Narrator {
             AutoStream::auto(io::stderr().lock()).write_all(text.as_bytes())
         } else {
             let mut stdout = AutoStream::auto(io::stdout().lock());
-            stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())
+            stdout
+                .write_all(text.as_bytes())
+                .and_then(|()| stdout.flush())
         };
     }
 }

@@ -91,7 +91,10 @@ impl Outcome {
             narrator.say(&toned(Tone::Bad, problem));
         }
         if self.success {
-            narrator.say(&toned(Tone::Good, "shown as it should be; the shop is as it was before"));
+            narrator.say(&toned(
+                Tone::Good,
+                "shown as it should be; the shop is as it was before",
+            ));
         }
         if let Some(investigation) = &self.investigation {
             for file in &investigation.files {

@@ -38,7 +38,9 @@ fn write(
     for recorded in &found.recordings {
         let what = match recorded.name {
             "baseline" => "the shop on a day like any other: 20 requests a second".to_owned(),
-            "storm" => format!("{rounds} rounds of {QUERIES_OF_A_ROUND} queries at once, without the index"),
+            "storm" => format!(
+                "{rounds} rounds of {QUERIES_OF_A_ROUND} queries at once, without the index"
+            ),
             _ => "the same queries in the same time, with the index".to_owned(),
         };
         writeln!(
@@ -59,14 +61,23 @@ fn write(
     )?;
     let command = Recording::new(&options.agent, &options.output_dir, "storm").arguments();
     let command: Vec<_> = command.iter().map(|word| word.to_string_lossy()).collect();
-    writeln!(out, "A recording is made by\n\n```\nflamestorm {}\n```\n", command.join(" "))?;
+    writeln!(
+        out,
+        "A recording is made by\n\n```\nflamestorm {}\n```\n",
+        command.join(" ")
+    )?;
     writeln!(
         out,
         "which starts before the queries and ends by Ctrl-C after them. The `.pb.gz` is the file of record: \
          `flamestorm report` makes the others again, also of a part (`--filter service=order-service`).\n"
     )?;
     writeln!(out, "## What they show\n")?;
-    writeln!(out, "- `{}`, {}", found.function, place(&found.file, found.line))?;
+    writeln!(
+        out,
+        "- `{}`, {}",
+        found.function,
+        place(&found.file, found.line)
+    )?;
     writeln!(
         out,
         "- {:.1} % of the product-service's CPU time, its queries in PostgreSQL included; {:.1} % of the machine's",

@@ -154,8 +154,9 @@ impl Shop {
         let body = format!("{{\"rounds\": {rounds}}}");
         let patience = BEFORE_PATIENCE + ROUND_PATIENCE * rounds;
         let answer = self.post(TRIGGER, &body, patience).await?;
-        serde_json::from_slice(&answer.body)
-            .map_err(|error| SceneError::Answer(format!("{TRIGGER} answered something else: {error}")))
+        serde_json::from_slice(&answer.body).map_err(|error| {
+            SceneError::Answer(format!("{TRIGGER} answered something else: {error}"))
+        })
     }
 
     /// What the last storm did; `None` where there was none.

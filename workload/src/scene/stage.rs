@@ -48,7 +48,10 @@ impl Own {
     /// One of our own commands, with what all of them are told alike.
     fn command(&self, name: &str) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg(name).arg("--source").arg(self.source.to_string());
+        command
+            .arg(name)
+            .arg("--source")
+            .arg(self.source.to_string());
         command.arg(format!("--seed={}", self.seed));
         if let Some(directory) = &self.directory {
             command.arg("--directory").arg(directory);
@@ -69,7 +72,11 @@ pub struct Stage {
 
 impl Stage {
     /// The shop; opened, where one is to be and is not yet.
-    pub async fn shop(&mut self, options: &Options, narrator: &Narrator) -> Result<Shop, SceneError> {
+    pub async fn shop(
+        &mut self,
+        options: &Options,
+        narrator: &Narrator,
+    ) -> Result<Shop, SceneError> {
         if let Some(shop) = &self.shop {
             return Ok(shop.clone());
         }
