@@ -3,13 +3,23 @@
 import { get, present } from "./api.js";
 import { h } from "./dom.js";
 
-/** What the walkthrough's pictures show; others show their own title. */
+/** What the walkthrough's pictures show, in the order of its story; others show their own title. */
 const ABOUT = {
   "baseline.svg": "Before: steady traffic, no storm.",
   "storm.svg": "The storm: look for search_products_unindexed, and the sequential scan below it.",
+  "storm-app.svg": "The storm, without what PostgreSQL did.",
+  "storm-database.svg": "The storm, only what PostgreSQL did.",
   "fixed.svg": "After the fix: the same storm, with the index.",
   "storm-vs-fixed.svg": "What grew and what shrank between storm and fix.",
 };
+
+/** What the story is about. */
+const FIRST = "storm.svg";
+
+const STORY = Object.keys(ABOUT);
+
+/** Those of the story first, in its order; the others by name, as they came. */
+const placeInStory = (file) => (STORY.includes(file) ? STORY.indexOf(file) : STORY.length);
 
 /** `#/flamegraphs` and `#/flamegraphs/FILE` */
 export function flamegraphs(main, { file }, signal) {
@@ -17,7 +27,9 @@ export function flamegraphs(main, { file }, signal) {
   main.append(h("h1", {}, "Flame graphs"), place);
   present(place, signal, async () => {
     const files = (await get("/flamegraphs", { signal })).map((picture) => picture.file);
-    return files.length > 0 ? gallery(files, files.includes(file) ? file : files[0]) : none();
+    files.sort((a, b) => placeInStory(a) - placeInStory(b));
+    const current = [file, FIRST].find((wanted) => files.includes(wanted)) ?? files[0];
+    return files.length > 0 ? gallery(files, current) : none();
   });
   return "Flame graphs";
 }

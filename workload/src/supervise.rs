@@ -170,6 +170,8 @@ impl Options {
         if self.demo {
             command.arg("--demo");
         }
+        // Each has a name of its own: one for all of them would make them one service.
+        command.env_remove("OTEL_SERVICE_NAME");
         without_root(command, self.user.as_deref())
     }
 }

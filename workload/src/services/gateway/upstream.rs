@@ -163,6 +163,10 @@ impl Upstream {
     }
 
     fn json<T: DeserializeOwned>(&self, answer: &Answer) -> Result<T, Problem> {
+        if answer.status.is_client_error() {
+            // It is well, and has no such thing: a trace that it had no part in.
+            return Err(self.problem(&format!("it answered {}", answer.status)));
+        }
         if !answer.status.is_success() {
             return Err(self.unreachable(&format!("it answered {}", answer.status)));
         }
@@ -194,6 +198,10 @@ impl Upstream {
     /// Nothing answers there, or not in a way that can be understood.
     fn unreachable(&self, reason: &str) -> Problem {
         tracing::warn!(service = self.name, url = self.url, reason, "unreachable");
+        self.problem(reason)
+    }
+
+    fn problem(&self, reason: &str) -> Problem {
         let detail = format!("the {} does not answer: {reason}", self.name);
         Problem::new(StatusCode::BAD_GATEWAY, "service_unreachable", detail)
     }
