@@ -81,6 +81,11 @@ pub struct Process {
     pub parent: Option<u32>,
     /// Tells one run of a program from the next: changes with every fork, exec and new name.
     pub incarnation: u64,
+    /// Tells one program that was started from the next: changes with an exec only, so that it is also a
+    /// forked child's.
+    pub image: u64,
+    /// When it was forked, nanoseconds, if it still runs what its parent did.
+    pub forked: Option<u64>,
 }
 
 /// All processes.
@@ -101,13 +106,16 @@ impl Registry {
 
     fn scan_process(&mut self, pid: u32) -> Option<&Process> {
         let name = process_name(pid)?;
+        let incarnation = self.next_incarnation();
         let process = Process {
             pid,
             name,
             exe: process_exe(pid).unwrap_or_default(),
             space: Rc::new(AddressSpace::new(mapped_objects(pid))),
             parent: parent_of(pid),
-            incarnation: self.next_incarnation(),
+            incarnation,
+            image: incarnation,
+            forked: None,
         };
         self.processes.insert(pid, process);
         self.processes.get(&pid)
@@ -144,19 +152,23 @@ impl Registry {
                     pid,
                     parent: Some(parent.pid),
                     incarnation,
+                    forked: Some(event.time),
                     ..parent.clone()
                 };
                 self.processes.insert(pid, child);
                 true
             }
             EventKind::Exec { name } => {
+                let incarnation = self.next_incarnation();
                 let process = Process {
                     pid,
                     name,
                     exe: process_exe(pid).unwrap_or_default(),
                     space: Rc::default(),
                     parent: self.processes.get(&pid).and_then(|before| before.parent),
-                    incarnation: self.next_incarnation(),
+                    incarnation,
+                    image: incarnation,
+                    forked: None,
                 };
                 self.processes.insert(pid, process);
                 true
@@ -266,6 +278,8 @@ mod tests {
         assert!(registry.apply(event(2, EventKind::Fork { parent: 1 })));
         let parent = registry.processes[&1].space.clone();
         assert!(Rc::ptr_eq(&parent, &registry.processes[&2].space));
+        assert_eq!(registry.processes[&1].image, registry.processes[&2].image);
+        assert_eq!(registry.processes[&2].forked, Some(0));
         assert!(registry.apply(event(2, EventKind::Map(mapping(0x5000, 0x6000, 0)))));
         assert!(!Rc::ptr_eq(&parent, &registry.processes[&2].space));
         assert_eq!(registry.processes[&1].space.mappings().len(), 1);
@@ -273,6 +287,8 @@ mod tests {
         registry.apply(event(2, EventKind::Exec { name: "b".into() }));
         assert!(registry.processes[&2].space.mappings().is_empty());
         assert_eq!(registry.processes[&2].name, "b");
+        assert_ne!(registry.processes[&1].image, registry.processes[&2].image);
+        assert_eq!(registry.processes[&2].forked, None);
     }
 
     /// Processes that ended are forgotten in the end, unless their pid lives again.

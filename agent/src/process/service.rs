@@ -15,21 +15,29 @@ const MAX_RESOURCE: u32 = 1 << 16;
 const ATTEMPTS: u32 = 3;
 
 /// `service.name` of a process: from the resource that its OpenTelemetry SDK publishes (OTEP 4719), else from
-/// the environment with which it was started (`OTEL_SERVICE_NAME`, else `service.name` in
-/// `OTEL_RESOURCE_ATTRIBUTES`). `None` when it says nothing, or has gone.
+/// the environment with which it was started. `None` when it says nothing, or has gone.
+pub fn name_of(pid: u32) -> Option<String> {
+    published(pid).or_else(|| in_environment(pid).filter(|name| !name.is_empty()))
+}
+
+/// `service.name` in the environment with which a process was started (`OTEL_SERVICE_NAME`, else
+/// `service.name` in `OTEL_RESOURCE_ATTRIBUTES`), empty for none: its forked children have the same. `None` when
+/// the process has gone.
 ///
 /// <https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/>
-pub fn name_of(pid: u32) -> Option<String> {
-    published(pid).or_else(|| {
-        let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
-        named_in(&environment[..environment.len().min(MAX_ENVIRONMENT)])
+pub fn in_environment(pid: u32) -> Option<String> {
+    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    // A process that has gone, but was not waited for, has an empty one.
+    (!environment.is_empty()).then(|| {
+        named_in(&environment[..environment.len().min(MAX_ENVIRONMENT)]).unwrap_or_default()
     })
 }
 
-/// `service.name` in the process context, a memory mapping with a name of its own.
+/// `service.name` in the process context, a memory mapping with a name of its own, which forked children do not
+/// inherit.
 ///
 /// <https://github.com/open-telemetry/opentelemetry-specification/blob/main/oteps/profiles/4719-process-ctx.md>
-fn published(pid: u32) -> Option<String> {
+pub fn published(pid: u32) -> Option<String> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
     let is_context = |line: &&str| {
         [

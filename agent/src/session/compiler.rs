@@ -16,7 +16,7 @@ pub type Compiled = (ObjectId, Result<Table, unwind::Error>);
 
 /// How urgent a table is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Urgency {
+enum Urgency {
     /// A process that uses the object was seen at work.
     Wanted,
     /// It may be needed.
@@ -30,16 +30,24 @@ struct Job {
     image: Image,
 }
 
+/// What the thread is told.
+enum Message {
+    Make(Job),
+    /// The object's table is wanted. When it is being made, or was made and not yet taken up, there is nothing
+    /// to do.
+    Hurry(ObjectId),
+}
+
 /// Compiles tables beside everything else. Its thread ends with this value.
 pub struct Compiler {
-    jobs: mpsc::Sender<Job>,
+    messages: mpsc::Sender<Message>,
     done: mpsc::Receiver<Compiled>,
 }
 
 impl Compiler {
     /// Starts the thread.
     pub fn new() -> Compiler {
-        let (jobs, todo) = mpsc::channel();
+        let (messages, todo) = mpsc::channel();
         let (finished, done) = mpsc::channel();
         thread::spawn(move || {
             go_first();
@@ -52,22 +60,29 @@ impl Compiler {
                     "object {}: {bytes} bytes, {urgency:?}, table made in {took:?}",
                     id.0
                 );
-                queue.forget(id);
                 if finished.send((id, table)).is_err() {
                     break;
                 }
             }
         });
-        Compiler { jobs, done }
+        Compiler { messages, done }
     }
 
-    /// Asks for the table of an object. Asking again makes it more urgent. False: the thread has ended.
-    pub fn ask(&self, id: ObjectId, image: &Image, urgency: Urgency) -> bool {
+    /// Asks for the table of an object, which may be needed. False: the thread has ended.
+    pub fn ask(&self, id: ObjectId, image: &Image) -> bool {
         let image = image.clone();
-        self.jobs.send(Job { urgency, id, image }).is_ok()
+        let urgency = Urgency::Likely;
+        let job = Job { urgency, id, image };
+        self.messages.send(Message::Make(job)).is_ok()
     }
 
-    /// A table that is finished; one that was asked for twice may come twice.
+    /// A table that was asked for is wanted at once.
+    pub fn hurry(&self, id: ObjectId) {
+        // Without the thread there are no tables: the samples are unwound in user space.
+        let _ = self.messages.send(Message::Hurry(id));
+    }
+
+    /// A table that is finished.
     pub fn finished(&self) -> Option<Compiled> {
         self.done.try_recv().ok()
     }
@@ -75,12 +90,12 @@ impl Compiler {
 
 /// The jobs that have come.
 struct Queue {
-    todo: mpsc::Receiver<Job>,
+    todo: mpsc::Receiver<Message>,
     waiting: Vec<Job>,
 }
 
 impl Queue {
-    fn new(todo: mpsc::Receiver<Job>) -> Queue {
+    fn new(todo: mpsc::Receiver<Message>) -> Queue {
         Queue {
             todo,
             waiting: Vec::new(),
@@ -90,20 +105,28 @@ impl Queue {
     /// The next: what is wanted before what may be, and the shortest first, so that most programs do not wait
     /// for the tables of the few large ones. `None` when nobody asks any more.
     fn next(&mut self) -> Option<Job> {
-        if self.waiting.is_empty() {
-            self.waiting.push(self.todo.recv().ok()?);
+        while self.waiting.is_empty() {
+            let message = self.todo.recv().ok()?;
+            self.take(message);
         }
-        self.waiting.extend(self.todo.try_iter());
+        while let Ok(message) = self.todo.try_recv() {
+            self.take(message);
+        }
         let order = |job: &Job| (job.urgency, job.image.bytes().len());
         let jobs = self.waiting.iter().enumerate();
         let (next, _) = jobs.min_by_key(|(_, job)| order(job))?;
         Some(self.waiting.swap_remove(next))
     }
 
-    /// The object's table is there: whoever asked for it meanwhile gets the same.
-    fn forget(&mut self, id: ObjectId) {
-        self.waiting.extend(self.todo.try_iter());
-        self.waiting.retain(|other| other.id != id);
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Make(job) => self.waiting.push(job),
+            Message::Hurry(id) => {
+                for job in self.waiting.iter_mut().filter(|job| job.id == id) {
+                    job.urgency = Urgency::Wanted;
+                }
+            }
+        }
     }
 }
 
@@ -120,34 +143,32 @@ fn compile(image: &Image) -> Result<Table, unwind::Error> {
 mod tests {
     use super::*;
 
-    /// What a process at work waits for goes first, then the small; what was asked for twice is done once.
+    /// What a process at work waits for goes first, then the small; what is wanted while it is made, or when it
+    /// is there, is not made once more.
     #[test]
     fn order() {
-        let (jobs, todo) = mpsc::channel();
-        let job = |id, bytes: usize, urgency| Job {
-            id: ObjectId(id),
-            image: Image::Vdso(vec![0; bytes].into()),
-            urgency,
+        let (messages, todo) = mpsc::channel();
+        let make = |id, bytes: usize| {
+            let job = Job {
+                id: ObjectId(id),
+                image: Image::Vdso(vec![0; bytes].into()),
+                urgency: Urgency::Likely,
+            };
+            messages.send(Message::Make(job)).unwrap();
         };
-        for job in [
-            job(1, 10, Urgency::Likely),
-            job(2, 30, Urgency::Likely),
-            job(3, 20, Urgency::Likely),
-            job(2, 30, Urgency::Wanted),
-        ] {
-            jobs.send(job).unwrap();
-        }
+        let hurry = |id| messages.send(Message::Hurry(ObjectId(id))).unwrap();
+        make(1, 10);
+        make(2, 30);
+        make(3, 20);
+        hurry(2);
         let mut queue = Queue::new(todo);
-        let mut order = Vec::new();
-        for again in [2, 9, 9] {
-            let next = queue.next().unwrap().id;
-            // It is asked for once more while it is compiled.
-            jobs.send(job(again, 5, Urgency::Wanted)).unwrap();
-            queue.forget(next);
-            order.push(next.0);
-        }
-        drop(jobs);
-        order.extend(std::iter::from_fn(|| queue.next()).map(|job| job.id.0));
-        assert_eq!(order, [2, 1, 9, 3]);
+        let mut next = || queue.next().unwrap().id.0;
+        assert_eq!(next(), 2);
+        hurry(2);
+        hurry(3);
+        make(9, 5);
+        assert_eq!([next(), next(), next()], [3, 9, 1]);
+        drop(messages);
+        assert!(queue.next().is_none());
     }
 }

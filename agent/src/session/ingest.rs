@@ -196,9 +196,10 @@ impl Ingest {
             window,
             ..
         } = self;
-        let mut sender =
-            |pid: u32, comm: &[u8; 16]| processes.of_pid(window, pid, &thread_name(comm), registry);
         let header = &sample.header;
+        let mut sender = |pid: u32, comm: &[u8; 16]| {
+            processes.of_pid(window, (pid, header.time), &thread_name(comm), registry)
+        };
         backends.attribute(header.cpu, header.time, header.trace, servers, &mut sender)
     }
 
@@ -212,9 +213,9 @@ impl Ingest {
     ) -> (ProcessIndex, Outcome) {
         let header = &sample.header;
         let name = thread_name(&header.comm);
-        let index = self
-            .processes
-            .of_pid(&mut self.window, header.pid, &name, registry);
+        let index =
+            self.processes
+                .of_pid(&mut self.window, (header.pid, header.time), &name, registry);
         let (space, incarnation) = match registry.known(header.pid) {
             Some(process) => (Rc::clone(&process.space), process.incarnation),
             None => (Rc::default(), nobody(header.pid)),

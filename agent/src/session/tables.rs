@@ -9,7 +9,7 @@ use std::{
 use agent_ebpf::table::{BlockId, MappingKind, Space, pack_tree};
 
 use super::{
-    compiler::{Compiler, Urgency},
+    compiler::Compiler,
     coverage::Coverage,
     objects::{Backing, ObjectId, Objects},
     servers::{Facts, Servers},
@@ -161,9 +161,7 @@ impl Tables {
         // A server's processes are what is asked about, and are many.
         if mm != UNSEEN || placed.facts.server != 0 {
             for &id in &placed.waiting {
-                // Without the thread there are no tables: the samples are unwound here.
-                self.compiler
-                    .ask(id, &objects.get(id).image, Urgency::Wanted);
+                self.compiler.hurry(id);
             }
         }
         placed.write(kernel, pid, mm)?;
@@ -236,10 +234,6 @@ impl Tables {
         self.pool.settle(time);
         let mut arrived = HashSet::new();
         while let Some((id, table)) = self.compiler.finished() {
-            // Asked for twice, and there already.
-            if !matches!(self.states.get(&id), Some(TableState::Building)) {
-                continue;
-            }
             self.load(kernel, id, table, time)?;
             arrived.insert(id);
         }
@@ -406,10 +400,7 @@ impl Tables {
     /// State of an object's table; one that was not asked for so far begins to be built.
     fn state(&mut self, objects: &Objects, id: ObjectId) -> &TableState {
         self.states.entry(id).or_insert_with(|| {
-            match self
-                .compiler
-                .ask(id, &objects.get(id).image, Urgency::Likely)
-            {
+            match self.compiler.ask(id, &objects.get(id).image) {
                 true => TableState::Building,
                 false => TableState::Failed,
             }
