@@ -1,8 +1,8 @@
 //! `workload scene`: the investigator's script. Scene 9 exhausts the database, scene 9.5 finds the function that does
 //! it and shows what the fix changes, scene 10 reads the errors.
 //!
-//! Nothing is staged: traffic and storms are requests to a running shop ([`shop`]), profiles are the agent's
-//! ([`recording`]), and what is concluded from them is read from the agent's answers ([`evidence`]). Each figure is
+//! Nothing is staged: traffic and storms are requests to a running shop (`shop`), profiles are the agent's
+//! (`recording`), and what is concluded from them is read from the agent's answers (`evidence`). Each figure is
 //! told beside what the audience was told to expect.
 
 mod checks;
