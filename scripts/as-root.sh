@@ -9,7 +9,7 @@ command -v sudo >/dev/null || {
 }
 keep=()
 for name in DATABASE_URL PEERS RUST_LOG RUST_BACKTRACE CARGO_MANIFEST_DIR \
-    $(compgen -e FLAMESTORM_ || true); do
+    $(compgen -e FLAMESTORM_ || true) $(compgen -e OTEL_ || true); do
     [ -z "${!name+set}" ] || keep+=("$name=${!name}")
 done
 exec sudo -- env "${keep[@]}" "PATH=$PATH" "$@"

@@ -106,9 +106,6 @@ pub enum SceneError {
     /// The gateway answers, but not as it should.
     #[error("{0}")]
     Answer(String),
-    /// Something that the scene needs is not there.
-    #[error("not ready: {0}")]
-    NotReady(String),
     /// An address that is none.
     #[error(transparent)]
     Address(#[from] UpstreamError),
@@ -140,7 +137,7 @@ pub enum SceneError {
     )]
     NobodyThere,
     /// Somebody pressed Ctrl-C or sent a signal.
-    #[error("interrupted; the shop was reset, and nothing is left running")]
+    #[error("interrupted")]
     Interrupted,
     /// Signals cannot be received.
     #[error("cannot watch for signals: {0}")]
@@ -157,7 +154,7 @@ pub async fn run(options: &Options) -> Result<Outcome, SceneError> {
             Err(signal.map_or_else(SceneError::Signals, |()| SceneError::Interrupted))
         }
     };
-    stage.clear(result.is_err()).await;
+    stage.clear(&narrator, result.is_err()).await;
     result
 }
 
@@ -172,22 +169,31 @@ async fn play(
         outcome.checks = checks::of_the_agent(options).await;
     }
     if options.rehearse || outcome.checks.iter().all(|check| check.ok) {
-        let shop = stage.shop(options, narrator).await?;
-        outcome.checks.extend(checks::of_the_shop(&shop).await?);
+        let looked = async {
+            let shop = stage.shop(options, narrator).await?;
+            checks::of_the_shop(&shop).await
+        };
+        match looked.await {
+            Ok(checks) => outcome.checks.extend(checks),
+            // A rehearsal tells all that is missing.
+            Err(error) if options.rehearse => {
+                outcome
+                    .checks
+                    .push(Check::bad("gateway", error.to_string()));
+            }
+            Err(error) => return Err(error),
+        }
     }
     narrator.heading("Is everything there?");
     outcome.checks.iter().for_each(|check| check.tell(narrator));
     let missing: Vec<&Check> = outcome.checks.iter().filter(|check| !check.ok).collect();
     let missing: Vec<String> = missing.iter().map(|check| check.to_string()).collect();
-    if options.rehearse {
+    if options.rehearse || !missing.is_empty() {
         outcome.success = missing.is_empty();
         outcome.problems = missing;
         return Ok(outcome);
     }
-    if !missing.is_empty() {
-        return Err(SceneError::NotReady(missing.join("; ")));
-    }
-    let shop = stage.shop(options, narrator).await?;
+    let shop = stage.touch(options, narrator).await?;
     shop.reset().await?;
     if shop
         .status()

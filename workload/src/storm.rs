@@ -50,6 +50,8 @@ struct State {
 #[derive(Debug)]
 struct Current {
     running: bool,
+    /// No further round begins.
+    cancelled: bool,
     started: Instant,
     /// From when it was over.
     took: Option<Duration>,
@@ -135,6 +137,13 @@ impl Storms {
         Ok(report)
     }
 
+    /// Has the storm that runs end with the round that it is in.
+    pub fn cancel(&self) {
+        if let Some(current) = self.lock().current.as_mut().filter(|it| it.running) {
+            current.cancelled = true;
+        }
+    }
+
     /// How far the storm is, and what became of the last one.
     pub fn progress(&self) -> Progress {
         let state = self.lock();
@@ -177,6 +186,7 @@ impl Storms {
         }
         state.current = Some(Current {
             running: true,
+            cancelled: false,
             started: Instant::now(),
             took: None,
             round: 0,
@@ -211,9 +221,14 @@ impl Running {
         let before = round::before(services).await;
         let start = Instant::now();
         let mut asked = Vec::new();
+        let mut begun = 0;
         let queries = async {
             for number in 0..self.rounds {
-                self.with(|current| current.round = number + 1);
+                if self.with(|current| current.cancelled) == Some(true) {
+                    break;
+                }
+                begun = number + 1;
+                self.with(|current| current.round = begun);
                 let note = |query: &Asked| self.note(query);
                 asked.extend(round::ask_at_once(services, number, note).await);
             }
@@ -231,7 +246,7 @@ impl Running {
             pool_utilization_percent: peak.pool_utilization_percent,
         };
         let names = services.each_ref().map(Upstream::name);
-        StormReport::of(self.rounds, names, &asked, around)
+        StormReport::of(begun, names, &asked, around)
     }
 
     /// Looks at the services again and again.
@@ -301,6 +316,8 @@ mod tests {
         let progress = storms.progress();
         assert!(progress.running);
         assert_eq!(progress.rounds, 3);
+        storms.cancel();
+        assert_eq!(running.with(|current| current.cancelled), Some(true));
         drop(running);
         assert!(!storms.progress().running);
         assert!(storms.begin(1).is_ok());

@@ -1,5 +1,6 @@
 //! `workload scene`: the investigator's script.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -8,7 +9,7 @@ use workload::catalogue::MAX_PRODUCTS;
 use workload::scene::{self, Act, Options, Own};
 use workload::storm::MAX_ROUNDS;
 
-use super::{Cluster, announce, runtime};
+use super::{Cluster, runtime};
 
 /// The profiler's name, beside this program or in the path.
 const AGENT: &str = "flamestorm";
@@ -87,12 +88,15 @@ impl Scene {
         };
         let outcome = runtime("scene")?.block_on(scene::run(&options))?;
         if self.json {
-            announce(&serde_json::to_string(&outcome)?);
+            let mut stdout = std::io::stdout().lock();
+            let written = writeln!(stdout, "{}", serde_json::to_string(&outcome)?);
+            let written = written.and_then(|()| stdout.flush());
+            written.context("cannot write the result to standard output")?;
         }
-        let what = if self.rehearse {
-            "not ready"
-        } else {
+        let what = if outcome.checks.iter().all(|check| check.ok) {
             "the story did not show what it should"
+        } else {
+            "not ready"
         };
         anyhow::ensure!(outcome.success, "{what}: {}", outcome.problems.join("; "));
         Ok(())

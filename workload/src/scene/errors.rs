@@ -38,7 +38,10 @@ pub struct Errors {
 impl Errors {
     /// What could not be shown.
     pub fn problems(&self) -> Vec<String> {
-        if self.failed > 0 && self.queries.iter().all(|query| query.lines.is_empty()) {
+        if self.failed == 0 {
+            return vec!["no query of the storm failed: there was nothing to read".to_owned()];
+        }
+        if self.queries.iter().all(|query| query.lines.is_empty()) {
             return vec!["no service remembers a line about a query that failed".to_owned()];
         }
         Vec::new()
@@ -56,19 +59,17 @@ pub async fn tell(
     narrator
         .pause("the errors of the storm, by their traces")
         .await?;
-    let mut failed: Vec<&Asked> = storm
-        .slowest
-        .iter()
-        .filter(|it| !it.is_completed())
-        .collect();
     // One of each service before a second of any.
-    failed.sort_by_key(|it| {
-        storm
-            .slowest
+    let rank = |it: &&Asked| {
+        let service = &it.service;
+        let mut same = storm
+            .slowest_failed
             .iter()
-            .filter(|o| o.service == it.service)
-            .position(|o| o == *it)
-    });
+            .filter(|other| other.service == *service);
+        same.position(|other| other == *it)
+    };
+    let mut failed: Vec<&Asked> = storm.slowest_failed.iter().collect();
+    failed.sort_by_key(rank);
     let mut queries = Vec::new();
     for query in failed.into_iter().take(SHOWN) {
         let lines = shop.lines(Some(&query.trace_id), "warn").await?;
@@ -99,7 +100,7 @@ pub async fn tell(
     narrator.say(&format!(
         "look at {url}/#/logs, and {url}/#/traces for the waterfalls"
     ));
-    narrator.line("in Coralogix: Explore, logs; by trace_id, or simulation_type and utilization_percent as columns");
+    narrator.line("in Coralogix: Explore, logs; code and utilization_percent as columns, trace_id leads to the trace");
     Ok(Errors {
         queries,
         failed: storm.failed,
@@ -134,7 +135,7 @@ fn shown(line: &Line) -> String {
 /// What the figures say together.
 fn diagnosis(storm: &StormReport, investigation: Option<&Investigation>) -> Vec<String> {
     let mut told = vec![format!(
-        "{} queries ran at once and held {:.1} % of all connections, each for up to {}; alone one takes {}.",
+        "{} queries ran at once and held {:.1} % of all connections, P99 {}; alone one takes {}.",
         storm.active_max,
         storm.pool_utilization_percent,
         ms(storm.p99_ms),
@@ -204,7 +205,7 @@ mod tests {
         assert!(told[1].contains("None of 1 failed"), "{told:?}");
     }
 
-    /// Failures of which nobody says anything are a problem; no failure is none.
+    /// Failures of which nobody says anything are a problem, and so is nothing to read.
     #[test]
     fn silence_is_a_problem() {
         let mut errors = Errors {
@@ -212,8 +213,8 @@ mod tests {
             failed: 2,
             diagnosis: Vec::new(),
         };
-        assert_eq!(errors.problems().len(), 1);
+        assert!(errors.problems()[0].contains("remembers"));
         errors.failed = 0;
-        assert!(errors.problems().is_empty());
+        assert!(errors.problems()[0].contains("nothing to read"));
     }
 }

@@ -139,7 +139,7 @@ pub async fn tell(
         storm.file(".svg").display(),
         shop.url()
     ));
-    narrator.line("in Coralogix: APM, profiles, service product-service");
+    narrator.line("in Coralogix: the trace of one of these queries; `flamestorm queries` on storm.pb.gz prints its id");
 
     narrator.pause("the fix: an index").await?;
     let index_took = shop.index(Action::Create).await?;
@@ -164,6 +164,8 @@ pub async fn tell(
     let (summary, written) = fixed.finish(running).await?;
     recordings.push(recorded(narrator, "fixed", &summary));
     files.extend(written);
+    narrator.say("the index is dropped again: the story can be told once more");
+    shop.index(Action::Drop).await?;
 
     let picture = options.output_dir.join("storm-vs-fixed.svg");
     let difference = storm.compare(&fixed, &picture).await?;
@@ -205,8 +207,6 @@ pub async fn tell(
     for file in &investigation.files {
         user::give_to_sudo_user(file).map_err(failed)?;
     }
-    narrator.say("the index is dropped again: the story can be told once more");
-    shop.index(Action::Drop).await?;
     Ok((investigation, before_fix))
 }
 

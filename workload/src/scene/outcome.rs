@@ -93,7 +93,7 @@ impl Outcome {
         if self.success {
             narrator.say(&toned(
                 Tone::Good,
-                "shown as it should be; the shop is as it was before",
+                "shown as it should be; the shop is reset",
             ));
         }
         if let Some(investigation) = &self.investigation {

@@ -52,7 +52,7 @@ fn write(
     writeln!(
         out,
         "| `storm-app.svg`, `storm-database.svg` | the storm, the services' and PostgreSQL's side by themselves | \
-         `flamestorm report storm.pb.gz --view app`, `--view database` |"
+         `flamestorm report storm.pb.gz --view app --output storm-app.svg`, likewise `database` |"
     )?;
     writeln!(
         out,
@@ -63,7 +63,8 @@ fn write(
     let command: Vec<_> = command.iter().map(|word| word.to_string_lossy()).collect();
     writeln!(
         out,
-        "A recording is made by\n\n```\nflamestorm {}\n```\n",
+        "A storm is `POST /api/demo/trigger-database-scenario {{\"rounds\": {rounds}}}` at the shop's gateway; the fix between \
+         the two is `workload index create`. A recording is made, as root, by\n\n```\nflamestorm {}\n```\n",
         command.join(" ")
     )?;
     writeln!(

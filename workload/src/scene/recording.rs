@@ -14,7 +14,7 @@ use tokio::process::{ChildStderr, Command};
 use tokio::task::JoinHandle;
 
 use super::evidence::{Query, Stacks};
-use crate::child::Process;
+use crate::child::{Process, tie};
 
 /// The agent loads its programs first, and says when it samples.
 const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -294,7 +294,7 @@ fn check_written(path: &Path) -> Result<(), RecordingError> {
 
 /// Runs the agent to its end and gives what it printed.
 pub async fn answer(name: &str, command: &mut Command) -> Result<Vec<u8>, RecordingError> {
-    let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = tie(command.stdin(Stdio::null()), Signal::SIGKILL).output();
     let output = tokio::time::timeout(WRITE_PATIENCE, output)
         .await
         .map_err(|_| RecordingError::Hangs {

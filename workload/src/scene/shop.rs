@@ -205,10 +205,8 @@ impl Shop {
             (kind, Bytes::copy_from_slice(body.as_bytes()))
         });
         let answer = self.0.call(path, Method::POST, path, body, patience).await;
-        let answer = answer.map_err(|problem| SceneError::NoShop {
-            url: self.url().to_owned(),
-            reason: problem.detail,
-        })?;
+        let answer =
+            answer.map_err(|problem| SceneError::Answer(format!("{path}: {}", problem.detail)))?;
         if answer.status.is_success() {
             return Ok(answer);
         }

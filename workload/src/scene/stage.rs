@@ -8,11 +8,13 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{ChildStderr, Command};
+use tokio::task::JoinHandle;
 
 use super::narrator::Narrator;
 use super::shop::Shop;
 use super::{Options, SceneError};
 use crate::child::Process;
+use crate::index::Action;
 use crate::postgres::Source;
 use crate::serve::LISTENING;
 
@@ -22,8 +24,11 @@ const OPEN_PATIENCE: Duration = Duration::from_secs(600);
 /// The shop gives its parts 25 s.
 const CLOSE_GRACE: Duration = Duration::from_secs(40);
 
-/// Lines of the shop's log that are told when it does not open.
+/// Lines of the shop's log that are told when it closes by itself.
 const LAST_LINES: usize = 5;
+
+/// How long to wait for them.
+const LOG_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A shop of the story's own.
 #[derive(Debug, Clone)]
@@ -67,7 +72,11 @@ impl Own {
 #[derive(Debug, Default)]
 pub struct Stage {
     shop: Option<Shop>,
+    /// Whether anything was done to it.
+    touched: bool,
     process: Option<Process>,
+    /// The last lines of our own shop's log, when it has ended.
+    log: Option<JoinHandle<Vec<String>>>,
 }
 
 impl Stage {
@@ -87,6 +96,16 @@ impl Stage {
         Ok(self.shop.insert(Shop::at(&url)?).clone())
     }
 
+    /// The shop, from now on another than before.
+    pub async fn touch(
+        &mut self,
+        options: &Options,
+        narrator: &Narrator,
+    ) -> Result<Shop, SceneError> {
+        self.touched = true;
+        self.shop(options, narrator).await
+    }
+
     /// Whether the shop closes with us.
     pub fn is_ours(&self) -> bool {
         self.process.is_some()
@@ -94,7 +113,8 @@ impl Stage {
 
     async fn open(&mut self, options: &Options, narrator: &Narrator) -> Result<String, SceneError> {
         let own = &options.own;
-        if own.products.is_none() && own.database_url.is_none() {
+        // A calibration has storms.
+        if own.products.is_none() && own.database_url.is_none() && !options.rehearse {
             narrator.say("how large a catalogue does this machine need?");
             calibrate(own, narrator).await?;
         }
@@ -113,14 +133,13 @@ impl Stage {
         let process = process.map_err(|error| SceneError::Open(error.to_string()))?;
         let process = self.process.insert(process);
         // The log of a storm is long; scene 10 reads it where it is kept.
-        let log = tokio::spawn(last_lines(process.child().stderr.take()));
+        self.log = Some(tokio::spawn(last_lines(process.child().stderr.take())));
         let ready = process.ready(LISTENING, OPEN_PATIENCE).await;
         let url = match ready {
             Ok(url) => url,
             Err(error) => {
-                self.close().await;
-                let said = log.await.unwrap_or_default().join("; ");
-                return Err(SceneError::Open(format!("{error}: {said}")));
+                self.close(narrator).await;
+                return Err(SceneError::Open(error.to_string()));
             }
         };
         narrator.say(&format!("the shop is open at {url}"));
@@ -128,24 +147,55 @@ impl Stage {
     }
 
     /// Ends what is ours. After a story that broke off, a shop that is not ours gets back what was taken from it.
-    pub async fn clear(&mut self, broke_off: bool) {
+    pub async fn clear(&mut self, narrator: &Narrator, broke_off: bool) {
         if self.is_ours() {
-            self.close().await;
+            self.close(narrator).await;
         } else if broke_off
+            && self.touched
             && let Some(shop) = &self.shop
-            && let Err(error) = shop.reset().await
         {
-            tracing::warn!(%error, "the shop could not be reset");
+            match give_back(shop).await {
+                Ok(()) => narrator.say("the shop was reset"),
+                Err(error) => narrator.say(&format!("the shop could not be reset: {error}")),
+            }
         }
     }
 
-    async fn close(&mut self) {
-        if let Some(mut process) = self.process.take()
-            && let Err(error) = process.stop(Signal::SIGTERM, CLOSE_GRACE).await
+    async fn close(&mut self, narrator: &Narrator) {
+        let Some(mut process) = self.process.take() else {
+            return;
+        };
+        let has_died = matches!(process.child().try_wait(), Ok(Some(_)));
+        if let Err(error) = process.stop(Signal::SIGTERM, CLOSE_GRACE).await {
+            narrator.say(&format!("the shop could not be closed: {error}"));
+        }
+        // It ends with the process, unless a part of that is still there.
+        let log = self
+            .log
+            .take()
+            .map(|log| tokio::time::timeout(LOG_PATIENCE, log));
+        if has_died
+            && let Some(log) = log
+            && let Ok(Ok(lines)) = log.await
         {
-            tracing::warn!(%error, "the shop could not be closed");
+            narrator.say("the shop closed by itself; its last words:");
+            lines.iter().for_each(|line| narrator.line(line));
         }
     }
+}
+
+/// A shop as it was: nothing simulated, no storm, no index. (A story begins without one.)
+async fn give_back(shop: &Shop) -> Result<(), SceneError> {
+    shop.reset().await?;
+    if shop
+        .status()
+        .await?
+        .database
+        .is_some_and(|it| it.search_index)
+    {
+        shop.index(Action::Drop).await?;
+    }
+    Ok(())
 }
 
 /// Reads a log to its end, and gives the last lines.

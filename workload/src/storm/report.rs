@@ -91,7 +91,7 @@ pub struct ByService {
 /// connection and the way there and back.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StormReport {
-    /// How many rounds.
+    /// How many rounds began: fewer than were asked for when the demo was reset meanwhile.
     pub rounds: u32,
     /// How many queries in all rounds.
     pub queries: usize,
@@ -127,6 +127,8 @@ pub struct StormReport {
     pub expected: Expected,
     /// The slowest queries, the slowest first.
     pub slowest: Vec<Asked>,
+    /// The slowest of those that failed, the slowest first. What fails at once is not among the slowest of all.
+    pub slowest_failed: Vec<Asked>,
 }
 
 /// What is measured around a storm's queries.
@@ -156,6 +158,8 @@ impl StormReport {
         }
         let mut slowest = asked.to_vec();
         slowest.sort_by(|a, b| b.ms.total_cmp(&a.ms));
+        let failures_only = slowest.iter().filter(|query| !query.is_completed());
+        let slowest_failed = failures_only.take(SLOWEST).cloned().collect();
         slowest.truncate(SLOWEST);
         Self {
             rounds,
@@ -179,6 +183,7 @@ impl StormReport {
                 .collect(),
             expected: EXPECTED,
             slowest,
+            slowest_failed,
         }
     }
 }
@@ -282,6 +287,7 @@ mod tests {
         assert_eq!(report.by_service[2].failed, 2);
         assert_eq!(report.slowest.len(), SLOWEST);
         assert_eq!(report.slowest[0].outcome, "pool_exhausted");
+        assert_eq!(report.slowest_failed.len(), 10);
     }
 
     /// Nothing has no percentiles, and no division by nothing.

@@ -29,6 +29,9 @@ const REQUIRE: &str = "FLAMESTORM_REQUIRE_BROWSER";
 /// How long anything may take to appear, on a machine with other work to do.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How often a driver is started.
+const ATTEMPTS: usize = 3;
+
 /// Keys by the code points that WebDriver gives them.
 pub mod key {
     pub const TAB: char = '\u{e004}';
@@ -58,8 +61,16 @@ struct Driver {
 }
 
 impl Driver {
+    /// A driver, and its address. Now and then one dies at its start.
     fn start() -> (Self, String) {
-        let script = format!("{DRIVER} --port=0 </dev/null & read -r _; kill -KILL 0");
+        let started = (0..ATTEMPTS).find_map(|_| Self::try_to_start());
+        started.expect("chromedriver says its port")
+    }
+
+    fn try_to_start() -> Option<(Self, String)> {
+        // The shell has no part in the pipe by which the driver tells its port: it closes when the driver dies.
+        let script =
+            format!("{DRIVER} --port=0 </dev/null & exec >/dev/null; read -r _; kill -KILL 0");
         let mut group = Command::new("/bin/sh")
             .args(["-c", &script])
             .process_group(0)
@@ -83,8 +94,7 @@ impl Driver {
             stdin,
             profile,
         };
-        let port = port.expect("chromedriver says its port");
-        (driver, format!("http://127.0.0.1:{port}"))
+        Some((driver, format!("http://127.0.0.1:{}", port?)))
     }
 }
 

@@ -20,6 +20,8 @@ use crate::simulate::{self, INDEX_PATH};
 /// An index of the largest catalogue on a busy machine.
 const INDEX_PATIENCE: Duration = Duration::from_secs(300);
 
+const RESET: &str = "/demo/reset";
+
 pub fn router() -> Router<Gateway> {
     Router::new()
         .route(
@@ -30,7 +32,7 @@ pub fn router() -> Router<Gateway> {
             "/api/demo/enable-pool-exhaustion",
             all("/demo/enable-pool-exhaustion"),
         )
-        .route("/api/demo/reset", all("/demo/reset"))
+        .route("/api/demo/reset", all(RESET))
         .route("/api/demo/index", post(index))
 }
 
@@ -45,6 +47,10 @@ fn all(path: &'static str) -> axum::routing::MethodRouter<Gateway> {
     post(
         async move |State(gateway): State<Gateway>, headers: HeaderMap, body: Bytes| {
             simulate::check_allowed(gateway.is_demo(), &headers)?;
+            if path == RESET {
+                // First: its next round would begin again what the services end.
+                gateway.storms().cancel();
+            }
             let asked = gateway
                 .upstreams()
                 .map(|upstream| ask(upstream, path, body.clone(), TIMEOUT));
