@@ -70,4 +70,4 @@ uninstall: ## Remove the agent  [PREFIX=/usr/local DESTDIR=]
 
 clean: ## Remove everything that was built or recorded here
 	@$(CARGO) clean --quiet
-	@rm -f flamegraphs/*.svg flamegraphs/*.folded flamegraphs/*.pb.gz
+	@rm -f flamegraphs/*.svg flamegraphs/*.folded flamegraphs/*.pb.gz flamegraphs/README.md

@@ -14,7 +14,6 @@ use std::time::Duration;
 use axum::body::Bytes;
 use axum::http::{HeaderValue, Method};
 use nix::sys::signal::Signal;
-use tokio::process::Command;
 use tokio::sync::oneshot;
 
 pub use memory::{Calibration, Machine, path, recall, remember};
@@ -140,18 +139,10 @@ pub async fn known_size(remembered: &std::path::Path, url: &str) -> Option<u32> 
 }
 
 fn start_postgres(options: &Options) -> std::io::Result<Process> {
-    let mut command = Command::new(&options.program);
-    command
-        .args(["postgres", "--with-parent", "--source"])
-        .arg(options.source.to_string())
-        .args(["--cpus", &postgres::DEMO_CPUS.to_string()])
-        .stdout(std::process::Stdio::piped());
-    if let Some(directory) = &options.directory {
-        command.arg("--directory").arg(directory);
-    }
-    if let Some(user) = &options.user {
-        command.args(["--user", user]);
-    }
+    let (directory, user) = (options.directory.as_deref(), options.user.as_deref());
+    let mut command =
+        supervise::postgres_command(&options.program, &options.source, directory, user);
+    command.stdout(std::process::Stdio::piped());
     Process::spawn_watching(&mut command)
 }
 

@@ -30,7 +30,6 @@ use self::narrator::Narrator;
 use self::recording::Recording;
 use self::stage::Stage;
 use crate::child;
-use crate::index::Action;
 use crate::services::gateway::UpstreamError;
 use crate::user::UserError;
 
@@ -195,14 +194,8 @@ async fn play(
     }
     let shop = stage.touch(options, narrator).await?;
     shop.reset().await?;
-    if shop
-        .status()
-        .await?
-        .database
-        .is_some_and(|it| it.search_index)
-    {
-        narrator.say("the search has its index from an earlier time: it is dropped, since the story begins without");
-        shop.index(Action::Drop).await?;
+    if shop.drop_index().await? {
+        narrator.say("the search had its index from an earlier time: it is dropped, since the story begins without");
     }
     if act.has(Act::Fire) {
         let (traffic, storm) = fire::tell(narrator, &shop, options.rounds).await?;

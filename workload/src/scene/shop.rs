@@ -148,6 +148,16 @@ impl Shop {
         Ok(start.elapsed())
     }
 
+    /// Drops the search's index where it is there; whether it was.
+    pub async fn drop_index(&self) -> Result<bool, SceneError> {
+        let database = self.status().await?.database;
+        let is_there = database.is_some_and(|database| database.search_index);
+        if is_there {
+            self.index(Action::Drop).await?;
+        }
+        Ok(is_there)
+    }
+
     /// A storm, to its end.
     pub async fn storm(&self, rounds: u32) -> Result<StormReport, SceneError> {
         const TRIGGER: &str = "/api/demo/trigger-database-scenario";

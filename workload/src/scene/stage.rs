@@ -14,7 +14,6 @@ use super::narrator::Narrator;
 use super::shop::Shop;
 use super::{Options, SceneError};
 use crate::child::Process;
-use crate::index::Action;
 use crate::postgres::Source;
 use crate::serve::LISTENING;
 
@@ -187,14 +186,7 @@ impl Stage {
 /// A shop as it was: nothing simulated, no storm, no index. (A story begins without one.)
 async fn give_back(shop: &Shop) -> Result<(), SceneError> {
     shop.reset().await?;
-    if shop
-        .status()
-        .await?
-        .database
-        .is_some_and(|it| it.search_index)
-    {
-        shop.index(Action::Drop).await?;
-    }
+    shop.drop_index().await?;
     Ok(())
 }
 
