@@ -77,17 +77,6 @@ pub enum CalibrateError {
     /// The storm could not be had.
     #[error("the storm could not be had: {0}")]
     Storm(String),
-    /// Nothing that was tried was good.
-    #[error(
-        "no size of the catalogue gives the storm that is wanted; the last one, {products} products: \
-         {faults}. Is the machine busy with something else? The default size is used as before"
-    )]
-    NoSize {
-        /// The last size that was tried.
-        products: u32,
-        /// What was wrong with it.
-        faults: String,
-    },
 }
 
 /// What a calibration is done with.
@@ -114,6 +103,8 @@ pub enum Outcome {
     Known(Calibration),
     /// It was measured now, and is to be remembered.
     Measured(Calibration),
+    /// Nothing that was tried was good; this came nearest.
+    Nearest(Calibration),
 }
 
 /// Finds the catalogue's size; leaves nothing running. `tell` gets a line about each step.
@@ -154,18 +145,20 @@ async fn with_database(
     let database = Database::from_url(url)?;
     let pool = database.connect().await?;
     let machine = Machine::with(server_version(&pool).await?);
+    database.migrate(&pool).await?;
     if let Some(path) = &options.remembered
         && let Some(known) = recall(path, &machine)
     {
-        return Ok(Outcome::Known(known));
+        let now = cost_with(options, &pool, known.products).await? / 1e6;
+        if sums::costs_the_same(known.cpu_ms_per_query, now) {
+            return Ok(Outcome::Known(known));
+        }
+        tell(&format!(
+            "one search with {} products costs {now:.0} ms of CPU; it was {:.0} when this machine was calibrated",
+            known.products, known.cpu_ms_per_query
+        ));
     }
-    database.migrate(&pool).await?;
-    let probe = Catalogue {
-        products: PROBE_PRODUCTS,
-        seed: options.seed,
-    };
-    probe.ensure(&pool).await?;
-    let per_product = cost::of_a_query(&pool).await? / f64::from(PROBE_PRODUCTS);
+    let per_product = cost_with(options, &pool, PROBE_PRODUCTS).await? / f64::from(PROBE_PRODUCTS);
     pool.close().await;
     let cpus = machine.cores.min(postgres::DEMO_CPUS);
     let mut products = sums::products_for(per_product, cpus);
@@ -173,24 +166,46 @@ async fn with_database(
         "one search costs {:.2} ms of CPU for each 1,000 products; PostgreSQL has {cpus} CPUs",
         per_product / 1e3
     ));
-    let mut last = (products, String::new());
-    for _ in 0..TRIES {
+    let mut nearest: Option<Calibration> = None;
+    let mut tries = 0;
+    loop {
         let measured = Measured::from(&one_round(options, url, products).await?);
-        let faults = measured.faults();
         tell(&describe(products, &measured));
-        if faults.is_empty() {
-            return Ok(Outcome::Measured(Calibration {
-                machine,
-                products,
-                cpu_ms_per_query: per_product * f64::from(products) / 1e6,
-                measured,
-            }));
+        let tried = Calibration {
+            machine: machine.clone(),
+            products,
+            cpu_ms_per_query: per_product * f64::from(products) / 1e6,
+            measured,
+        };
+        if measured.faults().is_empty() {
+            return Ok(Outcome::Measured(tried));
         }
-        last = (products, faults.join("; "));
+        tries += 1;
+        // Of rounds that are all beyond the cliff the last is the nearest: it was the smallest.
+        let best = match nearest {
+            Some(nearest) if nearest.measured.distance() < measured.distance() => nearest,
+            _ => tried,
+        };
+        if tries == TRIES {
+            return Ok(Outcome::Nearest(best));
+        }
         products = sums::adjusted(products, &measured);
+        nearest = Some(best);
     }
-    let (products, faults) = last;
-    Err(CalibrateError::NoSize { products, faults })
+}
+
+/// The CPU time of one search in a catalogue of that size, in nanoseconds.
+async fn cost_with(
+    options: &Options,
+    pool: &sqlx::PgPool,
+    products: u32,
+) -> Result<f64, CalibrateError> {
+    let catalogue = Catalogue {
+        products,
+        seed: options.seed,
+    };
+    catalogue.ensure(pool).await?;
+    cost::of_a_query(pool).await
 }
 
 /// A line about a round.

@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::path::Path;
 use std::process::Command;
 
 use common::recording::{Stack, can_record, count, release};
@@ -27,6 +28,33 @@ fn share(part: &Value, whole: &Value) -> f64 {
     part.as_f64().unwrap() / whole.as_f64().unwrap()
 }
 
+/// Whether a storm was too large or too small for the machine.
+fn missed_the_size(told: &Value) -> bool {
+    let mut problems = told["problems"].as_array().into_iter().flatten();
+    problems.any(|problem| {
+        let problem = problem.as_str().unwrap();
+        problem.contains("answered in time") || problem.contains("large enough")
+    })
+}
+
+/// Has the story told, and gives what it told to machines and to people.
+fn story(directory: &Path, output: &Path) -> (Value, String) {
+    let mut command = Command::new(release("workload"));
+    command
+        .env_remove("DATABASE_URL")
+        .args(["scene", "all", "--open", "--yes", "--json", "--rounds", "2"])
+        .arg("--agent")
+        .arg(release("flamestorm"))
+        .arg("--directory")
+        .arg(directory)
+        .arg("--output-dir")
+        .arg(output);
+    let (status, stdout, stderr) = run(&mut command);
+    let told: Value = serde_json::from_str(&stdout).unwrap_or_else(|_| panic!("{stderr}"));
+    assert_eq!(told["success"], status.success(), "{stderr}");
+    (told, stderr)
+}
+
 /// The whole story, as `make demo` has it told.
 #[test]
 fn the_story() {
@@ -34,20 +62,13 @@ fn the_story() {
         return;
     }
     let (directory, output) = (scratch("end-to-end"), scratch("flames"));
-    let mut command = Command::new(release("workload"));
-    command
-        .env_remove("DATABASE_URL")
-        .args(["scene", "all", "--open", "--yes", "--json", "--rounds", "2"])
-        .args(["--products", "70000", "--agent"])
-        .arg(release("flamestorm"))
-        .arg("--directory")
-        .arg(&directory)
-        .arg("--output-dir")
-        .arg(&output);
-    let (status, stdout, stderr) = run(&mut command);
-    assert!(status.success(), "{stderr}");
-    let told: Value = serde_json::from_str(&stdout).unwrap();
-    assert_eq!(told["success"], true);
+    let (mut told, mut stderr) = story(&directory, &output);
+    // The speed of a shared machine may change between the calibration and the storm. The second
+    // story notices, and calibrates anew.
+    if missed_the_size(&told) {
+        (told, stderr) = story(&directory, &output);
+    }
+    assert_eq!(told["success"], true, "{stderr}");
 
     // Scene 9: 43 at once, the pools full, the mixture of the scenario. The bands are the calibration's.
     assert_eq!(told["active_max"], 43, "{told}");

@@ -18,11 +18,14 @@ const MEASURED: usize = 7;
 /// matters: it is the backend's own time, by the kernel's account.
 pub async fn of_a_query(pool: &PgPool) -> Result<f64, CalibrateError> {
     let mut connection = pool.acquire().await?;
-    // Workers would do a part of it, in processes of their own.
+    // Workers would do a part of it, in processes of their own; and a story that was broken off
+    // may have left the index.
     let mut transaction = connection.begin().await?;
-    sqlx::raw_sql("SET LOCAL max_parallel_workers_per_gather = 0")
-        .execute(&mut *transaction)
-        .await?;
+    sqlx::raw_sql(
+        "SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL enable_bitmapscan = off",
+    )
+    .execute(&mut *transaction)
+    .await?;
     let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()")
         .fetch_one(&mut *transaction)
         .await?;

@@ -25,6 +25,10 @@ const LOWEST_UTILIZATION: f64 = 95.0;
 /// The background's 95th percentile before the storm, at most.
 const HIGHEST_BASELINE_MS: f64 = 45.0;
 
+/// How far from what it cost a query may be, for a calibration to be good still. The band from
+/// [`LOWEST_P95_MS`] to the statement timeout is wider on either side of the aim.
+const COST_TOLERANCE: f64 = 0.1;
+
 /// Smaller than this, planning and the way there cost more than the scan.
 const MIN_PRODUCTS: f64 = 1000.0;
 
@@ -62,6 +66,15 @@ impl From<&StormReport> for Measured {
 }
 
 impl Measured {
+    /// How far the round is from what is aimed at, in milliseconds of its 95th percentile. Beyond
+    /// the cliff it says nothing.
+    pub fn distance(&self) -> f64 {
+        match self.p95_ms {
+            Some(p95) if self.failed_percent <= *FAILED_PERCENT.end() => (p95 - AIM_MS).abs(),
+            _ => f64::INFINITY,
+        }
+    }
+
     /// What lies outside its band, in words; nothing when all is as it should be.
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
@@ -106,11 +119,16 @@ pub fn products_for(nanos_per_product: f64, cpus: usize) -> u32 {
     rounded(cost_of_one / nanos_per_product.max(1.0))
 }
 
+/// Whether a query costs what it did: whether the machine is as fast as it was.
+pub fn costs_the_same(then: f64, now: f64) -> bool {
+    (now / then - 1.0).abs() <= COST_TOLERANCE
+}
+
 /// The size after a round with `products` showed `measured`: the latency grows with the size. When
 /// nearly everything was cancelled, the round says only that it was too large.
 pub fn adjusted(products: u32, measured: &Measured) -> u32 {
     let factor = match measured.p95_ms {
-        Some(p95) if measured.failed_percent <= *FAILED_PERCENT.end() => AIM_MS / p95.max(1.0),
+        Some(p95) if measured.distance().is_finite() => AIM_MS / p95.max(1.0),
         _ => 0.8,
     };
     rounded(f64::from(products) * factor.clamp(1.0 / MAX_CHANGE, MAX_CHANGE))
@@ -171,6 +189,32 @@ mod tests {
             };
             assert_eq!(adjusted(100_000, &beyond), 80_000);
         }
+    }
+
+    /// A round beyond the cliff is farther away than any other.
+    #[test]
+    fn the_distance_is_from_the_aim() {
+        assert!(GOOD.distance() < 1.0);
+        let slow = Measured {
+            p95_ms: Some(3120.0),
+            ..GOOD
+        };
+        assert!((slow.distance() - 520.0).abs() < 1.0);
+        let beyond = Measured {
+            failed_percent: 57.0,
+            ..GOOD
+        };
+        assert!(beyond.distance().is_infinite());
+    }
+
+    /// A machine that has become slower needs another catalogue.
+    #[test]
+    fn a_calibration_holds_while_a_query_costs_the_same() {
+        assert!(costs_the_same(121.0, 121.0));
+        assert!(costs_the_same(121.0, 130.0));
+        assert!(!costs_the_same(121.0, 140.0));
+        assert!(!costs_the_same(121.0, 100.0));
+        assert!(!costs_the_same(0.0, 100.0));
     }
 
     /// Each band is looked at, and what was not measured lies in none.

@@ -1,6 +1,6 @@
 //! `workload calibrate`: how large the catalogue has to be on this machine.
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 use workload::calibrate::{self, Outcome};
 use workload::user::Account;
@@ -18,7 +18,7 @@ pub struct Calibrate {
     /// Measure again what is remembered
     #[arg(long)]
     again: bool,
-    /// Print the result as one JSON object on standard output
+    /// Print the result as one JSON object on standard output, and the steps on standard error
     #[arg(long)]
     json: bool,
 }
@@ -37,25 +37,32 @@ impl Calibrate {
             remembered: (!self.again).then(|| path.clone()),
         };
         let json = self.json;
-        let tell = |line: &str| {
-            if !json {
-                announce(line);
-            }
+        let tell = |line: &str| match json {
+            true => eprintln!("{line}"),
+            false => announce(line),
         };
         let outcome = runtime("calibrate")?.block_on(calibrate::run(&options, tell))?;
-        let (calibration, what) = match outcome {
+        let (calibration, what) = match &outcome {
             Outcome::Known(known) => (known, "known"),
             Outcome::Measured(measured) => {
                 // The cache is the account's, and nothing else is left to be done.
                 account.become_it()?;
-                calibrate::remember(&path, &measured)?;
+                calibrate::remember(&path, measured)?;
                 (measured, "remembered")
             }
+            Outcome::Nearest(nearest) => (nearest, "the nearest, not remembered"),
         };
         if json {
-            announce(&serde_json::to_string(&calibration)?);
+            announce(&serde_json::to_string(calibration)?);
         } else {
             announce(&format!("{} products ({what})", calibration.products));
+        }
+        if let Outcome::Nearest(nearest) = &outcome {
+            bail!(
+                "no size of the catalogue gave the storm that is wanted; of the nearest {}. Is the machine busy with \
+                 something else? Try again when it is not",
+                nearest.measured.faults().join("; ")
+            );
         }
         Ok(())
     }

@@ -213,7 +213,13 @@ fn table(narrator: &Narrator, storm: &StormReport) {
 pub fn problems(storm: &StormReport) -> Vec<String> {
     let mut problems = Vec::new();
     let (before, p95) = (storm.baseline_p95_ms, storm.p95_ms);
-    if before
+    if p95.is_none() && storm.executed > 0 {
+        problems.push(
+            "no query of the storm was answered in time: this machine needs a smaller catalogue (--products), or, \
+             where it was busy, another try"
+                .to_owned(),
+        );
+    } else if before
         .zip(p95)
         .is_none_or(|(before, p95)| p95 < before * SLOWER)
     {

@@ -6,13 +6,14 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{ChildStderr, Command};
 use tokio::task::JoinHandle;
 
 use super::narrator::Narrator;
 use super::shop::Shop;
 use super::{Options, SceneError};
+use crate::calibrate::Calibration;
 use crate::child::Process;
 use crate::postgres::Source;
 use crate::serve::LISTENING;
@@ -112,16 +113,17 @@ impl Stage {
 
     async fn open(&mut self, options: &Options, narrator: &Narrator) -> Result<String, SceneError> {
         let own = &options.own;
+        let mut products = own.products;
         // A calibration has storms.
-        if own.products.is_none() && own.database_url.is_none() && !options.rehearse {
+        if products.is_none() && own.database_url.is_none() && !options.rehearse {
             narrator.say("how large a catalogue does this machine need?");
-            calibrate(own, narrator).await?;
+            products = calibrate(own, narrator).await?;
         }
         narrator.say("opening the shop: PostgreSQL, three services and their gateway");
         let mut command = own.command("all");
         command.args(["--demo", "--with-parent", "--port", "0"]);
         command.arg("--flamegraphs").arg(&options.output_dir);
-        if let Some(products) = own.products {
+        if let Some(products) = products {
             command.args(["--products", &products.to_string()]);
         }
         if let Some(url) = &own.database_url {
@@ -205,23 +207,34 @@ async fn last_lines(log: Option<ChildStderr>) -> Vec<String> {
     last.into()
 }
 
-/// Has the catalogue's size found out, where it is not known. A machine on which that fails has a story all the same,
-/// with other figures.
-async fn calibrate(own: &Own, narrator: &Narrator) -> Result<(), SceneError> {
+/// Has the catalogue's size found out. Where no size gives the storm that is wanted it is the nearest one: such a
+/// machine has a story all the same, with other figures. `None` is a calibration that did not come about.
+async fn calibrate(own: &Own, narrator: &Narrator) -> Result<Option<u32>, SceneError> {
     let failed = |error: std::io::Error| SceneError::Open(format!("calibrate: {error}"));
     let mut command = own.command("calibrate");
-    command.stdout(Stdio::piped());
+    command.arg("--json");
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     // Its shops' logs are of no interest; it tells its steps, and what went wrong, itself.
     command.env("RUST_LOG", "off");
     let mut process = Process::spawn_tied(&mut command, Signal::SIGTERM).map_err(failed)?;
-    if let Some(stdout) = process.child().stdout.take() {
-        let mut lines = BufReader::new(stdout).lines();
+    if let Some(stderr) = process.child().stderr.take() {
+        let mut lines = BufReader::new(stderr).lines();
         while let Some(line) = lines.next_line().await.map_err(failed)? {
             narrator.line(&line);
         }
     }
-    if !process.wait().await.map_err(failed)?.success() {
-        narrator.line("the default size is used: the figures may be others than expected");
+    let mut json = String::new();
+    if let Some(mut stdout) = process.child().stdout.take() {
+        stdout.read_to_string(&mut json).await.map_err(failed)?;
     }
-    Ok(())
+    let certain = process.wait().await.map_err(failed)?.success();
+    let found: Option<Calibration> = serde_json::from_str(&json).ok();
+    if !certain {
+        let size = found.as_ref().map(|found| found.products.to_string());
+        let size = size.as_deref().unwrap_or("the default");
+        narrator.line(&format!(
+            "{size} products are used: the figures may be others than expected"
+        ));
+    }
+    Ok(found.map(|found| found.products))
 }
