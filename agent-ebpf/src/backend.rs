@@ -59,6 +59,9 @@ pub struct Known {
     flags: u32,
     /// A [`CallerSearch`]: how that for the send behind `statement` ended.
     search: u32,
+    /// The status's count of changes when it was told last; [`NEVER`], which is odd.
+    told: u32,
+    padding: u32,
     served: Served,
     /// Start of a statement, in PostgreSQL's own time; 0: none.
     statement: u64,
@@ -67,17 +70,60 @@ pub struct Known {
     title: [u8; TITLE_BYTES],
 }
 
-/// Sends what the backend says, before its sample. `server` counts from 1.
+/// It is to be told anew.
+const NEVER: u32 = 1;
+
+/// What the backend says becomes known with its sample: by a record before it, or as before. `server` counts from 1.
 #[inline(always)]
-pub fn tell(server: u32, sample: &SampleHeader) {
+pub fn tell(server: u32, sample: &mut SampleHeader) {
+    // SAFETY: the helper has no preconditions.
+    let start = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: a process runs on one CPU at a time.
+    let known = KNOWN
+        .get_ptr_mut(sample.pid)
+        .map(|known| unsafe { &mut *known })
+        .filter(|known| known.mm == sample.mm);
+    match known {
+        Some(known) if is_unchanged(known) => {
+            sample.is_backend_unchanged = 1;
+            sample.wait_event = wait_event(known);
+        }
+        _ => tell_all(server, sample),
+    }
+    counting::one(Counter::Backends);
+    // SAFETY: the helper has no preconditions.
+    let end = unsafe { bpf_ktime_get_ns() };
+    counting::add(Counter::BackendNanos, end.wrapping_sub(start));
+}
+
+/// Whether nothing of the status has changed since it was told: the text, the state and the query's number are
+/// the same then, and so is what was found by them. A statement takes many samples, and its record is some fifteen
+/// cache lines that nobody else touches.
+#[inline(always)]
+fn is_unchanged(known: &Known) -> bool {
+    // `st_changecount` and `st_procpid`.
+    let start: Option<[u32; 2]> = user(known.entry);
+    start.is_some_and(|start| start == [known.told, known.pid])
+}
+
+/// The sample that a backend's words were for was lost, and they with it.
+#[inline(always)]
+pub fn forget(pid: u32) {
+    if let Some(known) = KNOWN.get_ptr_mut(pid) {
+        // SAFETY: as above.
+        unsafe { (*known).told = NEVER };
+    }
+}
+
+/// Sends all that the backend says.
+#[inline(always)]
+fn tell_all(server: u32, sample: &SampleHeader) {
     let Some(variables) = server.checked_sub(1).and_then(|index| SERVERS.get(index)) else {
         return;
     };
     let Some(backend) = BACKEND.get_ptr_mut(0) else {
         return;
     };
-    // SAFETY: the helper has no preconditions.
-    let start = unsafe { bpf_ktime_get_ns() };
     // SAFETY: this CPU's only user of its slot is the sampling program.
     let Backend {
         header,
@@ -111,13 +157,17 @@ pub fn tell(server: u32, sample: &SampleHeader) {
         // It is still starting: to be asked again.
         known.mm = 0;
     }
+    // Without a statement the text is another variable's, whose changes are not counted.
+    let is_counted =
+        header.flags & HAS_STATUS != 0 && word(&header.status, status::STATEMENT_START) != 0;
+    let changes = half(&header.status, status::CHANGE_COUNT);
     let bytes = size_of::<BackendHeader>() + header.text_bytes as usize;
     // SAFETY: the helper copies as many bytes, which begin with the header.
-    send(unsafe { &mut *backend }, bytes, BPF_RB_NO_WAKEUP);
-    counting::one(Counter::Backends);
-    // SAFETY: the helper has no preconditions.
-    let end = unsafe { bpf_ktime_get_ns() };
-    counting::add(Counter::BackendNanos, end.wrapping_sub(start));
+    let is_sent = send(unsafe { &mut *backend }, bytes, BPF_RB_NO_WAKEUP);
+    known.told = match is_sent && is_counted {
+        true => changes,
+        false => NEVER,
+    };
 }
 
 /// Finds out what does not change; false when something of it cannot be known yet.
@@ -128,6 +178,7 @@ fn learn(variables: &Server, server: u32, known: &mut Known) -> bool {
     known.pid = own_pid().unwrap_or(0);
     known.leader = 0;
     known.flags = 0;
+    known.told = NEVER;
     known.statement = 0;
     known.title[0] = 0;
     title(&mut known.title);
@@ -168,10 +219,7 @@ fn describe(
     header.flags = known.flags;
     header.leader = known.leader;
     header.title = known.title;
-    header.wait_event = match known.wait_event {
-        0 => 0,
-        address => user(address).unwrap_or(0),
-    };
+    header.wait_event = wait_event(known);
     let address = status_of(variables, header, known);
     header.text_bytes = read_text(address, text);
     if known.flags & HAS_CONNECTION == 0 {
@@ -191,6 +239,14 @@ fn describe(
     } else {
         header.search = known.search;
         header.send = known.send;
+    }
+}
+
+#[inline(always)]
+fn wait_event(known: &Known) -> u32 {
+    match known.wait_event {
+        0 => 0,
+        address => user(address).unwrap_or(0),
     }
 }
 
@@ -348,11 +404,16 @@ fn waited_with_others(ring: &Ring, found: usize, send: &Send, since: u64, start:
             && other.turn == send.turn
             && (other.hash == 0
                 || other.hash != send.hash
-                || other.trace.span != send.trace.span
-                || other.trace.trace != send.trace.trace);
+                || !is_same_trace(other, send));
         slot += 1;
     }
     others
+}
+
+#[inline(always)]
+fn is_same_trace(one: &Send, other: &Send) -> bool {
+    let (one, other) = (one.trace.words(), other.trace.words());
+    one[0] == other[0] && one[1] == other[1] && one[2] == other[2]
 }
 
 #[inline(always)]

@@ -297,6 +297,7 @@ fn take_stack(ring: &mut Ring, slot: usize, now: u64) -> CallerStack {
     walk.record.header.kernel_frames = 0;
     walk.record.header.user_frames = 0;
     walk.record.header.has_stack_copy = 0;
+    walk.record.header.is_backend_unchanged = 0;
     if !registers::from_kernel_entry(&mut walk.cursor.regs, &mut walk.record.frames) {
         return CallerStack::Refused;
     }

@@ -76,7 +76,7 @@ pub fn tick(ctx: &PerfEventContext) {
     }
     walk.record.header.trace = trace::of_current_thread(walk.space.trace_offset);
     if walk.space.server != 0 {
-        backend::tell(walk.space.server, &walk.record.header);
+        backend::tell(walk.space.server, &mut walk.record.header);
     }
     send_sample(walk);
     // SAFETY: the helper has no preconditions.
@@ -106,6 +106,7 @@ fn take_stacks(ctx: &PerfEventContext, walk: &mut Walk) {
     walk.record.header.kernel_frames = 0;
     walk.record.header.user_frames = 0;
     walk.record.header.has_stack_copy = 0;
+    walk.record.header.is_backend_unchanged = 0;
     walk.space.server = 0;
     walk.space.trace_offset = 0;
     let has_user_stack = if registers::in_user_mode(ctx) {
@@ -251,6 +252,7 @@ fn send_sample(walk: &mut Walk) {
         counting::one(Counter::Sampled);
     } else {
         counting::one(Counter::RingFull);
+        backend::forget(walk.record.header.pid);
     }
 }
 

@@ -186,11 +186,20 @@ fn entry<T: Copy>(entries: &[T], position: u64, mask: u64) -> T {
     unsafe { *entries.get_unchecked((position & mask) as usize) }
 }
 
-/// The packed row of a leaf block that is valid `offset` bytes after the leaf's first row.
-///
-/// A leaf's last row is valid up to the next leaf, however far that is.
+/// A row of a leaf block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Number of its rule.
+    pub rule: u16,
+    /// Bytes from the leaf's first row to this one.
+    pub offset: u32,
+    /// Bytes for which the leaf says that it is valid; 0: up to the next leaf, however far that is.
+    pub length: u32,
+}
+
+/// The row of a leaf block that is valid `offset` bytes after the leaf's first row.
 #[inline(always)]
-pub fn search_rows(leaf: &Block, offset: u32) -> u32 {
+pub fn search_rows(leaf: &Block, offset: u32) -> Row {
     let offset = if offset > 0xffff { 0xffff } else { offset };
     let key = opaque(offset << 16 | 0xffff);
     let rows = &leaf.0;
@@ -202,13 +211,14 @@ pub fn search_rows(leaf: &Block, offset: u32) -> u32 {
         position = advance(position, stride, key.wrapping_sub(row as u64));
         stride /= 2;
     }
-    entry(rows, position, mask)
-}
-
-/// The rule number of a packed row.
-#[inline(always)]
-pub const fn row_rule(row: u32) -> u16 {
-    row as u16
+    let row = entry(rows, position, mask);
+    // The row after the last slot's is the first, which is not above it, and unused slots repeat the last row.
+    let next = entry(rows, position + 1, mask);
+    Row {
+        rule: row as u16,
+        offset: row >> 16,
+        length: (next >> 16).saturating_sub(row >> 16),
+    }
 }
 
 /// What [`search_index`] found.
@@ -309,7 +319,13 @@ mod tests {
             for offset in (0..used as u32 * 3 + 5).chain([0xfffe, 0xffff, 0x10000, u32::MAX]) {
                 let expected = (offset / 3).min(used as u32 - 1) as u16 + 1;
                 let row = search_rows(&block, offset);
-                assert_eq!(row_rule(row), expected, "{used} rows, offset {offset}");
+                let is_last = usize::from(expected) == used;
+                let expected = Row {
+                    rule: expected,
+                    offset: u32::from(expected - 1) * 3,
+                    length: if is_last { 0 } else { 3 },
+                };
+                assert_eq!(row, expected, "{used} rows, offset {offset}");
             }
         }
     }
@@ -321,9 +337,9 @@ mod tests {
         for word in &mut block.0[1..] {
             *word = pack_row(0xffff, 7);
         }
-        assert_eq!(row_rule(search_rows(&block, 0xfffe)), 1);
-        assert_eq!(row_rule(search_rows(&block, 0xffff)), 7);
-        assert_eq!(row_rule(search_rows(&block, 0x1_0000)), 7);
+        assert_eq!(search_rows(&block, 0xfffe).rule, 1);
+        assert_eq!(search_rows(&block, 0xffff).rule, 7);
+        assert_eq!(search_rows(&block, 0x1_0000).rule, 7);
     }
 
     /// Every key finds the last child not above it; unused slots are never found.

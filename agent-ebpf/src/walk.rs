@@ -7,7 +7,7 @@ use agent_ebpf::{
     sample::{EXACT_IP, GUESSED, Outcome, SIGNAL_FRAME_BIT, SampleHeader},
     table::{
         Block, BlockId, IndexEntry, Mapping, MappingKind, RULES_PER_BLOCK, Space, SpaceIndex,
-        SpaceLeaf, row_rule, search_index, search_rows, search_space_index, search_space_leaf,
+        SpaceLeaf, search_index, search_rows, search_space_index, search_space_leaf,
         tree_depth, tree_kind, tree_root,
     },
     unwind::{Cursor, Rule, Step, WINDOW, step},
@@ -99,6 +99,9 @@ struct Stretch {
 /// Rules that were found before, whose addresses fall into one place: the last two. They share a cache line.
 pub type CacheSet = [CachedRule; 2];
 
+/// Bits of an address that do not choose the place: a loop's instructions share their row's rule.
+const CACHED_BITS: u32 = 6;
+
 /// Sets of [`CACHE`] in which the rules of one address space are: two pages, which the walk of every stack of
 /// the process comes by. Spread over the whole cache each frame would touch a page of its own.
 const SETS_OF_SPACE: u32 = 128;
@@ -107,12 +110,20 @@ const SETS_OF_SPACE: u32 = 128;
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct CachedRule {
-    /// The address that was looked up.
-    ip: u64,
+    /// The first address for which it is known to be valid.
+    start: u64,
     /// [`Space::number`] of the address space in which; 0 is none.
     space: u32,
-    padding: u32,
+    /// Bytes for which.
+    length: u32,
     rule: Rule,
+}
+
+/// A rule of the tables, and for which addresses it is known to be valid.
+struct Found {
+    rule: &'static Rule,
+    start: u64,
+    length: u32,
 }
 
 /// `value` if it is at most `limit`, in a form that the verifier sees: the bound is checked on the very
@@ -226,20 +237,18 @@ fn next<const SLOT: u32>(walk: &mut Walk) -> Option<Outcome> {
     } else if is_rule_of(&cached[1], walk, ip) {
         walk.rule = cached[1].rule;
     } else {
-        walk.rule = match find_rule(walk, ip) {
-            Ok(rule) => *rule,
+        let found = match find_rule(walk, ip) {
+            Ok(found) => found,
             Err(outcome) => return Some(outcome),
         };
-        // The interrupted instruction is hardly ever the same again, its callers are.
-        if walk.cursor.exact_ip == 0 {
-            cached[1] = cached[0];
-            cached[0] = CachedRule {
-                ip,
-                space: walk.space.number,
-                padding: 0,
-                rule: walk.rule,
-            };
-        }
+        walk.rule = *found.rule;
+        cached[1] = cached[0];
+        cached[0] = CachedRule {
+            start: found.start,
+            space: walk.space.number,
+            length: found.length,
+            rule: walk.rule,
+        };
     }
     let guess = walk.rule.is_guess();
     if guess {
@@ -268,7 +277,7 @@ fn next<const SLOT: u32>(walk: &mut Walk) -> Option<Outcome> {
 #[inline(always)]
 fn cache_set<const SLOT: u32>(walk: &Walk, ip: u64) -> u32 {
     const SPACES: u32 = CACHED_RULES / 2 / SETS_OF_SPACE;
-    let set = ip.wrapping_mul(FIBONACCI) >> (64 - SETS_OF_SPACE.ilog2());
+    let set = (ip >> CACHED_BITS).wrapping_mul(FIBONACCI) >> (64 - SETS_OF_SPACE.ilog2());
     let space = u64::from(walk.space.number).wrapping_mul(FIBONACCI) >> (64 - SPACES.ilog2());
     let slot = walk.record.header.cpu * SLOTS + SLOT;
     (slot * SPACES + space as u32) * SETS_OF_SPACE + set as u32
@@ -276,23 +285,27 @@ fn cache_set<const SLOT: u32>(walk: &Walk, ip: u64) -> u32 {
 
 #[inline(always)]
 fn is_rule_of(cached: &CachedRule, walk: &Walk, ip: u64) -> bool {
-    cached.ip == ip && cached.space == walk.space.number
+    ip.wrapping_sub(cached.start) < u64::from(cached.length) && cached.space == walk.space.number
 }
 
 /// Finds the rule for `ip`: first its mapping, then the row in the mapping's table.
 #[inline(always)]
-fn find_rule(walk: &mut Walk, ip: u64) -> Result<&'static Rule, Outcome> {
+fn find_rule(walk: &mut Walk, ip: u64) -> Result<Found, Outcome> {
     if (ip < walk.mapping.start || ip >= walk.mapping.end) && !find_mapping(walk, ip) {
         return Err(Outcome::UnknownMapping);
     }
     let kind = tree_kind(walk.mapping.tree);
     if kind == MappingKind::FramePointer as u32 {
-        return Ok(&Rule::FRAME_POINTER);
+        return Ok(Found {
+            rule: &Rule::FRAME_POINTER,
+            start: ip,
+            length: 1,
+        });
     }
     if kind == MappingKind::Table as u32
-        && let Some(rule) = find_row(&walk.mapping, ip)
+        && let Some(found) = find_row(&walk.mapping, ip)
     {
-        return Ok(rule);
+        return Ok(found);
     }
     Err(Outcome::TablesPending)
 }
@@ -319,10 +332,14 @@ fn find_mapping(walk: &mut Walk, ip: u64) -> bool {
 
 /// Finds the rule for `ip` in its mapping's table. `None`: a block is missing.
 #[inline(always)]
-fn find_row(mapping: &Mapping, ip: u64) -> Option<&'static Rule> {
+fn find_row(mapping: &Mapping, ip: u64) -> Option<Found> {
     let key = ip.wrapping_sub(mapping.bias);
     if key > u64::from(u32::MAX) {
-        return Some(&Rule::INVALID);
+        return Some(Found {
+            rule: &Rule::INVALID,
+            start: ip,
+            length: 1,
+        });
     }
     let mut entry = IndexEntry {
         child: tree_root(mapping.tree),
@@ -336,11 +353,22 @@ fn find_row(mapping: &Mapping, ip: u64) -> Option<&'static Rule> {
         entry = search_index(block::<Block>(entry.child)?, key as u32);
     }
     let offset = (key as u32).wrapping_sub(entry.first);
-    let rule = row_rule(search_rows(block::<Block>(entry.child)?, offset));
+    let row = search_rows(block::<Block>(entry.child)?, offset);
     let directory = block::<Block>(mapping.rules)?;
-    let rules = directory.0[(rule as usize / RULES_PER_BLOCK) & (directory.0.len() - 1)];
+    let rules = directory.0[(row.rule as usize / RULES_PER_BLOCK) & (directory.0.len() - 1)];
     let rules = block::<[Rule; RULES_PER_BLOCK]>(rules)?;
-    Some(&rules[rule as usize & (RULES_PER_BLOCK - 1)])
+    let mut found = Found {
+        rule: &rules[row.rule as usize & (RULES_PER_BLOCK - 1)],
+        start: ip.wrapping_sub(u64::from(offset.wrapping_sub(row.offset))),
+        length: row.length,
+    };
+    // A row may go on where the mapping has ended and another begins.
+    let end = found.start.wrapping_add(u64::from(row.length));
+    if row.length == 0 || found.start < mapping.start || end > mapping.end {
+        found.start = ip;
+        found.length = 1;
+    }
+    Some(found)
 }
 
 /// A block of the pool, seen as what the tables' layout says it holds.

@@ -11,6 +11,7 @@ pub mod object;
 pub mod process;
 pub mod profile;
 pub mod query;
+pub mod recent;
 pub mod report;
 pub mod session;
 pub mod symbolize;

@@ -5,6 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use super::{Normalized, normalize, verbatim};
+use crate::recent::Recent;
 
 /// Most queries of a recording that are told apart. An application has hundreds; more is a client
 /// that composes its SQL, whose queries nobody reads one by one.
@@ -65,7 +66,8 @@ pub struct Texts {
     by_id: HashMap<(u64, i64), QueryRef>,
     /// By scope and normalised text.
     by_text: HashMap<(u64, Arc<str>), QueryRef>,
-    recent: Recent,
+    /// Queries of raw texts by their hash.
+    recent: Recent<u64, QueryRef>,
     /// Keyed at random, so that no client can make texts that are taken for one another.
     hasher: RandomState,
     bytes: usize,
@@ -86,7 +88,7 @@ impl Texts {
             queries: vec![other],
             by_id: HashMap::new(),
             by_text: HashMap::new(),
-            recent: Recent::default(),
+            recent: Recent::new(MAX_RECENT),
             hasher: RandomState::new(),
             bytes: 0,
             overflow: 0,
@@ -105,7 +107,7 @@ impl Texts {
         let known = match query_id {
             0 => {
                 let hash = self.hasher.hash_one((scope, raw, cut));
-                self.recent.get(hash).ok_or(hash)
+                self.recent.get(&hash).ok_or(hash)
             }
             id => self.by_id.get(&(scope, id)).copied().ok_or(0),
         };
@@ -195,32 +197,6 @@ impl Texts {
     /// How many times the answer was `[other queries]`.
     pub fn overflow(&self) -> u64 {
         self.overflow
-    }
-}
-
-/// The queries of the last few thousand raw texts by their hash. The least recently used go first,
-/// half of them at once, which needs no list in order of use.
-#[derive(Debug, Default)]
-struct Recent {
-    young: HashMap<u64, QueryRef>,
-    old: HashMap<u64, QueryRef>,
-}
-
-impl Recent {
-    fn get(&mut self, hash: u64) -> Option<QueryRef> {
-        if let Some(query) = self.young.get(&hash) {
-            return Some(*query);
-        }
-        let query = self.old.remove(&hash)?;
-        self.insert(hash, query);
-        Some(query)
-    }
-
-    fn insert(&mut self, hash: u64, query: QueryRef) {
-        if self.young.len() == MAX_RECENT {
-            self.old = std::mem::take(&mut self.young);
-        }
-        self.young.insert(hash, query);
     }
 }
 

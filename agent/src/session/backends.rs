@@ -4,12 +4,13 @@
 use std::{
     collections::HashSet,
     hash::{DefaultHasher, Hash as _, Hasher as _},
+    rc::Rc,
     sync::Arc,
 };
 
 use agent_ebpf::{
     postgres::{BackendHeader, CallerSearch, HAS_LEADER, status},
-    sample::TraceContext,
+    sample::{SampleHeader, TraceContext},
 };
 
 use super::{
@@ -27,13 +28,17 @@ use crate::{
         Window,
     },
     query::{self, TextMode, Texts},
+    recent::Recent,
 };
 
 /// Executions told apart at most.
 const MAX_EXECUTIONS: usize = 1 << 20;
 
-/// A backend's words that wait for their sample.
-struct Pending {
+/// Backends whose last words are kept in one half of [`Recent`], 3 KiB each at most.
+const MAX_WORDS: usize = 4096;
+
+/// What a backend said of itself.
+struct Words {
     header: BackendHeader,
     text: Vec<u8>,
 }
@@ -51,7 +56,10 @@ pub struct Attributed {
 pub struct Backends {
     /// When the recording began, nanoseconds.
     since: u64,
-    pending: Vec<Pending>,
+    /// Words that wait for their sample.
+    pending: Vec<Words>,
+    /// The last words of each backend by pid: they hold until it has others.
+    last: Recent<u32, Rc<Words>>,
     texts: Texts,
     callers: Callers,
     executions: HashSet<u64>,
@@ -70,6 +78,7 @@ impl Backends {
         Backends {
             since: now(),
             pending: Vec::new(),
+            last: Recent::new(MAX_WORDS),
             texts: Texts::new(mode),
             callers: Callers::default(),
             executions: HashSet::new(),
@@ -83,7 +92,7 @@ impl Backends {
         // One a CPU: what an older record waits for was refused by a full buffer.
         self.pending
             .retain(|old| old.header.cpu != backend.header.cpu);
-        self.pending.push(Pending {
+        self.pending.push(Words {
             header: backend.header,
             text: backend.text.to_vec(),
         });
@@ -94,17 +103,15 @@ impl Backends {
         self.callers.keep(cpu, time, process, stack);
     }
 
-    /// What the sample of this CPU and time was for.
+    /// What a sample was for.
     pub fn attribute(
         &mut self,
-        cpu: u32,
-        time: u64,
-        own_trace: TraceContext,
+        sample: &SampleHeader,
         servers: &Servers,
         sender: SenderIndex<'_>,
     ) -> Attributed {
-        let belongs = |pending: &Pending| pending.header.cpu == cpu && pending.header.time == time;
-        let Some(found) = self.pending.iter().position(belongs) else {
+        let own_trace = sample.trace;
+        let Some(words) = self.words(sample) else {
             let attribution = (own_trace != TraceContext::default()).then_some(Attribution {
                 trace: own_trace,
                 backend: None,
@@ -114,10 +121,13 @@ impl Backends {
                 starts_execution: false,
             };
         };
-        let pending = self.pending.swap_remove(found);
-        let server = servers.get(pending.header.server);
+        let mut header = words.header;
+        if sample.is_backend_unchanged != 0 {
+            header.wait_event = sample.wait_event;
+        }
+        let server = servers.get(header.server);
         let version = server.and_then(|server| server.version);
-        let said = Said::new(&pending.header, &pending.text, version);
+        let said = Said::new(&header, &words.text, version);
         let watched_since = server.and_then(|server| server.watched_since);
         let port = server.and_then(|server| server.port);
         let since = watched_since.unwrap_or(self.since);
@@ -135,6 +145,25 @@ impl Backends {
             attribution: Some(attribution),
             starts_execution,
         }
+    }
+
+    /// What the backend said of itself, with this sample or before.
+    fn words(&mut self, sample: &SampleHeader) -> Option<Rc<Words>> {
+        if sample.is_backend_unchanged != 0 {
+            let last = self.last.get(&sample.pid);
+            if last.is_none() {
+                // So many others were sampled since that it is forgotten.
+                self.counts.samples += 1;
+                self.counts.for_clients += 1;
+            }
+            return last;
+        }
+        let belongs =
+            |words: &Words| (words.header.cpu, words.header.time) == (sample.cpu, sample.time);
+        let found = self.pending.iter().position(belongs)?;
+        let words = Rc::new(self.pending.swap_remove(found));
+        self.last.insert(sample.pid, Rc::clone(&words));
+        Some(words)
     }
 
     fn backend(

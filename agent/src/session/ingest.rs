@@ -200,7 +200,7 @@ impl Ingest {
         let mut sender = |pid: u32, comm: &[u8; 16]| {
             processes.of_pid(window, (pid, header.time), &thread_name(comm), registry)
         };
-        backends.attribute(header.cpu, header.time, header.trace, servers, &mut sender)
+        backends.attribute(header, servers, &mut sender)
     }
 
     /// The process and the user frames of a record; the rest of the stack is unwound here if need be.

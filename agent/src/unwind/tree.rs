@@ -4,8 +4,7 @@
 use super::{Error, Row, Table};
 use agent_ebpf::limits::{BLOCK_WORDS, MAX_TABLE_DEPTH};
 use agent_ebpf::table::{
-    Block, BlockId, INDEX_FANOUT, LEAF_ROWS, RULES_PER_BLOCK, pack_row, row_rule, search_index,
-    search_rows,
+    Block, BlockId, INDEX_FANOUT, LEAF_ROWS, RULES_PER_BLOCK, pack_row, search_index, search_rows,
 };
 use agent_ebpf::unwind::{Rule, Slot};
 
@@ -202,7 +201,7 @@ pub fn find_rule<'blocks>(
         first = entry.first;
     }
     let row = search_rows(block(node), address.saturating_sub(first));
-    let rule = usize::from(row_rule(row));
+    let rule = usize::from(row.rule);
     let rules = block(placement.rules_directory).0[rule / RULES_PER_BLOCK];
     rule_in(block(rules), rule % RULES_PER_BLOCK)
 }
