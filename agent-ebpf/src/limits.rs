@@ -81,11 +81,9 @@ pub const fn ring_bytes(cpus: u32, frequency: u32) -> u32 {
 /// keeps broken stacks from flooding the ring buffer. What is refused is counted.
 pub const STACK_COPIES_PER_SECOND: u32 = 256;
 
-/// Rules that each CPU remembers by address (32 bytes each, 64 KiB a CPU). The callers near the root
-/// are the same in sample after sample, and between two samples the program that is measured has
-/// driven the tables out of the processor's caches: a remembered rule costs one cache line, a search
-/// some fifteen.
-pub const CACHED_RULES: u32 = 2048;
+/// Caches of rules that each walk of a CPU has, 8.3 KiB each: address spaces share them by their numbers' hash. The
+/// callers near the root are the same in sample after sample, and a search for a rule is some fifteen cache lines.
+pub const CACHES: u32 = 8;
 
 /// PostgreSQL servers known at the same time. The processes of one more are sampled like any others.
 pub const MAX_SERVERS: u32 = 256;

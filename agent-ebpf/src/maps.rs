@@ -10,7 +10,7 @@ use aya_ebpf::{
 use agent_ebpf::{
     counters::COUNTERS,
     limits::{
-        BLOCK_WORDS, CACHED_RULES, MAX_BACKENDS, MAX_CONNECTIONS, MAX_PROCESSES, MAX_SEGMENTS,
+        BLOCK_WORDS, CACHES, MAX_BACKENDS, MAX_CONNECTIONS, MAX_PROCESSES, MAX_SEGMENTS,
         MAX_SERVERS, MAX_TARGET_NAMES, MAX_TARGETS, MIN_RING_BYTES, SEGMENT_BLOCKS,
     },
     postgres::{BackendKey, Connection, Served, Server},
@@ -21,7 +21,7 @@ use crate::{
     backend::{Backend, Known},
     caller::{Budget, Ring},
     sampling::{Clock, StackCopy},
-    walk::{CacheSet, SLOTS, Walk},
+    walk::{Cache, SLOTS, Walk},
 };
 
 /// Samples and stack copies on their way to the agent, which sets its size.
@@ -45,9 +45,9 @@ pub static STACK_COPY: Array<StackCopy> = Array::with_max_entries(1, 0);
 #[map]
 pub static CLOCK: PerCpuArray<Clock> = PerCpuArray::with_max_entries(SLOTS, 0);
 
-/// [`CACHED_RULES`] in pairs for each walk of each CPU, one after the other. The agent sets the number.
+/// [`CACHES`] for each walk of each CPU, one after the other. The agent sets the number.
 #[map]
-pub static CACHE: Array<CacheSet> = Array::with_max_entries(CACHED_RULES / 2, 0);
+pub static CACHE: Array<Cache> = Array::with_max_entries(CACHES, 0);
 
 /// pid → address space.
 #[map]

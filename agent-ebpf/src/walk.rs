@@ -3,7 +3,7 @@
 use core::ffi::c_void;
 
 use agent_ebpf::{
-    limits::{CACHED_RULES, MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SEGMENT_BLOCKS},
+    limits::{CACHES, MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SEGMENT_BLOCKS},
     sample::{EXACT_IP, GUESSED, Outcome, SIGNAL_FRAME_BIT, SampleHeader},
     table::{
         Block, BlockId, IndexEntry, Mapping, MappingKind, RULES_PER_BLOCK, Space, SpaceIndex,
@@ -56,6 +56,10 @@ pub struct Walk {
     mapping_of: u32,
     /// The current frame's rule.
     rule: Rule,
+    /// Its place in the [`Cache`].
+    place: u8,
+    /// That of the last walk's first frame.
+    first: u8,
     frame_pointers: u32,
     /// Hash of the user frames.
     pub hash: u64,
@@ -96,15 +100,24 @@ struct Stretch {
     words: [u64; STRETCH],
 }
 
-/// Rules that were found before, whose addresses fall into one place: the last two. They share a cache line.
-pub type CacheSet = [CachedRule; 2];
+/// Rules that a [`Cache`] holds: as many as a byte counts.
+const CACHED: usize = 1 << u8::BITS;
 
-/// Bits of an address that do not choose the place: a loop's instructions share their row's rule.
+/// Bits of an address that do not choose its place: a loop's instructions share their row's rule.
 const CACHED_BITS: u32 = 6;
 
-/// Sets of [`CACHE`] in which the rules of one address space are: two pages, which the walk of every stack of
-/// the process comes by. Spread over the whole cache each frame would touch a page of its own.
-const SETS_OF_SPACE: u32 = 128;
+/// Rules that were found before, in the order in which they were: a caller's nearly always comes after its callee's, as
+/// on the stack. So the next is at hand when the one before was found, and the processor has fetched it ahead: between
+/// two samples the measured program has driven all of this out of its caches.
+#[repr(C)]
+pub struct Cache {
+    /// Where the rule of an address is, by the address's hash.
+    places: [u8; CACHED],
+    /// The place of the next rule that is found: the oldest's.
+    next: u8,
+    padding: [u8; 7],
+    rules: [CachedRule; CACHED],
+}
 
 /// A rule that was found before.
 #[derive(Clone, Copy)]
@@ -187,6 +200,7 @@ fn walk_up<const SLOT: u32>(walk: &mut Walk) {
         walk.mapping.start = 0;
         walk.mapping.end = 0;
     }
+    walk.place = walk.first.wrapping_sub(1);
     walk.record.header.outcome = Outcome::TooDeep as u8;
     // SAFETY: `frame` has the signature that the helper calls.
     unsafe {
@@ -214,7 +228,11 @@ extern "C" fn frame<const SLOT: u32>(index: u32, _: *mut c_void) -> i64 {
     walk.record.frames[at] = walk.cursor.regs.ip | interrupted * SIGNAL_FRAME_BIT;
     walk.record.header.user_frames = index + 1;
     walk.hash = (walk.hash.rotate_left(7) ^ walk.cursor.regs.ip).wrapping_mul(FIBONACCI);
-    match next::<SLOT>(walk) {
+    let outcome = next::<SLOT>(walk);
+    if index == 0 {
+        walk.first = walk.place;
+    }
+    match outcome {
         None => 0,
         Some(outcome) => {
             walk.record.header.outcome = outcome as u8;
@@ -227,28 +245,8 @@ extern "C" fn frame<const SLOT: u32>(index: u32, _: *mut c_void) -> i64 {
 #[inline(always)]
 fn next<const SLOT: u32>(walk: &mut Walk) -> Option<Outcome> {
     let ip = walk.cursor.lookup_ip();
-    let Some(cached) = CACHE.get_ptr_mut(cache_set::<SLOT>(walk, ip)) else {
-        return Some(Outcome::TablesPending);
-    };
-    // SAFETY: the set belongs to this CPU, and this program is its only user.
-    let cached = unsafe { &mut *cached };
-    if is_rule_of(&cached[0], walk, ip) {
-        walk.rule = cached[0].rule;
-    } else if is_rule_of(&cached[1], walk, ip) {
-        walk.rule = cached[1].rule;
-    } else {
-        let found = match find_rule(walk, ip) {
-            Ok(found) => found,
-            Err(outcome) => return Some(outcome),
-        };
-        walk.rule = *found.rule;
-        cached[1] = cached[0];
-        cached[0] = CachedRule {
-            start: found.start,
-            space: walk.space.number,
-            length: found.length,
-            rule: walk.rule,
-        };
+    if let Some(outcome) = look_up::<SLOT>(walk, ip) {
+        return Some(outcome);
     }
     let guess = walk.rule.is_guess();
     if guess {
@@ -273,14 +271,38 @@ fn next<const SLOT: u32>(walk: &mut Walk) -> Option<Outcome> {
     }
 }
 
-/// Where this CPU's walk remembers the rule of an address.
+/// Puts the rule of `ip` into `walk.rule`; `Some` when there is none.
 #[inline(always)]
-fn cache_set<const SLOT: u32>(walk: &Walk, ip: u64) -> u32 {
-    const SPACES: u32 = CACHED_RULES / 2 / SETS_OF_SPACE;
-    let set = (ip >> CACHED_BITS).wrapping_mul(FIBONACCI) >> (64 - SETS_OF_SPACE.ilog2());
-    let space = u64::from(walk.space.number).wrapping_mul(FIBONACCI) >> (64 - SPACES.ilog2());
+fn look_up<const SLOT: u32>(walk: &mut Walk, ip: u64) -> Option<Outcome> {
+    let space = u64::from(walk.space.number).wrapping_mul(FIBONACCI) >> (64 - CACHES.ilog2());
     let slot = walk.record.header.cpu * SLOTS + SLOT;
-    (slot * SPACES + space as u32) * SETS_OF_SPACE + set as u32
+    let Some(cache) = CACHE.get_ptr_mut(slot * CACHES + space as u32) else {
+        return Some(Outcome::TablesPending);
+    };
+    // SAFETY: it belongs to this CPU, and this program is its only user.
+    let cache = unsafe { &mut *cache };
+    walk.place = walk.place.wrapping_add(1);
+    if !is_rule_of(&cache.rules[usize::from(walk.place)], walk, ip) {
+        let hash = (ip >> CACHED_BITS).wrapping_mul(FIBONACCI) >> (64 - u8::BITS);
+        walk.place = cache.places[hash as usize & (CACHED - 1)];
+        if !is_rule_of(&cache.rules[usize::from(walk.place)], walk, ip) {
+            let found = match find_rule(walk, ip) {
+                Ok(found) => found,
+                Err(outcome) => return Some(outcome),
+            };
+            walk.place = cache.next;
+            cache.next = cache.next.wrapping_add(1);
+            cache.places[hash as usize & (CACHED - 1)] = walk.place;
+            cache.rules[usize::from(walk.place)] = CachedRule {
+                start: found.start,
+                space: walk.space.number,
+                length: found.length,
+                rule: *found.rule,
+            };
+        }
+    }
+    walk.rule = cache.rules[usize::from(walk.place)].rule;
+    None
 }
 
 #[inline(always)]

@@ -11,7 +11,7 @@ use std::{collections::HashSet, io, os::fd::AsRawFd as _, time::Duration};
 
 use agent_ebpf::{
     counters::{COUNTERS, Counter},
-    limits::{CACHED_RULES, MAX_CONNECTIONS, MAX_SEGMENTS, SEGMENT_BLOCKS, ring_bytes},
+    limits::{CACHES, MAX_CONNECTIONS, MAX_SEGMENTS, SEGMENT_BLOCKS, ring_bytes},
     postgres::Server,
     table::{Block, BlockId, Space},
 };
@@ -173,7 +173,7 @@ impl Kernel {
             .verifier_log_level(VerifierLogLevel::STATS)
             .map_max_entries("RING", ring_bytes(cpus.len() as u32, frequency))
             .map_max_entries("STACK_COPY", WALKS * cpu_numbers)
-            .map_max_entries("CACHE", WALKS * CACHED_RULES / 2 * cpu_numbers)
+            .map_max_entries("CACHE", WALKS * CACHES * cpu_numbers)
             // The kernel sets entries of such maps aside for each CPU.
             .map_max_entries("CONNECTIONS", MAX_CONNECTIONS + 256 * cpu_numbers)
             .override_global("PERIOD_NS", &options.period_ns, true)
