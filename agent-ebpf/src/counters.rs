@@ -1,6 +1,6 @@
 //! Counters that the kernel programs keep, one slot a CPU each.
 
-/// Index into the per-CPU counter array.
+/// Index into the per-CPU counter array. What every sample counts comes first: it shares a cache line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Counter {
@@ -12,6 +12,15 @@ pub enum Counter {
     Filtered,
     /// Samples handed to the ring buffer.
     Sampled,
+    /// User frames unwound in the kernel.
+    UserFrames,
+    /// Nanoseconds spent in the program by ticks that became samples (`bpf_ktime_get_ns` at its
+    /// start and end).
+    SampleNanos,
+    /// Samples of processes of a PostgreSQL server.
+    Backends,
+    /// Nanoseconds that reading a backend's state took.
+    BackendNanos,
     /// Samples that the full ring buffer refused.
     RingFull,
     /// Ticks that did not come: the distance to the tick before was longer than a period and a
@@ -26,15 +35,6 @@ pub enum Counter {
     StackCopyRingFull,
     /// Forked processes for which the process map had no room.
     ProcessMapFull,
-    /// User frames unwound in the kernel.
-    UserFrames,
-    /// Nanoseconds spent in the program by ticks that became samples (`bpf_ktime_get_ns` at its
-    /// start and end).
-    SampleNanos,
-    /// Samples of processes of a PostgreSQL server.
-    Backends,
-    /// Nanoseconds that reading a backend's state took.
-    BackendNanos,
     /// Sends to PostgreSQL servers.
     Sends,
     /// Nanoseconds spent at sends whose stack was not taken.

@@ -20,7 +20,7 @@ use agent_ebpf::{
 use crate::{
     backend::{Backend, Known},
     caller::{Budget, Ring},
-    sampling::{Clock, StackCopy},
+    sampling::StackCopy,
     walk::{Cache, SLOTS, Walk},
 };
 
@@ -40,10 +40,6 @@ pub static WALK: PerCpuArray<Walk> = PerCpuArray::with_max_entries(SLOTS, 0);
 /// the number.
 #[map]
 pub static STACK_COPY: Array<StackCopy> = Array::with_max_entries(1, 0);
-
-/// When this CPU ticked last, and how many stack copies each walk sent.
-#[map]
-pub static CLOCK: PerCpuArray<Clock> = PerCpuArray::with_max_entries(SLOTS, 0);
 
 /// [`CACHES`] for each walk of each CPU, one after the other. The agent sets the number.
 #[map]

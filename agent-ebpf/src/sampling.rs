@@ -17,23 +17,12 @@ use aya_ebpf::{
 
 use crate::{
     backend, counting, filter,
-    maps::{CLOCK, PERIOD_NS, RING, STACK_COPY, WALK},
+    maps::{PERIOD_NS, RING, STACK_COPY, WALK},
     registers, trace,
-    walk::{self, KERNEL_STACK_BYTES, Record, SLOTS, Walk, bounded},
+    walk::{self, Clock, KERNEL_STACK_BYTES, Record, SLOTS, Walk, bounded},
 };
 
 const SECOND: u64 = 1_000_000_000;
-
-/// A CPU's own time keeping.
-#[repr(C)]
-pub struct Clock {
-    /// Tick before this one, nanoseconds; 0 before the first.
-    last_tick: u64,
-    /// Start of the second in which `copies` were sent.
-    window: u64,
-    /// Stack copies sent in that second.
-    copies: u64,
-}
 
 /// A stack copy being built.
 #[repr(C)]
@@ -48,7 +37,12 @@ pub fn tick(ctx: &PerfEventContext) {
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
     counting::one(Counter::Ticks);
-    count_missed(now);
+    let Some(walk) = WALK.get_ptr_mut(walk::SAMPLER) else {
+        return;
+    };
+    // SAFETY: this CPU's only user of its slot is this program, which cannot interrupt itself.
+    let walk = unsafe { &mut *walk };
+    count_missed(&mut walk.clock, now);
     let ids = bpf_get_current_pid_tgid();
     let (pid, tid) = ((ids >> 32) as u32, ids as u32);
     if tid == 0 {
@@ -57,11 +51,6 @@ pub fn tick(ctx: &PerfEventContext) {
     if filter::active() && !filter::selects_current(pid) {
         return counting::one(Counter::Filtered);
     }
-    let Some(walk) = WALK.get_ptr_mut(walk::SAMPLER) else {
-        return;
-    };
-    // SAFETY: this CPU's only user of its slot is this program, which cannot interrupt itself.
-    let walk = unsafe { &mut *walk };
     walk.record.header.kind = KIND_SAMPLE;
     walk.record.header.pid = pid;
     walk.record.header.tid = tid;
@@ -86,12 +75,7 @@ pub fn tick(ctx: &PerfEventContext) {
 
 /// Counts the ticks that should have come between the last one and now.
 #[inline(always)]
-fn count_missed(now: u64) {
-    let Some(clock) = CLOCK.get_ptr_mut(0) else {
-        return;
-    };
-    // SAFETY: see `tick`.
-    let clock = unsafe { &mut *clock };
+fn count_missed(clock: &mut Clock, now: u64) {
     let (last, period) = (clock.last_tick, PERIOD_NS.load());
     clock.last_tick = now;
     let gap = now.wrapping_sub(last);
@@ -142,7 +126,7 @@ fn take_stacks(ctx: &PerfEventContext, walk: &mut Walk) {
 /// The frame at which it stopped is taken out of the sample: user space names it again.
 #[inline(always)]
 pub fn send_stack_copy<const SLOT: u32>(walk: &mut Walk, now: u64) -> bool {
-    if !within_budget(SLOT, now) {
+    if !within_budget(&mut walk.clock, now) {
         counting::one(Counter::StackCopyBudget);
         return false;
     }
@@ -219,12 +203,7 @@ extern "C" fn copy_chunk<const SLOT: u32>(index: u32, _: *mut core::ffi::c_void)
 
 /// Whether this CPU may send another stack copy in this second.
 #[inline(always)]
-fn within_budget(slot: u32, now: u64) -> bool {
-    let Some(clock) = CLOCK.get_ptr_mut(slot) else {
-        return false;
-    };
-    // SAFETY: see `tick`.
-    let clock = unsafe { &mut *clock };
+fn within_budget(clock: &mut Clock, now: u64) -> bool {
     if now.wrapping_sub(clock.window) > SECOND {
         clock.window = now;
         clock.copies = 0;

@@ -41,6 +41,17 @@ const PF_EXITING: u32 = 0x4;
 /// Multiplier of Fibonacci hashing: the upper bits of a product depend on all bits of the key.
 const FIBONACCI: u64 = 0x9e37_79b9_7f4a_7c15;
 
+/// A CPU's own time keeping.
+#[repr(C)]
+pub struct Clock {
+    /// Tick before this one, nanoseconds; 0 before the first.
+    pub last_tick: u64,
+    /// Start of the second in which `copies` were sent.
+    pub window: u64,
+    /// Stack copies sent in that second.
+    pub copies: u64,
+}
+
 /// The state of a walk and, behind it, the record being built. What each frame needs lies together: between
 /// two samples the measured program has driven this out of the caches, and a page more costs more than a line.
 #[repr(C)]
@@ -48,6 +59,8 @@ pub struct Walk {
     stretch: Stretch,
     /// Registers of the current frame.
     pub cursor: Cursor,
+    /// The CPU's time keeping.
+    pub clock: Clock,
     /// What is known of its process.
     pub space: Space,
     /// The mapping that was looked for last; the next address is often in the same, in the next sample too.
