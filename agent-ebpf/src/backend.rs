@@ -9,9 +9,10 @@ use agent_ebpf::{
     postgres::{
         BackendHeader, BackendKey, CallerSearch, CallerStack, Connection, HAS_CONNECTION,
         HAS_LEADER, HAS_STATUS, START_TOLERANCE, STATUS_BYTES, Send, Served, Server, TEXT_BYTES,
-        TEXT_OF_DEBUG, TITLE_BYTES, statement_start, status,
+        TEXT_OF_DEBUG, TITLE_BYTES, Told, statement_start, status,
     },
     sample::{KIND_BACKEND, SampleHeader},
+    table::Space,
 };
 use aya_ebpf::{
     bindings::BPF_RB_NO_WAKEUP,
@@ -26,8 +27,8 @@ use crate::{
     counting,
     lifecycle::field,
     maps::{
-        BACKEND, BACKENDS, CONNECTIONS, KNOWN, MM_ARG_START, PID_LEVEL, PID_NUMBERS, SERVERS,
-        SIGNAL_PIDS, TASK_MM, TASK_SIGNAL, TASK_START_TIME, WALL_OFFSET,
+        BACKEND, BACKENDS, CONNECTIONS, KNOWN, MM_ARG_START, PID_LEVEL, PID_NUMBERS, PROCESSES,
+        SERVERS, SIGNAL_PIDS, TASK_MM, TASK_SIGNAL, TASK_START_TIME, WALL_OFFSET,
     },
     sampling::send,
     socket,
@@ -59,9 +60,6 @@ pub struct Known {
     flags: u32,
     /// A [`CallerSearch`]: how that for the send behind `statement` ended.
     search: u32,
-    /// The status's count of changes when it was told last; [`NEVER`], which is odd.
-    told: u32,
-    padding: u32,
     served: Served,
     /// Start of a statement, in PostgreSQL's own time; 0: none.
     statement: u64,
@@ -70,25 +68,17 @@ pub struct Known {
     title: [u8; TITLE_BYTES],
 }
 
-/// It is to be told anew.
-const NEVER: u32 = 1;
-
-/// What the backend says becomes known with its sample: by a record before it, or as before. `server` counts from 1.
+/// What the backend says becomes known with its sample: by a record before it, or as before.
 #[inline(always)]
-pub fn tell(server: u32, sample: &mut SampleHeader) {
+pub fn tell(space: &Space, sample: &mut SampleHeader) {
     // SAFETY: the helper has no preconditions.
     let start = unsafe { bpf_ktime_get_ns() };
-    // SAFETY: a process runs on one CPU at a time.
-    let known = KNOWN
-        .get_ptr_mut(sample.pid)
-        .map(|known| unsafe { &mut *known })
-        .filter(|known| known.mm == sample.mm);
-    match known {
-        Some(known) if is_unchanged(known) => {
-            sample.is_backend_unchanged = 1;
-            sample.wait_event = wait_event(known);
-        }
-        _ => tell_all(server, sample),
+    if is_unchanged(&space.told) {
+        sample.is_backend_unchanged = 1;
+        sample.wait_event = wait_event(space.told.wait_event);
+    } else {
+        let told = tell_all(space.server, sample).unwrap_or_default();
+        note(sample.pid, sample.mm, told);
     }
     counting::one(Counter::Backends);
     // SAFETY: the helper has no preconditions.
@@ -100,30 +90,35 @@ pub fn tell(server: u32, sample: &mut SampleHeader) {
 /// the same then, and so is what was found by them. A statement takes many samples, and its record is some fifteen
 /// cache lines that nobody else touches.
 #[inline(always)]
-fn is_unchanged(known: &Known) -> bool {
+fn is_unchanged(told: &Told) -> bool {
     // `st_changecount` and `st_procpid`.
-    let start: Option<[u32; 2]> = user(known.entry);
-    start.is_some_and(|start| start == [known.told, known.pid])
+    told.entry != 0 && user::<[u32; 2]>(told.entry) == Some([told.changes, told.pid])
+}
+
+/// Notes what a backend was told to be.
+#[inline(always)]
+fn note(pid: u32, mm: u64, told: Told) {
+    if let Some(space) = PROCESSES.get_ptr_mut(pid) {
+        // SAFETY: nobody writes this but the process's own samples, and whoever replaces all of it.
+        let space = unsafe { &mut *space };
+        if space.mm == mm {
+            space.told = told;
+        }
+    }
 }
 
 /// The sample that a backend's words were for was lost, and they with it.
 #[inline(always)]
-pub fn forget(pid: u32) {
-    if let Some(known) = KNOWN.get_ptr_mut(pid) {
-        // SAFETY: as above.
-        unsafe { (*known).told = NEVER };
-    }
+pub fn forget(sample: &SampleHeader) {
+    note(sample.pid, sample.mm, Told::default());
 }
 
-/// Sends all that the backend says.
+/// Sends all that the backend says. `server` counts from 1. What was told, if the same may be said again of the next
+/// sample.
 #[inline(always)]
-fn tell_all(server: u32, sample: &SampleHeader) {
-    let Some(variables) = server.checked_sub(1).and_then(|index| SERVERS.get(index)) else {
-        return;
-    };
-    let Some(backend) = BACKEND.get_ptr_mut(0) else {
-        return;
-    };
+fn tell_all(server: u32, sample: &SampleHeader) -> Option<Told> {
+    let variables = SERVERS.get(server.checked_sub(1)?)?;
+    let backend = BACKEND.get_ptr_mut(0)?;
     // SAFETY: this CPU's only user of its slot is the sampling program.
     let Backend {
         header,
@@ -148,7 +143,8 @@ fn tell_all(server: u32, sample: &SampleHeader) {
         let _ = KNOWN.insert(sample.pid, &*learnt, 0);
     }
     let Some(known) = KNOWN.get_ptr_mut(sample.pid) else {
-        return counting::one(Counter::ConnectionMapFull);
+        counting::one(Counter::ConnectionMapFull);
+        return None;
     };
     // SAFETY: as above.
     let known = unsafe { &mut *known };
@@ -160,14 +156,16 @@ fn tell_all(server: u32, sample: &SampleHeader) {
     // Without a statement the text is another variable's, whose changes are not counted.
     let is_counted =
         header.flags & HAS_STATUS != 0 && word(&header.status, status::STATEMENT_START) != 0;
-    let changes = half(&header.status, status::CHANGE_COUNT);
+    let told = Told {
+        entry: known.entry,
+        wait_event: known.wait_event,
+        changes: half(&header.status, status::CHANGE_COUNT),
+        pid: known.pid,
+    };
     let bytes = size_of::<BackendHeader>() + header.text_bytes as usize;
     // SAFETY: the helper copies as many bytes, which begin with the header.
     let is_sent = send(unsafe { &mut *backend }, bytes, BPF_RB_NO_WAKEUP);
-    known.told = match is_sent && is_counted {
-        true => changes,
-        false => NEVER,
-    };
+    (is_sent && is_counted).then_some(told)
 }
 
 /// Finds out what does not change; false when something of it cannot be known yet.
@@ -178,7 +176,6 @@ fn learn(variables: &Server, server: u32, known: &mut Known) -> bool {
     known.pid = own_pid().unwrap_or(0);
     known.leader = 0;
     known.flags = 0;
-    known.told = NEVER;
     known.statement = 0;
     known.title[0] = 0;
     title(&mut known.title);
@@ -219,7 +216,7 @@ fn describe(
     header.flags = known.flags;
     header.leader = known.leader;
     header.title = known.title;
-    header.wait_event = wait_event(known);
+    header.wait_event = wait_event(known.wait_event);
     let address = status_of(variables, header, known);
     header.text_bytes = read_text(address, text);
     if known.flags & HAS_CONNECTION == 0 {
@@ -243,8 +240,8 @@ fn describe(
 }
 
 #[inline(always)]
-fn wait_event(known: &Known) -> u32 {
-    match known.wait_event {
+fn wait_event(address: u64) -> u32 {
+    match address {
         0 => 0,
         address => user(address).unwrap_or(0),
     }
@@ -402,9 +399,7 @@ fn waited_with_others(ring: &Ring, found: usize, send: &Send, since: u64, start:
             && other.time >= since
             && other.time <= start
             && other.turn == send.turn
-            && (other.hash == 0
-                || other.hash != send.hash
-                || !is_same_trace(other, send));
+            && (other.hash == 0 || other.hash != send.hash || !is_same_trace(other, send));
         slot += 1;
     }
     others

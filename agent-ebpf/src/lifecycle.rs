@@ -4,7 +4,7 @@
 
 use core::ffi::c_void;
 
-use agent_ebpf::{counters::Counter, limits::ABSENT_FIELD, table::Space};
+use agent_ebpf::{counters::Counter, limits::ABSENT_FIELD, postgres::Told, table::Space};
 use aya_ebpf::{
     helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel},
     programs::RawTracePointContext,
@@ -53,7 +53,7 @@ pub fn fork(ctx: &RawTracePointContext, parent: *const c_void, child: *const c_v
     // The parent's entry may be of the program that it ran before an exec; one that was made without
     // a sample has no identity to compare.
     if let Some(space) = space.filter(|space| space.mm == parent_mm || space.mm == 0)
-        && PROCESSES.insert(child, Space { mm, ..space }, 0).is_err()
+        && PROCESSES.insert(child, child_of(space, mm), 0).is_err()
     {
         counting::one(Counter::ProcessMapFull);
     }
@@ -63,6 +63,15 @@ pub fn fork(ctx: &RawTracePointContext, parent: *const c_void, child: *const c_v
             ctx,
             "more selected processes than the map holds: pid {} is not recorded", child
         );
+    }
+}
+
+#[inline(always)]
+fn child_of(parent: Space, mm: u64) -> Space {
+    Space {
+        mm,
+        told: Told::default(),
+        ..parent
     }
 }
 

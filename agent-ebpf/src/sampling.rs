@@ -65,7 +65,7 @@ pub fn tick(ctx: &PerfEventContext) {
     }
     walk.record.header.trace = trace::of_current_thread(walk.space.trace_offset);
     if walk.space.server != 0 {
-        backend::tell(walk.space.server, &mut walk.record.header);
+        backend::tell(&walk.space, &mut walk.record.header);
     }
     send_sample(walk);
     // SAFETY: the helper has no preconditions.
@@ -93,6 +93,7 @@ fn take_stacks(ctx: &PerfEventContext, walk: &mut Walk) {
     walk.record.header.is_backend_unchanged = 0;
     walk.space.server = 0;
     walk.space.trace_offset = 0;
+    walk.space.told.entry = 0;
     let has_user_stack = if registers::in_user_mode(ctx) {
         registers::from_context(ctx, &mut walk.cursor.regs);
         true
@@ -231,7 +232,7 @@ fn send_sample(walk: &mut Walk) {
         counting::one(Counter::Sampled);
     } else {
         counting::one(Counter::RingFull);
-        backend::forget(walk.record.header.pid);
+        backend::forget(&walk.record.header);
     }
 }
 

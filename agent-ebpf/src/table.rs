@@ -16,7 +16,7 @@
 //! a block's end repeat its last entry (rows) or hold the greatest key (indices) and repeat the last
 //! child, so that a search needs no count.
 
-use crate::limits::BLOCK_WORDS;
+use crate::{limits::BLOCK_WORDS, postgres::Told};
 
 /// Number of a block in the pool: segment × [`crate::limits::SEGMENT_BLOCKS`] + slot.
 pub type BlockId = u32;
@@ -64,9 +64,11 @@ pub struct Space {
     pub trace_offset: i32,
     /// Unused, zero.
     pub padding: u32,
+    /// What the sampling program notes of a backend; nothing when the agent writes.
+    pub told: Told,
 }
 
-const _: () = assert!(size_of::<Space>() == 32);
+const _: () = assert!(size_of::<Space>() == 56);
 
 /// What the kernel does with an address in a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

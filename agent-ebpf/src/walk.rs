@@ -7,8 +7,8 @@ use agent_ebpf::{
     sample::{EXACT_IP, GUESSED, Outcome, SIGNAL_FRAME_BIT, SampleHeader},
     table::{
         Block, BlockId, IndexEntry, Mapping, MappingKind, RULES_PER_BLOCK, Space, SpaceIndex,
-        SpaceLeaf, search_index, search_rows, search_space_index, search_space_leaf,
-        tree_depth, tree_kind, tree_root,
+        SpaceLeaf, search_index, search_rows, search_space_index, search_space_leaf, tree_depth,
+        tree_kind, tree_root,
     },
     unwind::{Cursor, Rule, Step, WINDOW, step},
 };

@@ -6,7 +6,10 @@ use std::{
     rc::Rc,
 };
 
-use agent_ebpf::table::{BlockId, MappingKind, Space, pack_tree};
+use agent_ebpf::{
+    postgres::Told,
+    table::{BlockId, MappingKind, Space, pack_tree},
+};
 
 use super::{
     compiler::Compiler,
@@ -89,6 +92,7 @@ impl Placed {
                 server: self.facts.server,
                 trace_offset: self.facts.trace_offset,
                 padding: 0,
+                told: Told::default(),
             },
         )
     }
