@@ -6,7 +6,7 @@ use core::ffi::c_void;
 use agent_ebpf::{
     counters::Counter,
     limits::{MAX_CALLER_FRAMES, SENDS},
-    postgres::{CallerStack, Connection, Send, may_start_statement},
+    postgres::{Budget, CallerStack, Connection, Send, TIME_STEP_BITS, may_start_statement},
     sample::{KIND_CALLER, Outcome, SampleHeader},
     table::Space,
 };
@@ -64,20 +64,6 @@ pub struct Ring {
     pub sends: [Send; SENDS],
     /// Their stacks.
     pub stacks: [Stack; SENDS],
-}
-
-/// How many stacks this CPU takes.
-#[repr(C)]
-pub struct Budget {
-    /// Start of the window.
-    window: u64,
-    /// Sends in it.
-    seen: u32,
-    /// Stacks taken in it.
-    taken: u32,
-    /// A send is chosen when a random number is not above this.
-    threshold: u32,
-    padding: u32,
 }
 
 /// A TCP socket sends: in the sender's thread, before a byte has left.
@@ -227,7 +213,12 @@ fn note(ring: &mut Ring, now: u64, trace_offset: i32) {
     ring.sends[slot].turn = ring.turn;
     ring.sends[slot].hash = 0;
     ring.sends[slot].trace = trace::of_current_thread(trace_offset);
-    let chosen = within_budget(now);
+    let Some(budget) = CALLER_BUDGET.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: this CPU's only user of its slot is this program.
+    let budget = unsafe { &mut *budget };
+    let chosen = within_budget(budget, now);
     ring.sends[slot].stack = if chosen {
         take_stack(ring, slot, now) as u32
     } else {
@@ -239,7 +230,7 @@ fn note(ring: &mut Ring, now: u64, trace_offset: i32) {
     let spent = unsafe { bpf_ktime_get_ns() }.wrapping_sub(now);
     if chosen {
         counting::one(Counter::CallerStacks);
-        counting::add(Counter::CallerNanos, spent);
+        count_time(budget, spent);
     } else {
         counting::add(Counter::SendNanos, spent);
     }
@@ -249,13 +240,8 @@ fn note(ring: &mut Ring, now: u64, trace_offset: i32) {
 /// chance decides, by the number of sends in the window before: so the stacks that are taken are a fair
 /// sample of all.
 #[inline(always)]
-fn within_budget(now: u64) -> bool {
-    let Some(budget) = CALLER_BUDGET.get_ptr_mut(0) else {
-        return false;
-    };
+fn within_budget(budget: &mut Budget, now: u64) -> bool {
     let limit = CALLERS_PER_WINDOW.load();
-    // SAFETY: this CPU's only user of its slot is this program.
-    let budget = unsafe { &mut *budget };
     if now.wrapping_sub(budget.window) >= WINDOW {
         budget.threshold = if budget.seen <= limit {
             u32::MAX
@@ -274,6 +260,18 @@ fn within_budget(now: u64) -> bool {
     }
     budget.taken += 1;
     true
+}
+
+#[inline(always)]
+fn count_time(budget: &mut Budget, nanos: u64) {
+    let last = budget.times.len() as u64 - 1;
+    let mut at = nanos >> TIME_STEP_BITS;
+    if at > last {
+        at = last;
+    }
+    if let Some(at) = bounded(at as usize, budget.times.len() - 1) {
+        budget.times[at] = budget.times[at].wrapping_add(1);
+    }
 }
 
 /// Walks the stack of the current thread and holds it; or sends it at once, with a copy of the stack, when

@@ -41,8 +41,6 @@ pub enum Counter {
     SendNanos,
     /// Stacks taken at sends.
     CallerStacks,
-    /// Nanoseconds spent at sends whose stack was taken.
-    CallerNanos,
     /// Connections and backends for which there was no room.
     ConnectionMapFull,
 }

@@ -13,13 +13,13 @@ use agent_ebpf::{
         BLOCK_WORDS, CACHES, MAX_BACKENDS, MAX_CONNECTIONS, MAX_PROCESSES, MAX_SEGMENTS,
         MAX_SERVERS, MAX_TARGET_NAMES, MAX_TARGETS, MIN_RING_BYTES, SEGMENT_BLOCKS,
     },
-    postgres::{BackendKey, Connection, Served, Server},
+    postgres::{BackendKey, Budget, Connection, Served, Server},
     table::Space,
 };
 
 use crate::{
     backend::{Backend, Known},
-    caller::{Budget, Ring},
+    caller::Ring,
     sampling::StackCopy,
     walk::{Cache, SLOTS, Walk},
 };
@@ -98,7 +98,7 @@ pub static CONNECTIONS: LruHashMap<Connection, Ring> =
 #[map]
 pub static NEW_RING: Array<Ring> = Array::with_max_entries(1, 0);
 
-/// What is left of each CPU's budget of stacks at sends.
+/// What is left of each CPU's budget of stacks at sends, and how long they took.
 #[map]
 pub static CALLER_BUDGET: PerCpuArray<Budget> = PerCpuArray::with_max_entries(1, 0);
 

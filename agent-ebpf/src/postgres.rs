@@ -152,6 +152,30 @@ pub struct Send {
     pub comm: [u8; 16],
 }
 
+/// How many stacks a CPU takes at sends, and what they take.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Budget {
+    /// Start of the window, nanoseconds.
+    pub window: u64,
+    /// Sends in it.
+    pub seen: u32,
+    /// Stacks taken in it.
+    pub taken: u32,
+    /// A send is chosen when a random number is not above this.
+    pub threshold: u32,
+    /// Unused, zero.
+    pub padding: u32,
+    /// Sends whose stack was taken, by how long they took: in steps of 2 to the power of [`TIME_STEP_BITS`]
+    /// nanoseconds; the last slot has what took longer.
+    pub times: [u32; TIME_STEPS],
+}
+
+/// See [`Budget::times`]: half a microsecond.
+pub const TIME_STEP_BITS: u32 = 9;
+/// Slots of [`Budget::times`]: 65 µs.
+pub const TIME_STEPS: usize = 128;
+
 /// How the search for the send behind a backend's sample ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u32)]

@@ -74,7 +74,7 @@ pub struct Walk {
     /// That of the last walk's first frame.
     first: u8,
     frame_pointers: u32,
-    /// Hash of the user frames.
+    /// Hash of the user frames of a [`CALLER`].
     pub hash: u64,
     /// What is sent.
     pub record: Record,
@@ -240,7 +240,9 @@ extern "C" fn frame<const SLOT: u32>(index: u32, _: *mut c_void) -> i64 {
     let interrupted = (walk.cursor.exact_ip != 0 && index != 0) as u64;
     walk.record.frames[at] = walk.cursor.regs.ip | interrupted * SIGNAL_FRAME_BIT;
     walk.record.header.user_frames = index + 1;
-    walk.hash = (walk.hash.rotate_left(7) ^ walk.cursor.regs.ip).wrapping_mul(FIBONACCI);
+    if SLOT == CALLER {
+        walk.hash = (walk.hash.rotate_left(7) ^ walk.cursor.regs.ip).wrapping_mul(FIBONACCI);
+    }
     let outcome = next::<SLOT>(walk);
     if index == 0 {
         walk.first = walk.place;

@@ -45,6 +45,17 @@ impl<K: Copy + Eq + Hash, V: Clone> Recent<K, V> {
 mod tests {
     use super::*;
 
+    /// However many keys come, no more than two halves are kept.
+    #[test]
+    fn bounded() {
+        let mut recent = Recent::new(10);
+        for key in 0..1000 {
+            recent.insert(key, ());
+            assert_eq!(recent.get(&key), Some(()));
+            assert!(recent.young.len() + recent.old.len() <= 20);
+        }
+    }
+
     /// What is used stays, what is not goes; a value that was replaced does not come back.
     #[test]
     fn the_least_recently_used_go() {

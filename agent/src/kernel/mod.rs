@@ -6,13 +6,14 @@ mod events;
 mod lifecycle;
 mod pool;
 mod senders;
+mod times;
 
 use std::{collections::HashSet, io, os::fd::AsRawFd as _, time::Duration};
 
 use agent_ebpf::{
     counters::{COUNTERS, Counter},
     limits::{CACHES, MAX_CONNECTIONS, MAX_SEGMENTS, SEGMENT_BLOCKS, ring_bytes},
-    postgres::Server,
+    postgres::{Budget, Server, TIME_STEPS},
     table::{Block, BlockId, Space},
 };
 use aya::{
@@ -119,6 +120,8 @@ unsafe impl aya::Pod for Plain<Block> {}
 unsafe impl aya::Pod for Plain<Server> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<Space> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<Budget> {}
 
 type Segment = Array<MapData, Plain<Block>>;
 
@@ -131,6 +134,7 @@ pub struct Kernel {
     targets: HashMap<MapData, u32, u8>,
     target_names: HashMap<MapData, [u8; 16], u8>,
     counts: PerCpuArray<MapData, u64>,
+    budgets: PerCpuArray<MapData, Plain<Budget>>,
     servers: Array<MapData, Plain<Server>>,
     server_ports: Array<MapData, u64>,
     wall_offset: Array<MapData, i64>,
@@ -196,6 +200,7 @@ impl Kernel {
             targets: take(&mut ebpf, "TARGETS")?,
             target_names: take(&mut ebpf, "TARGET_NAMES")?,
             counts: take(&mut ebpf, "COUNTS")?,
+            budgets: take(&mut ebpf, "CALLER_BUDGET")?,
             servers: take(&mut ebpf, "SERVERS")?,
             server_ports: take(&mut ebpf, "SERVER_PORTS")?,
             wall_offset: take(&mut ebpf, "WALL_OFFSET")?,
@@ -434,6 +439,15 @@ impl Kernel {
         self.counts
             .get(&(counter as u32), 0)
             .map_or(0, |slots| slots.iter().sum())
+    }
+
+    /// Median of what sends took whose stack was taken, nanoseconds, exact to half a microsecond. `None` without
+    /// one.
+    pub fn caller_stack_ns(&self) -> Option<f64> {
+        let budgets = self.budgets.get(&0, 0).ok()?;
+        let of_step = |step: usize| budgets.iter().map(|cpu| u64::from(cpu.0.times[step])).sum();
+        let counts: [u64; TIME_STEPS] = std::array::from_fn(of_step);
+        times::median(&counts)
     }
 
     /// Instructions that the verifier followed in the sampling program. `None` before Linux 5.16.

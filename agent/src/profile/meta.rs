@@ -190,7 +190,8 @@ pub struct AttributionStats {
     pub connections_refused: u64,
     /// Nanoseconds at a send whose stack was not taken.
     pub send_ns: Option<f64>,
-    /// Nanoseconds at a send whose stack was taken.
+    /// Nanoseconds at a send whose stack was taken: the median, exact to half a microsecond. (The first sends of a
+    /// process copy its stack: that is few, and takes many times as long.)
     pub caller_stack_ns: Option<f64>,
     /// Nanoseconds for a backend's state, added to its sample.
     pub backend_ns: Option<f64>,

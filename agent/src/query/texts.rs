@@ -302,7 +302,6 @@ mod tests {
                 *query
             );
         }
-        assert!(texts.recent.young.len() + texts.recent.old.len() <= 2 * MAX_RECENT);
         assert_eq!(texts.insert(0, 5, b"SELECT c5", false), given[5]);
         assert_eq!(texts.insert(0, 6, b"SELECT c", false), QueryRef::OTHER);
         assert_eq!(texts.overflow(), 51);

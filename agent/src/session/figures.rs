@@ -163,7 +163,7 @@ impl Session {
             caller_stack_budget: config.callers_per_second,
             connections_refused: count(Counter::ConnectionMapFull),
             send_ns: mean(count(Counter::SendNanos), sends.saturating_sub(stacks)),
-            caller_stack_ns: mean(count(Counter::CallerNanos), stacks),
+            caller_stack_ns: self.kernel.caller_stack_ns(),
             backend_ns: mean(count(Counter::BackendNanos), count(Counter::Backends)),
         })
     }
