@@ -31,7 +31,7 @@ use crate::{
         SERVERS, SIGNAL_PIDS, TASK_MM, TASK_SIGNAL, TASK_START_TIME, WALL_OFFSET,
     },
     sampling::send,
-    socket,
+    socket, words,
 };
 
 /// A record being built.
@@ -130,7 +130,7 @@ fn tell_all(server: u32, sample: &SampleHeader) -> Option<Told> {
     header.time = sample.time;
     header.server = server - 1;
     header.search = CallerSearch::None as u32;
-    header.send = Send::default();
+    words::clear(&mut header.send);
     header.application[0] = 0;
     // SAFETY: a process runs on one CPU at a time.
     let is_known = |known: &*mut Known| unsafe { (**known).mm } == sample.mm;
@@ -200,7 +200,7 @@ fn learn(variables: &Server, server: u32, known: &mut Known) -> bool {
     let Some(served) = (unsafe { BACKENDS.get(key) }) else {
         return false;
     };
-    known.served = *served;
+    words::copy(&mut known.served, served);
     known.flags = HAS_LEADER | HAS_CONNECTION;
     true
 }
@@ -222,7 +222,7 @@ fn describe(
     if known.flags & HAS_CONNECTION == 0 {
         return;
     }
-    header.connection = known.served.connection;
+    words::copy(&mut header.connection, &known.served.connection);
     let statement = word(&header.status, status::STATEMENT_START);
     if header.flags & HAS_STATUS == 0 || statement == 0 {
         return;
@@ -231,11 +231,11 @@ fn describe(
     if known.statement != statement {
         find_send(header, statement, known.served.since);
         known.search = header.search;
-        known.send = header.send;
+        words::copy(&mut known.send, &header.send);
         known.statement = statement;
     } else {
         header.search = known.search;
-        header.send = known.send;
+        words::copy(&mut header.send, &known.send);
     }
 }
 
@@ -419,7 +419,7 @@ fn hand_over(ring: &mut Ring, slot: usize, send: &mut Send) {
     {
         ring.sends[slot].stack = CallerStack::Sent as u32;
     }
-    *send = ring.sends[slot];
+    words::copy(send, &ring.sends[slot]);
 }
 
 /// The current process's id as it sees it itself: what a server in a container calls its backends.

@@ -13,9 +13,9 @@ use agent_ebpf::{
 use aya_ebpf::{
     bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, pt_regs},
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_task_btf,
-        bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_probe_read_user,
-        bpf_task_pt_regs, generated::bpf_probe_read_kernel,
+        bpf_get_current_pid_tgid, bpf_get_current_task_btf, bpf_get_prandom_u32,
+        bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_probe_read_user, bpf_task_pt_regs,
+        generated::bpf_probe_read_kernel,
     },
     programs::RawTracePointContext,
 };
@@ -28,6 +28,7 @@ use crate::{
     socket::{self, Message},
     trace,
     walk::{self, Record, Walk, bounded},
+    words,
 };
 
 /// A window of the budget of stacks, nanoseconds. Short, so that a burst is met soon.
@@ -209,10 +210,10 @@ fn note(ring: &mut Ring, now: u64, trace_offset: i32) {
     ring.sends[slot].tid = ids as u32;
     // SAFETY: the helper has no preconditions.
     ring.sends[slot].cpu = unsafe { bpf_get_smp_processor_id() };
-    ring.sends[slot].comm = bpf_get_current_comm().unwrap_or_default();
+    walk::name_of_current(&mut ring.sends[slot].comm);
     ring.sends[slot].turn = ring.turn;
     ring.sends[slot].hash = 0;
-    ring.sends[slot].trace = trace::of_current_thread(trace_offset);
+    trace::of_current_thread(trace_offset, &mut ring.sends[slot].trace);
     let Some(budget) = CALLER_BUDGET.get_ptr_mut(0) else {
         return;
     };
@@ -284,13 +285,14 @@ fn take_stack(ring: &mut Ring, slot: usize, now: u64) -> CallerStack {
     // SAFETY: this CPU's only user of this slot is this program, which nothing interrupts on its CPU but
     // the sampling program, which uses the other.
     let walk = unsafe { &mut *walk };
+    let send = &ring.sends[slot & (SENDS - 1)];
     walk.record.header.kind = KIND_CALLER;
-    walk.record.header.pid = ring.sends[slot & (SENDS - 1)].pid;
-    walk.record.header.tid = ring.sends[slot & (SENDS - 1)].tid;
-    walk.record.header.cpu = ring.sends[slot & (SENDS - 1)].cpu;
-    walk.record.header.comm = ring.sends[slot & (SENDS - 1)].comm;
+    walk.record.header.pid = send.pid;
+    walk.record.header.tid = send.tid;
+    walk.record.header.cpu = send.cpu;
     walk.record.header.time = now;
-    walk.record.header.trace = ring.sends[slot & (SENDS - 1)].trace;
+    words::copy(&mut walk.record.header.trace, &send.trace);
+    walk::name_of_current(&mut walk.record.header.comm);
     walk.record.header.mm = walk::current_mm();
     walk.record.header.kernel_frames = 0;
     walk.record.header.user_frames = 0;
@@ -332,7 +334,7 @@ fn hold(walk: &mut Walk, stack: &mut Stack) {
         walk.record.header.outcome = Outcome::TooDeep as u8;
     }
     walk.record.header.user_frames = frames as u32;
-    stack.header = walk.record.header;
+    words::copy(&mut stack.header, &walk.record.header);
     if let Some(bytes) = bounded(frames * 8, MAX_CALLER_FRAMES * 8) {
         // SAFETY: both arrays hold as many bytes.
         unsafe {

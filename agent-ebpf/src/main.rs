@@ -18,6 +18,7 @@ mod sampling;
 mod socket;
 mod trace;
 mod walk;
+mod words;
 
 use aya_ebpf::{
     macros::{fentry, perf_event, raw_tracepoint},

@@ -9,8 +9,8 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE},
     helpers::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_get_stack,
-        bpf_ktime_get_ns, bpf_loop, bpf_probe_read_user_buf, bpf_ringbuf_output,
+        bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_get_stack, bpf_ktime_get_ns,
+        bpf_loop, bpf_probe_read_user_buf, bpf_ringbuf_output,
     },
     programs::PerfEventContext,
 };
@@ -20,6 +20,7 @@ use crate::{
     maps::{PERIOD_NS, RING, STACK_COPY, WALK},
     registers, trace,
     walk::{self, Clock, KERNEL_STACK_BYTES, Record, SLOTS, Walk, bounded},
+    words,
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -58,12 +59,12 @@ pub fn tick(ctx: &PerfEventContext) {
     walk.record.header.cpu = unsafe { bpf_get_smp_processor_id() };
     walk.record.header.time = now;
     walk.record.header.mm = walk::current_mm();
-    walk.record.header.comm = bpf_get_current_comm().unwrap_or_default();
+    walk::name_of_current(&mut walk.record.header.comm);
     take_stacks(ctx, walk);
     if Outcome::is_continuable(walk::outcome(walk)) {
         walk.record.header.has_stack_copy = send_stack_copy::<{ walk::SAMPLER }>(walk, now) as u8;
     }
-    walk.record.header.trace = trace::of_current_thread(walk.space.trace_offset);
+    trace::of_current_thread(walk.space.trace_offset, &mut walk.record.header.trace);
     if walk.space.server != 0 {
         backend::tell(&walk.space, &mut walk.record.header);
     }
@@ -147,7 +148,7 @@ pub fn send_stack_copy<const SLOT: u32>(walk: &mut Walk, now: u64) -> bool {
     copy.header.cpu = walk.record.header.cpu;
     copy.header.flags = walk::flags(walk);
     copy.header.time = now;
-    copy.header.registers = walk.cursor.regs;
+    words::copy(&mut copy.header.registers, &walk.cursor.regs);
     copy.header.stack_bytes = 0;
     // SAFETY: `copy_chunk` has the signature that the helper calls.
     unsafe {

@@ -4,45 +4,37 @@
 use core::ffi::c_void;
 
 use agent_ebpf::sample::TraceContext;
-use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_user};
+use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_user, generated};
 
-use crate::{lifecycle::field, maps::TASK_FSBASE};
+use crate::{lifecycle::field, maps::TASK_FSBASE, words};
 
-/// Start of the record.
-#[repr(C)]
-struct Record {
-    trace: [u8; 16],
-    span: [u8; 8],
-    /// 1 when the ids may be used.
-    valid: u8,
-    flags: u8,
-    attributes_size: u16,
-}
+/// Offset of the record's byte that is 1 when the ids, with which the record begins, may be used.
+const VALID: u64 = size_of::<TraceContext>() as u64;
 
 /// The ids that the current thread publishes, or zeros. `offset`: see
 /// [`agent_ebpf::table::Space::trace_offset`].
 #[inline(always)]
-pub fn of_current_thread(offset: i32) -> TraceContext {
-    read(offset).unwrap_or_default()
+pub fn of_current_thread(offset: i32, to: &mut TraceContext) {
+    if offset == 0 || read(offset, to).is_none() {
+        words::clear(to);
+    }
 }
 
 #[inline(always)]
-fn read(offset: i32) -> Option<TraceContext> {
-    if offset == 0 {
-        return None;
-    }
-    // SAFETY: the current task; user addresses are checked by the helper.
-    let record: Record = unsafe {
+fn read(offset: i32, to: &mut TraceContext) -> Option<()> {
+    // SAFETY: the current task; user addresses are checked by the helper, and what is read is as large as said.
+    unsafe {
         let thread: u64 = field(bpf_get_current_task() as *const c_void, TASK_FSBASE.load())?;
         let variable = thread.wrapping_add_signed(i64::from(offset));
         let record = bpf_probe_read_user(variable as *const u64).ok()?;
-        if record == 0 {
+        if record == 0 || bpf_probe_read_user((record + VALID) as *const u8) != Ok(1) {
             return None;
         }
-        bpf_probe_read_user(record as *const Record).ok()?
-    };
-    (record.valid == 1).then_some(TraceContext {
-        trace: record.trace,
-        span: record.span,
-    })
+        let failed = generated::bpf_probe_read_user(
+            core::ptr::from_mut(to).cast(),
+            size_of::<TraceContext>() as u32,
+            record as *const c_void,
+        );
+        (failed == 0).then_some(())
+    }
 }

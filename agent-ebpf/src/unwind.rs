@@ -358,21 +358,37 @@ pub fn step(
     if ra == 0 {
         return Step::End;
     }
-    let mut saved = [0u64; SAVED.len()];
-    let mut i = 0;
-    while i < SAVED.len() {
-        let Some(value) = recover(cursor, rule.saved[i], SAVED[i], cfa, fp, window, &mut read)
-        else {
-            return Step::Unreadable;
+    // One by one: an array would be cleared first, and a loop needs the numbers of the registers from memory.
+    macro_rules! saved {
+        ($i:literal) => {
+            match recover(
+                cursor,
+                rule.saved[$i],
+                SAVED[$i],
+                cfa,
+                fp,
+                window,
+                &mut read,
+            ) {
+                Some(value) => value,
+                None => return Step::Unreadable,
+            }
         };
-        saved[i] = value;
-        i += 1;
     }
-    let mut i = 0;
-    while i < SAVED.len() {
-        cursor.regs.gp[SAVED[i] as usize] = saved[i];
-        i += 1;
-    }
+    let saved = (
+        saved!(0),
+        saved!(1),
+        saved!(2),
+        saved!(3),
+        saved!(4),
+        saved!(5),
+    );
+    cursor.regs.gp[SAVED[0] as usize] = saved.0;
+    cursor.regs.gp[SAVED[1] as usize] = saved.1;
+    cursor.regs.gp[SAVED[2] as usize] = saved.2;
+    cursor.regs.gp[SAVED[3] as usize] = saved.3;
+    cursor.regs.gp[SAVED[4] as usize] = saved.4;
+    cursor.regs.gp[SAVED[5] as usize] = saved.5;
     cursor.regs.gp[reg::RSP as usize] = cfa;
     cursor.regs.ip = ra;
     cursor.exact_ip = 0;

@@ -12,13 +12,17 @@ use agent_ebpf::{
     },
     unwind::{Cursor, Rule, Step, WINDOW, step},
 };
-use aya_ebpf::helpers::{bpf_get_current_task, bpf_loop, generated::bpf_probe_read_user};
+use aya_ebpf::helpers::{
+    bpf_get_current_task, bpf_loop,
+    generated::{bpf_get_current_comm, bpf_probe_read_user},
+};
 
 use crate::{
     lifecycle::field,
     maps::{
         CACHE, PROCESSES, SEGMENTS, TASK_FLAGS, TASK_IN_EXECVE, TASK_IN_EXECVE_MASK, TASK_MM, WALK,
     },
+    words,
 };
 
 /// Slot of the sampling program in what each CPU has for walks. It may interrupt the other, so they share
@@ -67,9 +71,7 @@ pub struct Walk {
     mapping: Mapping,
     /// [`Space::number`] of the address space in which it was found.
     mapping_of: u32,
-    /// The current frame's rule.
-    rule: Rule,
-    /// Its place in the [`Cache`].
+    /// Place of the current frame's rule in the [`Cache`].
     place: u8,
     /// That of the last walk's first frame.
     first: u8,
@@ -195,7 +197,7 @@ fn walk_up<const SLOT: u32>(walk: &mut Walk) {
     // SAFETY: the value is copied at once.
     let space = unsafe { PROCESSES.get(walk.record.header.pid) };
     match space {
-        Some(space) if space.mm == walk.record.header.mm => walk.space = *space,
+        Some(space) if space.mm == walk.record.header.mm => words::copy(&mut walk.space, space),
         unseen => {
             // What was made for the children serves for more than their tables.
             if let Some(space) = unseen
@@ -260,10 +262,11 @@ extern "C" fn frame<const SLOT: u32>(index: u32, _: *mut c_void) -> i64 {
 #[inline(always)]
 fn next<const SLOT: u32>(walk: &mut Walk) -> Option<Outcome> {
     let ip = walk.cursor.lookup_ip();
-    if let Some(outcome) = look_up::<SLOT>(walk, ip) {
-        return Some(outcome);
-    }
-    let guess = walk.rule.is_guess();
+    let rule = match look_up::<SLOT>(walk, ip) {
+        Ok(rule) => rule,
+        Err(outcome) => return Some(outcome),
+    };
+    let guess = rule.is_guess();
     if guess {
         walk.frame_pointers = 1;
         // The psABI marks the deepest frame so.
@@ -273,7 +276,7 @@ fn next<const SLOT: u32>(walk: &mut Walk) -> Option<Outcome> {
     }
     let stretch = &mut walk.stretch;
     let read = |address: u64, words: &mut [u64]| stretch.read(address, words);
-    match step(&mut walk.cursor, &walk.rule, read) {
+    match step(&mut walk.cursor, rule, read) {
         Step::Caller => None,
         Step::End if walk.frame_pointers != 0 => Some(Outcome::CompleteByFramePointer),
         Step::End => Some(Outcome::Complete),
@@ -286,13 +289,13 @@ fn next<const SLOT: u32>(walk: &mut Walk) -> Option<Outcome> {
     }
 }
 
-/// Puts the rule of `ip` into `walk.rule`; `Some` when there is none.
+/// The rule of `ip`, from the [`Cache`] or else from the tables.
 #[inline(always)]
-fn look_up<const SLOT: u32>(walk: &mut Walk, ip: u64) -> Option<Outcome> {
+fn look_up<const SLOT: u32>(walk: &mut Walk, ip: u64) -> Result<&'static Rule, Outcome> {
     let space = u64::from(walk.space.number).wrapping_mul(FIBONACCI) >> (64 - CACHES.ilog2());
     let slot = walk.record.header.cpu * SLOTS + SLOT;
     let Some(cache) = CACHE.get_ptr_mut(slot * CACHES + space as u32) else {
-        return Some(Outcome::TablesPending);
+        return Err(Outcome::TablesPending);
     };
     // SAFETY: it belongs to this CPU, and this program is its only user.
     let cache = unsafe { &mut *cache };
@@ -301,10 +304,7 @@ fn look_up<const SLOT: u32>(walk: &mut Walk, ip: u64) -> Option<Outcome> {
         let hash = (ip >> CACHED_BITS).wrapping_mul(FIBONACCI) >> (64 - u8::BITS);
         walk.place = cache.places[hash as usize & (CACHED - 1)];
         if !is_rule_of(&cache.rules[usize::from(walk.place)], walk, ip) {
-            let found = match find_rule(walk, ip) {
-                Ok(found) => found,
-                Err(outcome) => return Some(outcome),
-            };
+            let found = find_rule(walk, ip)?;
             walk.place = cache.next;
             cache.next = cache.next.wrapping_add(1);
             cache.places[hash as usize & (CACHED - 1)] = walk.place;
@@ -316,8 +316,7 @@ fn look_up<const SLOT: u32>(walk: &mut Walk, ip: u64) -> Option<Outcome> {
             };
         }
     }
-    walk.rule = cache.rules[usize::from(walk.place)].rule;
-    None
+    Ok(&cache.rules[usize::from(walk.place)].rule)
 }
 
 #[inline(always)]
@@ -461,6 +460,13 @@ fn read_user(address: u64, words: &mut [u64]) -> bool {
             address as *const c_void,
         ) == 0
     }
+}
+
+/// The name of the current thread.
+#[inline(always)]
+pub fn name_of_current(to: &mut [u8; 16]) {
+    // SAFETY: the buffer is as large as the size says, and there is always a current task.
+    unsafe { bpf_get_current_comm(to.as_mut_ptr().cast(), size_of_val(to) as u32) };
 }
 
 /// Identity of the current task's address space.
