@@ -154,8 +154,9 @@ fn tell_all(server: u32, sample: &SampleHeader) -> Option<Told> {
         known.mm = 0;
     }
     // Without a statement the text is another variable's, whose changes are not counted.
-    let is_counted =
-        header.flags & HAS_STATUS != 0 && word(&header.status, status::STATEMENT_START) != 0;
+    let is_counted = header.search != CallerSearch::Forgotten as u32
+        && header.flags & HAS_STATUS != 0
+        && word(&header.status, status::STATEMENT_START) != 0;
     let told = Told {
         entry: known.entry,
         wait_event: known.wait_event,
@@ -230,6 +231,11 @@ fn describe(
     // What was sent later does not change which send was the last before.
     if known.statement != statement {
         find_send(header, statement, known.served.since);
+        if header.search == CallerSearch::Forgotten as u32 {
+            // The next sample may know more.
+            known.statement = 0;
+            return;
+        }
         known.search = header.search;
         words::copy(&mut known.send, &header.send);
         known.statement = statement;
@@ -357,6 +363,10 @@ fn find_send(header: &mut BackendHeader, statement: u64, since: u64) {
     // SAFETY: the client may write to the ring meanwhile, on another CPU: a send that is being written has
     // the time 0, and what is overwritten now is the oldest.
     let ring = unsafe { &mut *ring };
+    if ring.noting != 0 {
+        header.search = CallerSearch::Forgotten as u32;
+        return;
+    }
     let mut best = (0, 0);
     let mut later = false;
     let mut slot = 0;

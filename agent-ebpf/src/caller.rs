@@ -59,6 +59,10 @@ pub struct Ring {
     asked: u32,
     /// The backend that is remembered for its parallel workers.
     backend: u32,
+    /// 1 while a send is being noted. At a Unix socket its bytes are there already, and a server that is awake may begin
+    /// the statement meanwhile.
+    pub noting: u32,
+    padding: u32,
     /// Start of the statement whose answer ended the last turn.
     answered: u64,
     /// The sends.
@@ -205,6 +209,7 @@ fn note(ring: &mut Ring, now: u64, trace_offset: i32) {
         ring.asked += 1;
     }
     let slot = core::hint::black_box(ring.next as usize) & (SENDS - 1);
+    ring.noting = 1;
     ring.sends[slot].time = 0;
     ring.sends[slot].pid = (ids >> 32) as u32;
     ring.sends[slot].tid = ids as u32;
@@ -215,6 +220,7 @@ fn note(ring: &mut Ring, now: u64, trace_offset: i32) {
     ring.sends[slot].hash = 0;
     trace::of_current_thread(trace_offset, &mut ring.sends[slot].trace);
     let Some(budget) = CALLER_BUDGET.get_ptr_mut(0) else {
+        ring.noting = 0;
         return;
     };
     // SAFETY: this CPU's only user of its slot is this program.
@@ -226,6 +232,7 @@ fn note(ring: &mut Ring, now: u64, trace_offset: i32) {
         CallerStack::Refused as u32
     };
     ring.sends[slot].time = now;
+    ring.noting = 0;
     counting::one(Counter::Sends);
     // SAFETY: the helper has no preconditions.
     let spent = unsafe { bpf_ktime_get_ns() }.wrapping_sub(now);

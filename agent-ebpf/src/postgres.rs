@@ -187,7 +187,7 @@ pub enum CallerSearch {
     Found = 1,
     /// No send was seen on the connection since recording began, or the client is on another host.
     NoSend = 2,
-    /// All sends that are remembered are later than the statement's start.
+    /// All sends that are remembered are later than the statement's start, or one is just being noted.
     Forgotten = 3,
     /// Several sends, from different stacks, waited in the server when the statement began (pipelining):
     /// it is one of theirs.
