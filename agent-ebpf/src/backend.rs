@@ -153,9 +153,10 @@ fn tell_all(server: u32, sample: &SampleHeader) -> Option<Told> {
         // It is still starting: to be asked again.
         known.mm = 0;
     }
-    // Without a statement the text is another variable's, whose changes are not counted.
-    let is_counted = header.search != CallerSearch::Forgotten as u32
-        && header.flags & HAS_STATUS != 0
+    // Without a statement the text is another variable's, whose changes are not counted; and what is not all known yet
+    // is asked for again.
+    let is_counted = known.mm != 0
+        && header.search != CallerSearch::Forgotten as u32
         && word(&header.status, status::STATEMENT_START) != 0;
     let told = Told {
         entry: known.entry,

@@ -175,7 +175,7 @@ pub struct SampleHeader {
     pub is_backend_unchanged: u8,
     /// Explicit padding, zero.
     pub padding: u8,
-    /// `wait_event_info` of a backend that is unchanged; 0: not waiting.
+    /// `wait_event_info` of a backend that is unchanged, of others undefined; 0: not waiting.
     pub wait_event: u32,
     /// What the thread was working for, if it publishes that.
     pub trace: TraceContext,
