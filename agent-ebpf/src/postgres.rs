@@ -102,7 +102,7 @@ pub struct BackendKey {
 }
 
 /// By what a backend is known to be as its last record tells. It stands with what every sample reads of its process: a
-/// map more would be pages more, and where the caches are cold a page costs a third of a microsecond.
+/// map more would be pages more, each of them cold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Told {

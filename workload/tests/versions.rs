@@ -224,8 +224,8 @@ fn check(server: &Server, recorded: &Recorded) {
     for (function, text) in ASKED {
         let is_ours = |query: &&serde_json::Value| query["query"].as_str().unwrap().contains(text);
         let found: Vec<_> = queries.iter().filter(is_ours).collect();
-        // A sample in the middle of a change of the status has the text from another variable, and no database to go
-        // with it: a query of its own.
+        // Seen once. Probably a sample in the middle of a change of the status: it has the text from another variable,
+        // and no database to go with it, so that it is a query of its own.
         let [query, others @ ..] = &found[..] else {
             panic!("{version}: {function}'s query is not there");
         };

@@ -231,9 +231,11 @@ async fn calibrate(own: &Own, narrator: &Narrator) -> Result<Option<u32>, SceneE
     let found: Option<Calibration> = serde_json::from_str(&json).ok();
     if !certain {
         let size = found.as_ref().map(|found| found.products.to_string());
-        let size = size.as_deref().unwrap_or("the default");
+        let size = size
+            .as_deref()
+            .unwrap_or("as many as are remembered, else the default");
         narrator.line(&format!(
-            "{size} products are used: the figures may be others than expected"
+            "products: {size}; the figures may be others than expected"
         ));
     }
     Ok(found.map(|found| found.products))
