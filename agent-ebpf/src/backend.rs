@@ -155,9 +155,10 @@ fn tell_all(server: u32, sample: &SampleHeader) -> Option<Told> {
     }
     // Without a statement the text is another variable's, whose changes are not counted; and what is not all known yet
     // is asked for again.
-    let is_counted = known.mm != 0
-        && header.search != CallerSearch::Forgotten as u32
-        && word(&header.status, status::STATEMENT_START) != 0;
+    let statement = word(&header.status, status::STATEMENT_START);
+    let is_sought = header.flags & HAS_CONNECTION != 0;
+    let is_counted =
+        known.mm != 0 && statement != 0 && (!is_sought || known.statement == statement);
     let told = Told {
         entry: known.entry,
         wait_event: known.wait_event,
@@ -231,15 +232,11 @@ fn describe(
     }
     // What was sent later does not change which send was the last before.
     if known.statement != statement {
-        find_send(header, statement, known.served.since);
-        if header.search == CallerSearch::Forgotten as u32 {
-            // The next sample may know more.
-            known.statement = 0;
-            return;
-        }
+        // The next sample may know more of what is not certain.
+        let is_certain = find_send(header, statement, known.served.since);
         known.search = header.search;
         words::copy(&mut known.send, &header.send);
-        known.statement = statement;
+        known.statement = if is_certain { statement } else { 0 };
     } else {
         header.search = known.search;
         words::copy(&mut header.send, &known.send);
@@ -275,9 +272,12 @@ fn status_of(variables: &Server, header: &mut BackendHeader, known: &Known) -> u
             return text;
         }
     } else {
+        // What it never changes is kept where it was read: without the database the text would be another query's.
+        if half(status, status::PROCESS) != known.pid {
+            word_set(status, status::DATABASE, 0);
+        }
         status[status::STATE] = 0;
         word_set(status, status::STATEMENT_START, 0);
-        word_set(status, status::DATABASE, 0);
         word_set(status, status::CHANGE_COUNT, 0);
     }
     match follow(variables.debug_query_string) {
@@ -353,20 +353,22 @@ fn leader(entry: u64) -> Option<u32> {
 
 /// Finds the newest send that is not later than the statement's start, and sends its stack on if that
 /// was not done yet. (Never simply the last send: a client may send more while the statement runs.)
+///
+/// False when it may be another after all, which is not to be remembered.
 #[inline(always)]
-fn find_send(header: &mut BackendHeader, statement: u64, since: u64) {
+fn find_send(header: &mut BackendHeader, statement: u64, since: u64) -> bool {
     let offset = WALL_OFFSET.get(0).copied().unwrap_or(0);
     let start = statement_start(statement as i64, offset).wrapping_add(START_TOLERANCE);
     let Some(ring) = CONNECTIONS.get_ptr_mut(header.connection) else {
         header.search = CallerSearch::NoSend as u32;
-        return;
+        return true;
     };
     // SAFETY: the client may write to the ring meanwhile, on another CPU: a send that is being written has
     // the time 0, and what is overwritten now is the oldest.
     let ring = unsafe { &mut *ring };
     if ring.noting != 0 {
         header.search = CallerSearch::Forgotten as u32;
-        return;
+        return false;
     }
     let mut best = (0, 0);
     let mut later = false;
@@ -384,7 +386,7 @@ fn find_send(header: &mut BackendHeader, statement: u64, since: u64) {
             true => CallerSearch::Forgotten as u32,
             false => CallerSearch::NoSend as u32,
         };
-        return;
+        return !later;
     }
     hand_over(ring, best.1, &mut header.send);
     header.search = match () {
@@ -395,6 +397,10 @@ fn find_send(header: &mut BackendHeader, statement: u64, since: u64) {
         }
         () => CallerSearch::Found as u32,
     };
+    // A send that has been answered, if not for this statement: another statement that came with it, or the
+    // statement's own send is there and was not noted yet.
+    let is_answered = (header.send.turn != ring.turn) & (ring.answered != statement);
+    !is_answered & (header.search != CallerSearch::Forgotten as u32)
 }
 
 /// Whether a send of another stack, or for another trace, was in the server as well when the statement began.

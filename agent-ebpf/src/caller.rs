@@ -54,7 +54,7 @@ pub struct Stack {
 pub struct Ring {
     next: u32,
     /// See [`Send::turn`].
-    turn: u32,
+    pub turn: u32,
     /// Sends in this turn.
     asked: u32,
     /// The backend that is remembered for its parallel workers.
@@ -64,7 +64,7 @@ pub struct Ring {
     pub noting: u32,
     padding: u32,
     /// Start of the statement whose answer ended the last turn.
-    answered: u64,
+    pub answered: u64,
     /// The sends.
     pub sends: [Send; SENDS],
     /// Their stacks.

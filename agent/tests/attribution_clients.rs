@@ -12,6 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde_json::Value;
+
 use common::{
     Cluster, MachineLock, Running, Stack, Workshop,
     attributed::{Recorded, Recorder},
@@ -198,6 +200,41 @@ fn clients() {
     if let Some(pid) = pooled {
         check_pooler(&recorded, pid);
     }
+}
+
+/// A statement so short that many samples fall into a change of the backend's status is one query all the same.
+#[test]
+fn short_statements() {
+    if !can_record() {
+        return;
+    }
+    let Some(cluster) = Cluster::start("compute_query_id = on") else {
+        return;
+    };
+    let _lock = MachineLock::exclusive();
+    let recorder = Recorder::of(&PROGRAMS, &[], &[&cluster]);
+    let workshop = Workshop::new();
+    let script = workshop.path().join("short");
+    fs::write(&script, "SELECT 1 AS short;\n").expect("a script");
+    let mut command = cluster.command("pgbench");
+    command.args([
+        "-n", "-c", "2", "-T", "5", "-M", "prepared", "-U", "test", "-h",
+    ]);
+    command.arg(cluster.path()).arg("-f").arg(script);
+    command.args(["-p", &cluster.port.to_string(), "postgres"]);
+    start(command).finish().succeeded();
+    let queries = recorder.finish().queries(&["application=pgbench"]);
+    let is_ours = |query: &&Value| {
+        let text = query["query"].as_str();
+        text.is_some_and(|text| text.contains("AS short"))
+    };
+    let ours: Vec<_> = queries.iter().filter(is_ours).collect();
+    let [query] = &ours[..] else {
+        panic!("{queries:#?}");
+    };
+    assert!(query["samples"].as_u64() > Some(1000), "{query:#}");
+    let id = query["query_id"].as_str().expect("an id");
+    assert!(id.parse::<i64>().is_ok(), "{id}");
 }
 
 fn wait_for_autovacuum(cluster: &Cluster) {

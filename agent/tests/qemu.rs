@@ -194,12 +194,11 @@ fn check_callers(kernel: &str) {
         ] {
             let asked = profile.filtered(|stack| stack.user().any(|frame| frame.contains(text)));
             assert!(asked.total() > 20, "{socket}, {text}: {profile}");
-            // Eight emulated processors share the machine's, and a single statement is some hundredths of all samples.
-            // One may stand still between the bytes' leaving and their being noted: then the server begins with a
-            // statement whose send nobody has seen yet. And the first of a connection is sent before its process is
-            // known. How exact it is where it counts is tested on the machine's own kernel.
-            asked.assert_share(0.9, "nobody else's", |stack| !stack.has(other));
-            asked.assert_share(0.8, "its own function's", |stack| stack.has(function));
+            asked.assert_share(0.99, "nobody else's", |stack| !stack.has(other));
+            // A process is known from its first samples on, and these machines are slow.
+            asked.assert_share(0.95, "its own function's", |stack| {
+                stack.has(function) || stack.comm == "[asked before the recording]"
+            });
         }
     }
 }
