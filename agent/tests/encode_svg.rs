@@ -3,7 +3,7 @@
 
 mod profiles;
 
-use flamestorm::encode::svg;
+use flamestorm::encode::{folded, svg};
 use flamestorm::profile::ResolvedProfile;
 
 /// What is the drawing library's own (script, style) changes with its version, not with ours.
@@ -80,5 +80,20 @@ fn names_are_escaped() {
         svg.matches("</svg>").count(),
         2,
         "the frames' and the document's"
+    );
+}
+
+/// A query that ends in a number, as a leaf, is not taken for one with two counts.
+#[test]
+fn numbers_at_the_end() {
+    let profile = folded::decode(b"shop;main;SELECT a FROM t LIMIT 20 7\nshop;main 3\n").unwrap();
+    let svg = String::from_utf8(svg::encode(&profile).unwrap()).unwrap();
+    assert!(
+        svg.contains("<title>SELECT a FROM t LIMIT\u{a0}20 (7 samples, 70.00%)</title>"),
+        "{svg}"
+    );
+    assert!(
+        svg.contains("<title>main (10 samples, 100.00%)</title>"),
+        "{svg}"
     );
 }

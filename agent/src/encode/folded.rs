@@ -179,15 +179,27 @@ pub(super) fn frame_name<'a>(frame: &FrameRef<'a>) -> Cow<'a, str> {
 }
 
 fn escape(name: &str) -> Cow<'_, str> {
-    if !name.contains(|c: char| c == ';' || c.is_control()) {
+    let number = number_at_end(name);
+    if number.is_none() && !name.contains(|c: char| c == ';' || c.is_control()) {
         return Cow::Borrowed(name);
     }
-    let escaped = name.chars().map(|c| match c {
+    let escaped = name.char_indices().map(|(at, c)| match c {
         ';' => ':',
+        _ if Some(at) == number => '\u{a0}',
         c if c.is_control() => ' ',
         c => c,
     });
     Cow::Owned(escaped.collect())
+}
+
+/// Where the space before a number at the end is: a leaf `LIMIT 20` would be read as the first of the two counts of a
+/// difference.
+fn number_at_end(name: &str) -> Option<usize> {
+    let is_space = |c: char| c == ' ' || c.is_control();
+    let (at, last) = name.rmatch_indices(is_space).next()?;
+    let last = &name[at + last.len()..];
+    let is_number = |c: char| c.is_ascii_digit() || c == '.';
+    (!last.is_empty() && last.chars().all(is_number)).then_some(at)
 }
 
 #[cfg(test)]
@@ -202,6 +214,9 @@ mod tests {
             "core::array::<[T: 4]>::map"
         );
         assert_eq!(escape("a\nb\r\tc"), "a b  c");
+        assert_eq!(escape("LIMIT 20"), "LIMIT\u{a0}20");
+        assert_eq!(escape("a 1;"), "a 1:");
+        assert_eq!(escape("a\n1"), "a\u{a0}1");
         assert!(matches!(escape("plain name"), Cow::Borrowed(_)));
     }
     /// What is written can be read; what is no folded stacks is told by its line.
