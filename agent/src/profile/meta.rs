@@ -178,7 +178,7 @@ pub struct AttributionStats {
     /// Of those with the query, by why the caller's stack is not known
     /// ([`crate::profile::Unknown::name`]).
     pub without_caller: BTreeMap<String, u64>,
-    /// Samples of queries beyond the bound, counted as `[other queries]`.
+    /// Samples of queries that there was no room for, or no more, counted as `[other queries]`.
     pub other_queries: u64,
     /// Sends to servers.
     pub sends: u64,

@@ -12,7 +12,7 @@ mod title;
 mod trace;
 
 pub use normalize::{Normalized, normalize, verbatim};
-pub use texts::{MAX_TEXT_BYTES, MAX_TEXTS, Query, QueryRef, TextMode, Texts};
+pub use texts::{MAX_NUMBERS, MAX_TEXT_BYTES, MAX_TEXTS, Query, QueryRef, TextMode, Texts};
 pub use title::{Client, Kind, Title, title};
 pub use trace::{TraceContext, traceparent, traceparent_in_name};
 

@@ -7,9 +7,13 @@ use std::sync::Arc;
 use super::{Normalized, normalize, verbatim};
 use crate::recent::Recent;
 
-/// Most queries of a recording that are told apart. An application has hundreds; more is a client
+/// Most queries that are told apart at the same time. An application has hundreds; more is a client
 /// that composes its SQL, whose queries nobody reads one by one.
 pub const MAX_TEXTS: usize = 10_000;
+
+/// Most numbers that are given out in a recording, 56 bytes each: a window keeps no more samples apart
+/// ([`crate::profile::MAX_ROWS`]).
+pub const MAX_NUMBERS: usize = 1 << 18;
 
 /// Most bytes of text that are kept, all queries together.
 pub const MAX_TEXT_BYTES: usize = 8 << 20;
@@ -20,12 +24,12 @@ const MAX_RECENT: usize = 4096;
 /// What `[other queries]` is called.
 const OTHER: &str = "[other queries]";
 
-/// A query of a [`Texts`], for as long as that lives. 0 is `[other queries]`.
+/// A query of a [`Texts`]. 0 is `[other queries]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct QueryRef(pub u32);
 
 impl QueryRef {
-    /// All queries that there was no room for.
+    /// All queries that there is no room for.
     pub const OTHER: QueryRef = QueryRef(0);
 }
 
@@ -57,12 +61,15 @@ pub enum TextMode {
 
 /// The queries of a recording.
 ///
-/// What was given out stays valid, since samples refer to it: nothing is evicted. When there is no
-/// room for another query, it goes to `[other queries]` and is counted.
+/// When there is no room for another, the least recently used go, half of them at once, which needs no
+/// list in order of use: what samples refer to as one of these is `[other queries]` from then on, and
+/// counted. If such a query comes again, it has another number.
 #[derive(Debug)]
 pub struct Texts {
     mode: TextMode,
     queries: Vec<Query>,
+    /// When each was used, and how often.
+    uses: Vec<Use>,
     by_id: HashMap<(u64, i64), QueryRef>,
     /// By scope and normalised text.
     by_text: HashMap<(u64, Arc<str>), QueryRef>,
@@ -70,8 +77,16 @@ pub struct Texts {
     recent: Recent<u64, QueryRef>,
     /// Keyed at random, so that no client can make texts that are taken for one another.
     hasher: RandomState,
+    told_apart: usize,
     bytes: usize,
-    overflow: u64,
+    /// Uses of all queries so far.
+    now: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Use {
+    last: u64,
+    count: u64,
 }
 
 impl Texts {
@@ -86,12 +101,14 @@ impl Texts {
         Texts {
             mode,
             queries: vec![other],
+            uses: vec![Use::default()],
             by_id: HashMap::new(),
             by_text: HashMap::new(),
             recent: Recent::new(MAX_RECENT),
             hasher: RandomState::new(),
+            told_apart: 0,
             bytes: 0,
-            overflow: 0,
+            now: 0,
         }
     }
 
@@ -104,29 +121,27 @@ impl Texts {
     /// without id is the query whose id comes with that text in the same scope, before or after.
     /// A text that was seen a short time ago costs one hash.
     pub fn insert(&mut self, scope: u64, query_id: i64, raw: &[u8], cut: bool) -> QueryRef {
-        let known = match query_id {
-            0 => {
-                let hash = self.hasher.hash_one((scope, raw, cut));
-                self.recent.get(&hash).ok_or(hash)
-            }
-            id => self.by_id.get(&(scope, id)).copied().ok_or(0),
+        let query = match query_id {
+            0 => self.without_id(scope, raw, cut),
+            id => match self.by_id.get(&(scope, id)) {
+                Some(query) => *query,
+                None => self.with_id(scope, id, raw, cut),
+            },
         };
-        let query = match known {
-            Ok(query) => query,
-            Err(_) if query_id != 0 => {
-                let query = self.with_id(scope, query_id, raw, cut);
-                if query != QueryRef::OTHER {
-                    self.by_id.insert((scope, query_id), query);
-                }
-                query
-            }
-            Err(hash) => {
-                let query = self.by_text(scope, raw, cut);
-                self.recent.insert(hash, query);
-                query
-            }
-        };
-        self.overflow += u64::from(query == QueryRef::OTHER);
+        self.now += 1;
+        let used = &mut self.uses[query.0 as usize];
+        used.last = self.now;
+        used.count += 1;
+        query
+    }
+
+    fn without_id(&mut self, scope: u64, raw: &[u8], cut: bool) -> QueryRef {
+        let hash = self.hasher.hash_one((scope, raw, cut));
+        if let Some(query) = self.recent.get(&hash) {
+            return query;
+        }
+        let query = self.by_text(scope, raw, cut);
+        self.recent.insert(hash, query);
         query
     }
 
@@ -138,11 +153,13 @@ impl Texts {
             let query = &mut self.queries[known.0 as usize];
             if query.id == 0 {
                 (query.id, query.key) = (id, key);
+                self.by_id.insert((scope, id), known);
                 return known;
             }
         }
         let query = self.add(id, key, kept);
         if query != QueryRef::OTHER {
+            self.by_id.insert((scope, id), query);
             self.by_text.entry(place).or_insert(query);
         }
         query
@@ -176,15 +193,38 @@ impl Texts {
     }
 
     fn add(&mut self, id: i64, key: u64, (text, cut): (Arc<str>, bool)) -> QueryRef {
-        if self.queries.len() > MAX_TEXTS || self.bytes + text.len() > MAX_TEXT_BYTES {
+        if self.queries.len() >= MAX_NUMBERS {
             return QueryRef::OTHER;
         }
+        while self.told_apart >= MAX_TEXTS || self.bytes + text.len() > MAX_TEXT_BYTES {
+            self.forget_half();
+        }
+        self.told_apart += 1;
         self.bytes += text.len();
         self.queries.push(Query { id, key, text, cut });
+        self.uses.push(Use::default());
         QueryRef(self.queries.len() as u32 - 1)
     }
 
-    /// A query that [`Texts::insert`] of this store has given out.
+    /// The less recently used half becomes `[other queries]`.
+    fn forget_half(&mut self) {
+        let uses = &mut self.uses;
+        let mut oldest: Vec<usize> = (1..uses.len()).filter(|n| uses[*n].count > 0).collect();
+        oldest.sort_unstable_by_key(|n| uses[*n].last);
+        oldest.truncate(oldest.len().div_ceil(2));
+        for n in &oldest {
+            self.bytes -= self.queries[*n].text.len();
+            self.queries[*n] = self.queries[0].clone();
+            uses[0].count += std::mem::take(&mut uses[*n].count);
+        }
+        self.told_apart -= oldest.len();
+        let is_known = |query: &QueryRef| uses[query.0 as usize].count > 0;
+        self.by_id.retain(|_, query| is_known(query));
+        self.by_text.retain(|_, query| is_known(query));
+        self.recent = Recent::new(MAX_RECENT);
+    }
+
+    /// A query that [`Texts::insert`] of this store has given out, or what it has become.
     pub fn get(&self, query: QueryRef) -> &Query {
         &self.queries[query.0 as usize]
     }
@@ -194,9 +234,9 @@ impl Texts {
         &self.queries
     }
 
-    /// How many times the answer was `[other queries]`.
+    /// How many times what was inserted is `[other queries]` now.
     pub fn overflow(&self) -> u64 {
-        self.overflow
+        self.uses[0].count
     }
 }
 
@@ -279,32 +319,61 @@ mod tests {
         assert_eq!(texts.get(one).key, fnv1a(b"SELECT ?"));
     }
 
-    /// More queries than there is room for: the first stay what they are, the others are counted.
+    fn column(number: usize) -> String {
+        format!("SELECT c{number}")
+    }
+
+    /// More queries than there is room for: those that are used stay what they are, the others are counted.
     #[test]
-    fn bounded_in_number() {
+    fn the_least_recently_used_go() {
         let mut texts = Texts::new(TextMode::Normalized);
-        let mut given = Vec::new();
-        for i in 0..MAX_TEXTS + 50 {
-            given.push(texts.insert(0, 0, format!("SELECT c{i}").as_bytes(), false));
+        let hot = texts.insert(0, 5, b"SELECT hot", false);
+        let first = texts.insert(0, 0, b"SELECT c0", false);
+        let mut samples = 2;
+        for i in 1..3 * MAX_TEXTS {
+            texts.insert(0, 0, column(i).as_bytes(), false);
+            assert_eq!(texts.insert(0, 5, b"", false), hot);
+            samples += 2;
         }
-        assert_eq!(texts.queries().len(), MAX_TEXTS + 1);
-        assert_eq!(texts.overflow(), 50);
-        assert!(
-            given[MAX_TEXTS..]
-                .iter()
-                .all(|query| *query == QueryRef::OTHER)
+        assert_eq!(
+            (texts.get(hot).id, &*texts.get(hot).text),
+            (5, "SELECT hot")
         );
-        assert_eq!(&*texts.get(given[MAX_TEXTS]).text, "[other queries]");
-        for (i, query) in given[..MAX_TEXTS].iter().enumerate() {
-            assert_eq!(*texts.get(*query).text, format!("SELECT c{i}"));
-            assert_eq!(
-                texts.insert(0, 0, format!("SELECT c{i}").as_bytes(), false),
-                *query
-            );
+        assert_eq!(&*texts.get(first).text, "[other queries]");
+        // Every sample is either of a query that is told apart or counted.
+        let known: HashMap<_, _> = (1..texts.uses.len())
+            .filter(|n| *texts.queries[*n].text != *OTHER)
+            .map(|n| (n, texts.uses[n].count))
+            .collect();
+        assert!(known.len() <= MAX_TEXTS && known.len() >= MAX_TEXTS / 2);
+        assert_eq!(known.values().sum::<u64>() + texts.overflow(), samples);
+        assert!(texts.by_id.len() <= MAX_TEXTS && texts.by_text.len() <= MAX_TEXTS);
+        // What comes again has another number.
+        let again = texts.insert(0, 0, b"SELECT c0", false);
+        assert_ne!(again, first);
+        assert_eq!(&*texts.get(again).text, "SELECT c0");
+        let last = 3 * MAX_TEXTS - 1;
+        let known = texts.insert(0, 0, column(last).as_bytes(), false);
+        assert_eq!(*texts.get(known).text, column(last));
+        assert_eq!(known.0 + 1, again.0);
+    }
+
+    /// The numbers that are given out end, too.
+    #[test]
+    fn bounded_in_numbers() {
+        let mut texts = Texts::new(TextMode::Normalized);
+        for id in 1..MAX_NUMBERS as i64 {
+            assert_ne!(texts.insert(0, id, b"SELECT c", false), QueryRef::OTHER);
         }
-        assert_eq!(texts.insert(0, 5, b"SELECT c5", false), given[5]);
-        assert_eq!(texts.insert(0, 6, b"SELECT c", false), QueryRef::OTHER);
-        assert_eq!(texts.overflow(), 51);
+        let before = texts.overflow();
+        assert_eq!(texts.insert(0, -1, b"SELECT c", false), QueryRef::OTHER);
+        assert_eq!(texts.overflow(), before + 1);
+        assert_eq!(texts.queries().len(), MAX_NUMBERS);
+        let last = MAX_NUMBERS as i64 - 1;
+        assert_eq!(
+            texts.insert(0, last, b"", false).0 as usize,
+            MAX_NUMBERS - 1
+        );
     }
 
     #[test]
@@ -313,9 +382,11 @@ mod tests {
         for i in 0..MAX_TEXTS {
             let text = format!("SELECT c{i} {}", "a, ".repeat(1000));
             texts.insert(0, i as i64 + 1, text.as_bytes(), false);
+            assert!(texts.bytes <= MAX_TEXT_BYTES);
         }
-        let bytes: usize = texts.queries().iter().map(|query| query.text.len()).sum();
-        assert!(bytes <= MAX_TEXT_BYTES + OTHER.len() && texts.overflow() > 0);
-        assert!(bytes > MAX_TEXT_BYTES - super::super::MAX_QUERY_TEXT);
+        let kept = texts.queries().iter().filter(|query| *query.text != *OTHER);
+        let bytes: usize = kept.map(|query| query.text.len()).sum();
+        assert_eq!(bytes, texts.bytes);
+        assert!(bytes > MAX_TEXT_BYTES / 3 && texts.overflow() > 0);
     }
 }
