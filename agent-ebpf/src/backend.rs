@@ -183,7 +183,8 @@ fn learn(variables: &Server, server: u32, known: &mut Known) -> bool {
     known.title[0] = 0;
     title(&mut known.title);
     if let Some(port) = follow(variables.my_proc_port) {
-        let Some(served) = own_connection(port).and_then(|own| remember(server, own)) else {
+        let Some(served) = own_connection(port).and_then(|own| remember(server, known.pid, own))
+        else {
             return false;
         };
         known.served = served;
@@ -295,13 +296,10 @@ fn own_connection(port: u64) -> Option<Connection> {
     socket::of_server(socket::of_descriptor(user(port)?)?)
 }
 
-/// Notes the connection of the current backend, for its parallel workers.
+/// Notes the connection of the current backend, for its parallel workers. `pid` is as it sees it itself.
 #[inline(always)]
-pub fn remember(server: u32, connection: Connection) -> Option<Served> {
-    let key = BackendKey {
-        server,
-        pid: own_pid()?,
-    };
+pub fn remember(server: u32, pid: u32, connection: Connection) -> Option<Served> {
+    let key = BackendKey { server, pid };
     // SAFETY: the current task, and an offset from the kernel's own BTF.
     let since = unsafe {
         field(
@@ -317,12 +315,19 @@ pub fn remember(server: u32, connection: Connection) -> Option<Served> {
     Some(served)
 }
 
-/// Start of the current backend's statement, in PostgreSQL's own time; 0 when it cannot be read.
+/// Address of the current backend's status.
 #[inline(always)]
-pub fn statement_of(variables: &Server) -> u64 {
+pub fn status_address(variables: &Server) -> Option<u64> {
     follow(variables.my_be_entry)
-        .and_then(|entry| user(entry.wrapping_add(status::STATEMENT_START as u64)))
-        .unwrap_or(0)
+}
+
+/// Start of a backend's statement, in PostgreSQL's own time. `None` when it cannot be read, or the status is another
+/// backend's.
+#[inline(always)]
+pub fn statement_of(entry: u64, pid: u32) -> Option<u64> {
+    let words: [u64; status::STATEMENT_START / 8 + 1] = user(entry)?;
+    const { assert!(status::PROCESS == 4) };
+    ((words[0] >> 32) as u32 == pid).then_some(words[status::STATEMENT_START / 8])
 }
 
 /// The leader's pid from the entry of a parallel worker: it begins with the name, `parallel worker for PID

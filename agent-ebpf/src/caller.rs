@@ -34,6 +34,9 @@ use crate::{
 /// A window of the budget of stacks, nanoseconds. Short, so that a burst is met soon.
 pub const WINDOW: u64 = 100_000_000;
 
+/// A send without a stack is timed when its number is zero under this mask: the clock is a good part of what it costs.
+const TIMED_MASK: u32 = 15;
+
 /// System calls that send on a socket, by number on x86_64.
 mod number {
     pub const WRITE: u64 = 1;
@@ -57,12 +60,15 @@ pub struct Ring {
     pub turn: u32,
     /// Sends in this turn.
     asked: u32,
-    /// The backend that is remembered for its parallel workers.
+    /// The backend that answers, which is remembered for its parallel workers.
     backend: u32,
     /// 1 while a send is being noted. At a Unix socket its bytes are there already, and a server that is awake may begin
     /// the statement meanwhile.
     pub noting: u32,
-    padding: u32,
+    /// The backend's process id as it sees it itself.
+    own_pid: u32,
+    /// Address of the backend's status.
+    status: u64,
     /// Start of the statement whose answer ended the last turn.
     pub answered: u64,
     /// The sends.
@@ -107,20 +113,23 @@ fn is_send(number: u64) -> bool {
 #[inline(always)]
 fn passes(message: Message) -> Option<()> {
     match message {
-        Message::Request(connection) => asks(&connection),
-        Message::Answer(connection) => answers(&connection),
+        Message::Request(connection, ring) => asks(&connection, ring),
+        Message::Answer(connection, ring) => answers(&connection, ring),
     }
 }
 
 /// The client sends.
 #[inline(always)]
-fn asks(connection: &Connection) -> Option<()> {
+fn asks(connection: &Connection, ring: Option<*mut Ring>) -> Option<()> {
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
     if !first_bytes().is_none_or(may_start_statement) {
         return None;
     }
-    let ring = ring_of(connection)?;
+    let ring = match ring {
+        Some(ring) => ring,
+        None => ring_of(connection)?,
+    };
     // SAFETY: two threads on one connection at the same time would break its protocol.
     note(
         unsafe { &mut *ring },
@@ -132,24 +141,41 @@ fn asks(connection: &Connection) -> Option<()> {
 
 /// The server answers. A long answer leaves in many pieces, of which the first ends the turn.
 #[inline(always)]
-fn answers(connection: &Connection) -> Option<()> {
-    let ring = CONNECTIONS.get_ptr_mut(connection)?;
+fn answers(connection: &Connection, ring: Option<*mut Ring>) -> Option<()> {
+    let ring = match ring {
+        Some(ring) => ring,
+        None => CONNECTIONS.get_ptr_mut(connection)?,
+    };
     // SAFETY: the client waits for what is just being sent; one that does not is pipelining, and its
     // sends are then taken for one turn more or less.
     let ring = unsafe { &mut *ring };
-    let server = space_of_current()?.server.checked_sub(1)?;
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    if ring.backend != pid {
-        backend::remember(server, *connection)?;
-        ring.backend = pid;
-    }
-    let statement = backend::statement_of(SERVERS.get(server)?);
+    let known = match ring.backend == pid {
+        true if ring.asked == 0 => return Some(()),
+        true => backend::statement_of(ring.status, ring.own_pid),
+        false => None,
+    };
+    let statement = match known {
+        Some(statement) => statement,
+        None => meet(ring, pid, connection)?,
+    };
     if ring.asked != 0 && (statement == 0 || ring.answered != statement) {
         ring.answered = statement;
         ring.asked = 0;
         ring.turn = ring.turn.wrapping_add(1);
     }
     Some(())
+}
+
+/// Notes the backend that answers. Start of its statement, 0 where there is none yet.
+#[inline(always)]
+fn meet(ring: &mut Ring, pid: u32, connection: &Connection) -> Option<u64> {
+    let server = space_of_current()?.server.checked_sub(1)?;
+    ring.own_pid = backend::own_pid()?;
+    ring.status = backend::status_address(SERVERS.get(server)?)?;
+    backend::remember(server, ring.own_pid, *connection)?;
+    ring.backend = pid;
+    Some(backend::statement_of(ring.status, ring.own_pid).unwrap_or(0))
 }
 
 #[inline(always)]
@@ -163,13 +189,11 @@ fn space_of_current() -> Option<&'static Space> {
 fn first_bytes() -> Option<[u8; 2]> {
     /// Offset of `msg_iov` in `struct user_msghdr`.
     const MSG_IOV: u64 = 16;
-    // SAFETY: the helpers return pointers to the current task and its registers; the reads are checked.
+    // SAFETY: the helpers return pointers to the current task and its registers, which the verifier lets programs
+    // read without a helper; one that is bad reads as zero.
     let (number, argument) = unsafe {
-        let registers = bpf_task_pt_regs(bpf_get_current_task_btf()) as *const c_void;
-        (
-            field::<u64>(registers, core::mem::offset_of!(pt_regs, orig_rax) as u32)?,
-            field::<u64>(registers, core::mem::offset_of!(pt_regs, rsi) as u32)?,
-        )
+        let registers = bpf_task_pt_regs(bpf_get_current_task_btf()) as *const pt_regs;
+        ((*registers).orig_rax, (*registers).rsi)
     };
     match number {
         number::WRITE | number::SENDTO => user(argument),
@@ -234,14 +258,19 @@ fn note(ring: &mut Ring, now: u64, trace_offset: i32) {
     ring.sends[slot].time = now;
     ring.noting = 0;
     counting::one(Counter::Sends);
-    // SAFETY: the helper has no preconditions.
-    let spent = unsafe { bpf_ktime_get_ns() }.wrapping_sub(now);
     if chosen {
         counting::one(Counter::CallerStacks);
-        count_time(budget, spent);
-    } else {
-        counting::add(Counter::SendNanos, spent);
+        count_time(budget, since(now));
+    } else if ring.next & TIMED_MASK == 0 {
+        counting::one(Counter::TimedSends);
+        counting::add(Counter::SendNanos, since(now));
     }
+}
+
+#[inline(always)]
+fn since(start: u64) -> u64 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_ktime_get_ns() }.wrapping_sub(start)
 }
 
 /// Whether the stack of this send is to be taken. When there are more sends than the budget has stacks,

@@ -37,7 +37,9 @@ pub enum Counter {
     ProcessMapFull,
     /// Sends to PostgreSQL servers.
     Sends,
-    /// Nanoseconds spent at sends whose stack was not taken.
+    /// Sends that were timed, of those whose stack was not taken.
+    TimedSends,
+    /// Nanoseconds spent at these.
     SendNanos,
     /// Stacks taken at sends.
     CallerStacks,

@@ -6,11 +6,12 @@ use agent_ebpf::postgres::Connection;
 use aya_ebpf::helpers::bpf_get_current_task;
 
 use crate::{
+    caller::Ring,
     lifecycle::field,
     maps::{
-        FDTABLE_FD, FDTABLE_MAX_FDS, FILE_INODE, FILE_PRIVATE_DATA, FILES_FDT, INODE_MODE,
-        NET_NS_INUM, SERVER_PORTS, SOCK_DADDR, SOCK_DPORT, SOCK_FAMILY, SOCK_NET, SOCK_NUM,
-        SOCK_RCV_SADDR, SOCK_V6_DADDR, SOCK_V6_RCV_SADDR, SOCKET_SK, TASK_FILES,
+        CONNECTIONS, FDTABLE_FD, FDTABLE_MAX_FDS, FILE_INODE, FILE_PRIVATE_DATA, FILES_FDT,
+        INODE_MODE, NET_NS_INUM, SERVER_PORTS, SOCK_DADDR, SOCK_DPORT, SOCK_FAMILY, SOCK_NET,
+        SOCK_NUM, SOCK_RCV_SADDR, SOCK_V6_DADDR, SOCK_V6_RCV_SADDR, SOCKET_SK, TASK_FILES,
         UNIX_ADDRESS_LENGTH, UNIX_ADDRESS_NAME, UNIX_SOCK_ADDR, UNIX_SOCK_PEER,
     },
 };
@@ -48,12 +49,13 @@ pub fn of_descriptor(descriptor: u32) -> Option<Pointer> {
     }
 }
 
-/// What passes on a connection to a PostgreSQL server.
+/// What passes on a connection to a PostgreSQL server; and what is noted under the connection, if it was met on the
+/// way.
 pub enum Message {
     /// From the client.
-    Request(Connection),
+    Request(Connection, Option<*mut Ring>),
     /// From the server.
-    Answer(Connection),
+    Answer(Connection, Option<*mut Ring>),
 }
 
 /// What is sent on a socket of the current process, if a server is at one of its ends.
@@ -62,7 +64,7 @@ pub fn sent(sock: Pointer) -> Option<Message> {
     // SAFETY: `sock` is a `struct sock`.
     unsafe {
         match field(sock, SOCK_FAMILY.load())? {
-            AF_UNIX => between(sock, field(sock, UNIX_SOCK_PEER.load())?),
+            AF_UNIX => unix(field(sock, UNIX_SOCK_PEER.load())?),
             family => tcp(sock, family),
         }
     }
@@ -79,29 +81,41 @@ pub fn sent_by_tcp(sock: Pointer) -> Option<Message> {
 #[inline(always)]
 pub fn received_by_unix(sock: Pointer) -> Option<Message> {
     // SAFETY: `sock` is a `struct sock`.
-    unsafe {
-        if field::<u16>(sock, SOCK_FAMILY.load())? != AF_UNIX {
-            return None;
-        }
-        between(field(sock, UNIX_SOCK_PEER.load())?, sock)
+    match unsafe { field(sock, SOCK_FAMILY.load())? } {
+        AF_UNIX => unix(sock),
+        _ => None,
     }
 }
 
-/// What a Unix socket sends to its peer. (A listening socket, which a new client wakes, has no peer.)
-///
-/// # Safety
-/// Both must be meant to be a `struct unix_sock`.
+/// What a Unix socket is given to read. Each read costs as much as all else here, so a connection that is known is
+/// not looked at again: should its socket's memory be another's by now, nobody asks for what is noted.
 #[inline(always)]
-unsafe fn between(from: Pointer, to: Pointer) -> Option<Message> {
-    // SAFETY: as promised.
+fn unix(to: Pointer) -> Option<Message> {
+    // SAFETY: `to` and its peer are meant to be a `struct unix_sock`.
     unsafe {
-        if from.is_null() || to.is_null() {
+        let address: Pointer = field(to, UNIX_SOCK_ADDR.load())?;
+        // A client seldom has an address of its own.
+        let is_named = !address.is_null();
+        if is_named {
+            let connection = of_unix(to);
+            if let Some(ring) = CONNECTIONS.get_ptr_mut(connection) {
+                return Some(Message::Request(connection, Some(ring)));
+            }
+        }
+        let from: Pointer = field(to, UNIX_SOCK_PEER.load())?;
+        // A listening socket, which a new client wakes, has no peer.
+        if from.is_null() {
             return None;
         }
-        if is_server_path(to) == Some(true) {
-            return Some(Message::Request(unix(to)));
+        if is_named && is_server_path(address)? {
+            return Some(Message::Request(of_unix(to), None));
         }
-        is_server_path(from)?.then(|| Message::Answer(unix(from)))
+        let connection = of_unix(from);
+        if let Some(ring) = CONNECTIONS.get_ptr_mut(connection) {
+            return Some(Message::Answer(connection, Some(ring)));
+        }
+        is_server_path(field(from, UNIX_SOCK_ADDR.load())?)?
+            .then_some(Message::Answer(connection, None))
     }
 }
 
@@ -112,11 +126,13 @@ fn tcp(sock: Pointer, family: u16) -> Option<Message> {
     unsafe {
         let remote = u16::from_be(field(sock, SOCK_DPORT.load())?);
         if is_server_port(remote)? {
-            return from_client(sock, family, remote).map(Message::Request);
+            return from_client(sock, family, remote)
+                .map(|connection| Message::Request(connection, None));
         }
         let local: u16 = field(sock, SOCK_NUM.load())?;
         if is_server_port(local)? {
-            return from_server(sock, family, local).map(Message::Answer);
+            return from_server(sock, family, local)
+                .map(|connection| Message::Answer(connection, None));
         }
         None
     }
@@ -172,13 +188,15 @@ pub fn of_server(sock: Pointer) -> Option<Connection> {
     // SAFETY: `sock` is a `struct sock`.
     unsafe {
         match field(sock, SOCK_FAMILY.load())? {
-            AF_UNIX => Some(unix(sock)),
+            AF_UNIX => Some(of_unix(sock)),
             family => from_server(sock, family, field(sock, SOCK_NUM.load())?),
         }
     }
 }
 
-fn unix(server: Pointer) -> Connection {
+/// The connection of a server's Unix socket.
+#[inline(always)]
+fn of_unix(server: Pointer) -> Connection {
     // Zeros that the compiler knows it would write by a loop over bytes.
     let zero = core::hint::black_box(0);
     Connection {
@@ -235,18 +253,16 @@ unsafe fn namespace_of_loopback(sock: Pointer, address: [u64; 2]) -> Option<u32>
     }
 }
 
-/// Whether a Unix socket was accepted at an address that ends in `.s.PGSQL.` and a port: where
-/// PostgreSQL listens (src/include/libpq/pqcomm.h, `UNIXSOCK_PATH`). An accepted socket has its listener's
-/// address.
+/// Whether the address of a Unix socket ends in `.s.PGSQL.` and a port: where PostgreSQL listens
+/// (src/include/libpq/pqcomm.h, `UNIXSOCK_PATH`). An accepted socket has its listener's address.
 ///
 /// # Safety
-/// `sock` must be meant to be a `struct unix_sock`.
+/// `address` must be meant to be a `struct unix_address`.
 #[inline(always)]
-unsafe fn is_server_path(sock: Pointer) -> Option<bool> {
+unsafe fn is_server_path(address: Pointer) -> Option<bool> {
     const NAME: u64 = u64::from_le_bytes(*b".s.PGSQL");
     // SAFETY: as promised.
     let tail: [u64; 2] = unsafe {
-        let address: Pointer = field(sock, UNIX_SOCK_ADDR.load())?;
         let length: u32 = field(address, UNIX_ADDRESS_LENGTH.load())?;
         // The last 16 bytes: the name, a dot, one to five digits and the NUL.
         let end = UNIX_ADDRESS_NAME.load().wrapping_add(length);

@@ -225,7 +225,7 @@ fn budget() {
     let workshop = Workshop::new();
     let program = workshop.cc("two_queries.c", "two_queries", &[]);
     let _lock = MachineLock::exclusive();
-    let recorder = Recorder::start(&["--caller-stacks", "100"], &[&cluster]);
+    let recorder = Recorder::start(&["--caller-stacks", "300"], &[&cluster]);
     let args = [&cluster.socket(), "prepared", "3000", "1000", "cpu:1500"];
     client(&program, &args).finish().succeeded();
     let recorded = recorder.finish();

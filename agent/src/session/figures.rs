@@ -162,7 +162,7 @@ impl Session {
             caller_stacks: stacks,
             caller_stack_budget: config.callers_per_second,
             connections_refused: count(Counter::ConnectionMapFull),
-            send_ns: mean(count(Counter::SendNanos), sends.saturating_sub(stacks)),
+            send_ns: mean(count(Counter::SendNanos), count(Counter::TimedSends)),
             caller_stack_ns: self.kernel.caller_stack_ns(),
             backend_ns: mean(count(Counter::BackendNanos), count(Counter::Backends)),
         })
