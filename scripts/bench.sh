@@ -297,39 +297,39 @@ if [ "$ONLY" = throughput ]; then
 fi
 
 # --- attribution: which query, which caller, what that costs -------------------------------------------------
-# attributed NAME SECONDS COMMAND…: records from so long after the command's begin. Of a statement that was running
-# before nobody saw who asked; so what runs statements of a second is recorded from before its begin: "-1".
-attributed() {
-    local name=$1 after=$2 load agent
+# Records while a command runs, from just before it begins or soon after it has begun. (Of a statement that was running
+# before nobody saw who asked: statements of a second must not be.)
+attributed() { # NAME before|after COMMAND…
+    local name=$1 when=$2 load agent
     shift 2
-    [ "$after" = -1 ] || {
+    if [ "$when" = after ]; then
         "$@" >"$work/load.log" 2>&1 &
         load=$!
-        sleep "$after"
-    }
+        sleep 1.5
+    fi
     "$AGENT" record --frequency "$FREQUENCY" --duration "${SECONDS_SHORT}s" --summary json --frames raw \
         --output "$work/out/$name.folded" >"$work/out/$name.json" 2>"$work/out/$name.log" &
     agent=$!
-    [ "$after" != -1 ] || {
-        until grep -q recording "$work/out/$name.log"; do
+    if [ "$when" = before ]; then
+        until grep -qs recording "$work/out/$name.log"; do
             kill -0 "$agent" 2>/dev/null || die "the agent failed: $(tail -n 5 "$work/out/$name.log")"
             sleep 0.1
         done
         "$@" >"$work/load.log" 2>&1 &
         load=$!
-    }
+    fi
     wait "$agent" || die "the agent failed: $(tail -n 5 "$work/out/$name.log")"
     wait "$load" || die "$1 failed: $(tail -n 3 "$work/load.log")"
 }
 bench_pgbench() { "$PG_BIN/pgbench" -n -S -c 4 -j 2 -T $((SECONDS_SHORT + 5)) "$@"; }
 for mode in prepared simple extended; do
     say "attribution: pgbench -S -M $mode at 2,000 queries a second"
-    attributed "attributed-$mode" 1.5 bench_pgbench -M "$mode" -R 2000
+    attributed "attributed-$mode" after bench_pgbench -M "$mode" -R 2000
 done
 say "attribution: unindexed search with parallel workers"
-attributed attributed-search -1 "$PG_BIN/pgbench" -n -M prepared -c 2 -j 1 -T "$SECONDS_SHORT" -f "$work/search.sql"
+attributed attributed-search before "$PG_BIN/pgbench" -n -M prepared -c 2 -j 1 -T "$SECONDS_SHORT" -f "$work/search.sql"
 say "attribution: pgbench -S as fast as it goes"
-attributed attributed-saturated 1.5 bench_pgbench -M prepared
+attributed attributed-saturated after bench_pgbench -M prepared
 shop=$here/target/release/workload
 if [ -x "$shop" ]; then
     say "attribution: the shop in its storm (workload scene 9.5)"
@@ -346,7 +346,7 @@ two_queries() {
     "$work/two_queries" "$work/.s.PGSQL.5432" simple 3000 1000 $((SECONDS_SHORT + 5)) other
     wait $!
 }
-FREQUENCY=997 attributed switching 1.5 two_queries
+FREQUENCY=997 attributed switching after two_queries
 switching() {
     awk '{
         count = $NF

@@ -62,7 +62,7 @@ no_system_cluster() {
 }
 
 install_packages() {
-    local packages
+    local packages log
     packages=$(missing_packages "$@")
     [ -n "$packages" ] || return 0
     command -v apt-get >/dev/null ||
@@ -70,10 +70,14 @@ install_packages() {
     case " $packages" in *" postgresql-15 "*) no_system_cluster ;; esac
     say "installing packages: $packages"
     as_root apt-get update -qq
+    log=$(mktemp)
     # shellcheck disable=SC2086  # a list of words
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-        -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-confold $packages </dev/null ||
+        -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-confold $packages </dev/null >"$log" 2>&1 || {
+        cat "$log" >&2
         die "apt-get could not install: $packages"
+    }
+    rm "$log"
 }
 
 # The linker for BPF opens the compiler's LLVM, so that it needs none of its own.

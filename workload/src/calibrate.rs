@@ -16,7 +16,7 @@ use axum::http::{HeaderValue, Method};
 use nix::sys::signal::Signal;
 use tokio::sync::oneshot;
 
-pub use memory::{Calibration, Machine, path, recall, remember};
+pub use memory::{Calibration, Machine, forget, path, recall, remember};
 pub use sums::{FAILED_PERCENT, Measured};
 
 use crate::catalogue::Catalogue;
@@ -159,39 +159,49 @@ async fn with_database(
         ));
     }
     let per_product = cost_with(options, &pool, PROBE_PRODUCTS).await? / f64::from(PROBE_PRODUCTS);
-    pool.close().await;
     let cpus = machine.cores.min(postgres::DEMO_CPUS);
-    let mut products = sums::products_for(per_product, cpus);
     tell(&format!(
         "one search costs {:.2} ms of CPU for each 1,000 products; PostgreSQL has {cpus} CPUs",
         per_product / 1e3
     ));
-    let mut nearest: Option<Calibration> = None;
-    let mut tries = 0;
-    loop {
+    let products = sums::products_for(per_product, cpus);
+    let (products, measured) = try_sizes(options, url, products, &tell).await?;
+    let found = Calibration {
+        machine,
+        products,
+        // At this size, as it is measured again before it is relied on.
+        cpu_ms_per_query: cost_with(options, &pool, products).await? / 1e6,
+        measured,
+    };
+    pool.close().await;
+    Ok(match found.measured.faults().is_empty() {
+        true => Outcome::Measured(found),
+        false => Outcome::Nearest(found),
+    })
+}
+
+/// Has rounds of the storm, beginning with a size, until one shows what is wanted. The size that was best, and
+/// what it showed.
+async fn try_sizes(
+    options: &Options,
+    url: &str,
+    mut products: u32,
+    tell: &impl Fn(&str),
+) -> Result<(u32, Measured), CalibrateError> {
+    let mut best: Option<(u32, Measured)> = None;
+    for _ in 0..TRIES {
         let measured = Measured::from(&one_round(options, url, products).await?);
         tell(&describe(products, &measured));
-        let tried = Calibration {
-            machine: machine.clone(),
-            products,
-            cpu_ms_per_query: per_product * f64::from(products) / 1e6,
-            measured,
-        };
         if measured.faults().is_empty() {
-            return Ok(Outcome::Measured(tried));
+            return Ok((products, measured));
         }
-        tries += 1;
         // Of rounds that are all beyond the cliff the last is the nearest: it was the smallest.
-        let best = match nearest {
-            Some(nearest) if nearest.measured.distance() < measured.distance() => nearest,
-            _ => tried,
-        };
-        if tries == TRIES {
-            return Ok(Outcome::Nearest(best));
+        if best.is_none_or(|(_, best)| measured.distance() <= best.distance()) {
+            best = Some((products, measured));
         }
         products = sums::adjusted(products, &measured);
-        nearest = Some(best);
     }
+    Ok(best.expect("a round was had"))
 }
 
 /// The CPU time of one search in a catalogue of that size, in nanoseconds.

@@ -112,6 +112,17 @@ pub fn remember(path: &Path, calibration: &Calibration) -> Result<(), CalibrateE
     })
 }
 
+/// Forgets what proved wrong. To be called as the user whom the cache belongs to.
+pub fn forget(path: &Path) -> Result<(), CalibrateError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(CalibrateError::File {
+            path: path.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,6 +155,10 @@ mod tests {
         assert_eq!(recall(&path, &calibration("17.6").machine), None);
         fs::write(&path, "{\"products\":").unwrap();
         assert_eq!(recall(&path, &ours.machine), None);
+        for _ in 0..2 {
+            forget(&path).unwrap();
+            assert!(!path.exists());
+        }
         fs::remove_dir_all(&directory).unwrap();
     }
 

@@ -42,15 +42,19 @@ impl Calibrate {
             false => announce(line),
         };
         let outcome = runtime("calibrate")?.block_on(calibrate::run(&options, tell))?;
+        // The cache is the account's, and nothing else is left to be done.
+        account.become_it()?;
         let (calibration, what) = match &outcome {
             Outcome::Known(known) => (known, "known"),
             Outcome::Measured(measured) => {
-                // The cache is the account's, and nothing else is left to be done.
-                account.become_it()?;
                 calibrate::remember(&path, measured)?;
                 (measured, "remembered")
             }
-            Outcome::Nearest(nearest) => (nearest, "the nearest, not remembered"),
+            Outcome::Nearest(nearest) => {
+                // What was remembered, if anything was, holds no more either.
+                calibrate::forget(&path)?;
+                (nearest, "the nearest, not remembered")
+            }
         };
         if json {
             announce(&serde_json::to_string(calibration)?);

@@ -196,12 +196,12 @@ async fn give_back(shop: &Shop) -> Result<(), SceneError> {
 async fn last_lines(log: Option<ChildStderr>) -> Vec<String> {
     let mut last = VecDeque::new();
     if let Some(log) = log {
-        let mut lines = BufReader::new(log).lines();
-        while let Ok(Some(line)) = lines.next_line().await {
+        let mut lines = BufReader::new(log).split(b'\n');
+        while let Ok(Some(line)) = lines.next_segment().await {
             if last.len() == LAST_LINES {
                 last.pop_front();
             }
-            last.push_back(line);
+            last.push_back(String::from_utf8_lossy(&line).into_owned());
         }
     }
     last.into()
@@ -218,9 +218,9 @@ async fn calibrate(own: &Own, narrator: &Narrator) -> Result<Option<u32>, SceneE
     command.env("RUST_LOG", "off");
     let mut process = Process::spawn_tied(&mut command, Signal::SIGTERM).map_err(failed)?;
     if let Some(stderr) = process.child().stderr.take() {
-        let mut lines = BufReader::new(stderr).lines();
-        while let Some(line) = lines.next_line().await.map_err(failed)? {
-            narrator.line(&line);
+        let mut lines = BufReader::new(stderr).split(b'\n');
+        while let Some(line) = lines.next_segment().await.map_err(failed)? {
+            narrator.line(&String::from_utf8_lossy(&line));
         }
     }
     let mut json = String::new();
