@@ -34,6 +34,10 @@ use crate::{
     socket, words,
 };
 
+/// Nanoseconds after a statement's start in which its send may not be noted yet: at a Unix socket the server can read
+/// it before.
+const YOUNG: u64 = 1_000_000;
+
 /// A record being built.
 #[repr(C)]
 pub struct Backend {
@@ -364,9 +368,10 @@ fn leader(entry: u64) -> Option<u32> {
 fn find_send(header: &mut BackendHeader, statement: u64, since: u64) -> bool {
     let offset = WALL_OFFSET.get(0).copied().unwrap_or(0);
     let start = statement_start(statement as i64, offset).wrapping_add(START_TOLERANCE);
+    let is_young = is_less(header.time, start.wrapping_add(YOUNG));
     let Some(ring) = CONNECTIONS.get_ptr_mut(header.connection) else {
         header.search = CallerSearch::NoSend as u32;
-        return true;
+        return is_young == 0;
     };
     // SAFETY: the client may write to the ring meanwhile, on another CPU: a send that is being written has
     // the time 0, and what is overwritten now is the oldest.
@@ -376,11 +381,11 @@ fn find_send(header: &mut BackendHeader, statement: u64, since: u64) -> bool {
         return false;
     }
     let mut best = (0, 0);
-    let mut later = false;
+    let mut later = 0;
     let mut slot = 0;
     while slot < SENDS {
         let time = ring.sends[slot].time;
-        later |= time > start;
+        later |= is_less(start, time);
         if time > best.0 && time <= start && time >= since {
             best = (time, slot);
         }
@@ -388,24 +393,40 @@ fn find_send(header: &mut BackendHeader, statement: u64, since: u64) -> bool {
     }
     if best.0 == 0 {
         header.search = match later {
-            true => CallerSearch::Forgotten as u32,
-            false => CallerSearch::NoSend as u32,
+            0 => CallerSearch::NoSend as u32,
+            _ => CallerSearch::Forgotten as u32,
         };
-        return !later;
+        return later | is_young == 0;
     }
     hand_over(ring, best.1, &mut header.send);
+    // It has been answered, if not for this statement: another statement came with it, or the statement's own send was
+    // noted only after its bytes had left, or will be.
+    let turns = u64::from(ring.turn.wrapping_sub(header.send.turn));
+    let is_answered = is_less(1 ^ differ(ring.answered, statement), turns);
     header.search = match () {
         // The client has just sent once more, over this.
         () if header.send.time != best.0 => CallerSearch::Forgotten as u32,
+        () if is_answered & (later | is_young) != 0 => CallerSearch::Forgotten as u32,
         () if waited_with_others(ring, best.1, &header.send, since, start) => {
             CallerSearch::Several as u32
         }
         () => CallerSearch::Found as u32,
     };
-    // A send that has been answered, if not for this statement: another statement that came with it, or the
-    // statement's own send is there and was not noted yet.
-    let is_answered = (header.send.turn != ring.turn) & (ring.answered != statement);
-    !is_answered & (header.search != CallerSearch::Forgotten as u32)
+    is_answered == 0 && header.search != CallerSearch::Forgotten as u32
+}
+
+/// 1 where a number is less than another, and the distance below 2^63: without a branch, of which the verifier would
+/// follow both sides to the program's end.
+#[inline(always)]
+fn is_less(one: u64, other: u64) -> u64 {
+    core::hint::black_box(one.wrapping_sub(other)) >> 63
+}
+
+/// 1 where two numbers differ, without a branch as well.
+#[inline(always)]
+fn differ(one: u64, other: u64) -> u64 {
+    let bits = core::hint::black_box(one ^ other);
+    core::hint::black_box(bits | bits.wrapping_neg()) >> 63
 }
 
 /// Whether a send of another stack, or for another trace, was in the server as well when the statement began.

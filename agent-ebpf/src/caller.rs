@@ -34,13 +34,15 @@ use crate::{
 /// A window of the budget of stacks, nanoseconds. Short, so that a burst is met soon.
 pub const WINDOW: u64 = 100_000_000;
 
-/// A send without a stack is timed when its number is zero under this mask: the clock is a good part of what it costs.
+/// A send without a stack is timed when its number in the window is one under this mask: the clock is a good part of
+/// what it costs.
 const TIMED_MASK: u32 = 15;
 
 /// System calls that send on a socket, by number on x86_64.
 mod number {
     pub const WRITE: u64 = 1;
     pub const WRITEV: u64 = 20;
+    pub const CONNECT: u64 = 42;
     pub const SENDTO: u64 = 44;
     pub const SENDMSG: u64 = 46;
 }
@@ -199,6 +201,8 @@ fn first_bytes() -> Option<[u8; 2]> {
         number::WRITE | number::SENDTO => user(argument),
         number::WRITEV => user(user(argument)?),
         number::SENDMSG => user(user(user(argument + MSG_IOV)?)?),
+        // A new client wakes a listening socket.
+        number::CONNECT => Some([0; 2]),
         _ => None,
     }
 }
@@ -261,7 +265,7 @@ fn note(ring: &mut Ring, now: u64, trace_offset: i32) {
     if chosen {
         counting::one(Counter::CallerStacks);
         count_time(budget, since(now));
-    } else if ring.next & TIMED_MASK == 0 {
+    } else if budget.seen & TIMED_MASK == 1 {
         counting::one(Counter::TimedSends);
         counting::add(Counter::SendNanos, since(now));
     }

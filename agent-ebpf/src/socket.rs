@@ -87,8 +87,9 @@ pub fn received_by_unix(sock: Pointer) -> Option<Message> {
     }
 }
 
-/// What a Unix socket is given to read. Each read costs as much as all else here, so a connection that is known is
-/// not looked at again: should its socket's memory be another's by now, nobody asks for what is noted.
+/// What a Unix socket is given to read. A connection that is known is not looked at again, since each read of the
+/// kernel's memory costs as much as the look-up. Should its socket's memory be another socket's by now, sends to that are
+/// noted until the connection is forgotten; no backend asks for them.
 #[inline(always)]
 fn unix(to: Pointer) -> Option<Message> {
     // SAFETY: `to` and its peer are meant to be a `struct unix_sock`.

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use flamestorm::{
     diff::SortBy,
+    kernel::Senders,
     profile::ResolvedProfile,
     report::{self, Filter, View},
     session,
@@ -89,9 +90,23 @@ pub struct Record {
     #[arg(long, value_name = "NUMBER", default_value_t = session::CALLER_STACKS_PER_SECOND,
           value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     pub caller_stacks: u32,
+    /// Where sends to PostgreSQL are seen, instead of the cheapest place that the kernel has: for tests
+    #[arg(long, value_name = "PLACE", hide = true)]
+    pub callers_at: Option<CallersAt>,
     /// Command to start and record
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
+}
+
+/// See [`Senders`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CallersAt {
+    /// Tracepoints of sockets.
+    Tracepoints,
+    /// Functions of the kernel.
+    Functions,
+    /// Every system call.
+    SystemCalls,
 }
 
 /// Most samples per second and CPU: beyond it the sampling itself is what is measured.
@@ -286,6 +301,11 @@ impl Record {
             duration: self.duration,
             command: self.command.clone(),
             callers_per_second: self.caller_stacks,
+            senders: self.callers_at.map(|place| match place {
+                CallersAt::Tracepoints => Senders::Tracepoints,
+                CallersAt::Functions => Senders::Functions,
+                CallersAt::SystemCalls => Senders::SystemCalls,
+            }),
             full_query_text: self.query_text == QueryText::Full,
             started,
         })

@@ -86,14 +86,14 @@ fn names_are_escaped() {
 /// A query that ends in a number, as a leaf, is not taken for one with two counts.
 #[test]
 fn numbers_at_the_end() {
-    let profile = folded::decode(b"shop;main;SELECT a FROM t LIMIT 20 7\nshop;main 3\n").unwrap();
+    let text = "shop;main;SELECT a FROM t LIMIT 20 7\nshop;LIMIT 20;read 3\n";
+    let profile = folded::decode(text.as_bytes()).unwrap();
     let svg = String::from_utf8(svg::encode(&profile).unwrap()).unwrap();
-    assert!(
-        svg.contains("<title>SELECT a FROM t LIMIT\u{a0}20 (7 samples, 70.00%)</title>"),
-        "{svg}"
-    );
-    assert!(
-        svg.contains("<title>main (10 samples, 100.00%)</title>"),
-        "{svg}"
-    );
+    for title in [
+        "<title>SELECT a FROM t LIMIT\u{a0}20 (7 samples, 70.00%)</title>",
+        "<title>LIMIT 20 (3 samples, 30.00%)</title>",
+        "<title>all (10 samples, 100%)</title>",
+    ] {
+        assert!(svg.contains(title), "{title}: {svg}");
+    }
 }

@@ -104,7 +104,12 @@ pub enum Outcome {
     /// It was measured now, and is to be remembered.
     Measured(Calibration),
     /// Nothing that was tried was good; this came nearest.
-    Nearest(Calibration),
+    Nearest {
+        /// What that was; the cost of a query is estimated.
+        found: Calibration,
+        /// Whether what is remembered of this machine proved wrong.
+        refuted: bool,
+    },
 }
 
 /// Finds the catalogue's size; leaves nothing running. `tell` gets a line about each step.
@@ -146,6 +151,7 @@ async fn with_database(
     let pool = database.connect().await?;
     let machine = Machine::with(server_version(&pool).await?);
     database.migrate(&pool).await?;
+    let mut refuted = false;
     if let Some(path) = &options.remembered
         && let Some(known) = recall(path, &machine)
     {
@@ -157,6 +163,7 @@ async fn with_database(
             "one search with {} products costs {now:.0} ms of CPU; it was {:.0} when this machine was calibrated",
             known.products, known.cpu_ms_per_query
         ));
+        refuted = true;
     }
     let per_product = cost_with(options, &pool, PROBE_PRODUCTS).await? / f64::from(PROBE_PRODUCTS);
     let cpus = machine.cores.min(postgres::DEMO_CPUS);
@@ -166,18 +173,18 @@ async fn with_database(
     ));
     let products = sums::products_for(per_product, cpus);
     let (products, measured) = try_sizes(options, url, products, &tell).await?;
-    let found = Calibration {
+    let mut found = Calibration {
         machine,
         products,
-        // At this size, as it is measured again before it is relied on.
-        cpu_ms_per_query: cost_with(options, &pool, products).await? / 1e6,
+        cpu_ms_per_query: per_product * f64::from(products) / 1e6,
         measured,
     };
-    pool.close().await;
-    Ok(match found.measured.faults().is_empty() {
-        true => Outcome::Measured(found),
-        false => Outcome::Nearest(found),
-    })
+    if !found.measured.faults().is_empty() {
+        return Ok(Outcome::Nearest { found, refuted });
+    }
+    // At this size, as it is measured again before it is relied on.
+    found.cpu_ms_per_query = cost_with(options, &pool, products).await? / 1e6;
+    Ok(Outcome::Measured(found))
 }
 
 /// Has rounds of the storm, beginning with a size, until one shows what is wanted. The size that was best, and

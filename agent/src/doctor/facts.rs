@@ -100,6 +100,7 @@ fn load() -> Loaded {
         period_ns: PERIOD_NS,
         filter: false,
         callers_per_second: 1,
+        senders: None,
     });
     match kernel {
         Ok(mut kernel) => {

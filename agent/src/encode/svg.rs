@@ -199,6 +199,9 @@ fn palette(profile: &ResolvedProfile) -> PaletteMap {
         };
         let name = folded::frame_name(&frame);
         let colour = shade(kind, &name);
+        if let Some(leaf) = folded::unambiguous(&name) {
+            palette.insert(leaf, colour);
+        }
         palette.insert(name, colour);
     }
     for sample in &profile.samples {

@@ -103,6 +103,8 @@ pub struct Options {
     pub filter: bool,
     /// Stacks that each CPU may take in one second at sends to PostgreSQL servers; 0: sends are not looked at.
     pub callers_per_second: u32,
+    /// Where sends are to be seen; `None`: at the cheapest place that the kernel has.
+    pub senders: Option<Senders>,
 }
 
 /// Windows of the budget of stacks at sends (100 ms each).
@@ -143,6 +145,7 @@ pub struct Kernel {
     cpus: Vec<u32>,
     clocks: Vec<PerfEventLinkId>,
     callers_per_second: u32,
+    wanted_senders: Option<Senders>,
     senders: Option<Senders>,
     missing_fields: Vec<String>,
 }
@@ -205,6 +208,7 @@ impl Kernel {
             server_ports: take(&mut ebpf, "SERVER_PORTS")?,
             wall_offset: take(&mut ebpf, "WALL_OFFSET")?,
             callers_per_second: options.callers_per_second,
+            wanted_senders: options.senders,
             senders: None,
             missing_fields: offsets.missing,
             outer: take(&mut ebpf, "SEGMENTS")?,
@@ -234,7 +238,7 @@ impl Kernel {
     pub fn follow_senders(&mut self) -> Result<(), Error> {
         // Tried once: what a kernel lacks it will not have later.
         if std::mem::take(&mut self.callers_per_second) != 0 {
-            self.senders = Some(Senders::follow(&mut self.ebpf)?);
+            self.senders = Some(Senders::follow(&mut self.ebpf, self.wanted_senders)?);
         }
         Ok(())
     }

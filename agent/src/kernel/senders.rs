@@ -49,13 +49,16 @@ impl Senders {
         }
     }
 
-    /// Attaches the first way that this kernel has.
+    /// Attaches the first way that this kernel has, or one that is wanted.
     ///
     /// # Errors
     /// It has none; the error is that of the last.
-    pub(super) fn follow(ebpf: &mut Ebpf) -> Result<Senders, Error> {
+    pub(super) fn follow(ebpf: &mut Ebpf, wanted: Option<Senders>) -> Result<Senders, Error> {
         let mut last = None;
         for way in Senders::ALL {
+            if wanted.is_some_and(|wanted| wanted != way) {
+                continue;
+            }
             match way.attach(ebpf) {
                 Ok(()) => return Ok(way),
                 Err(error) => {
@@ -124,30 +127,4 @@ fn from_tracepoint(ebpf: &mut Ebpf, program: &'static str) -> Result<(), Program
 fn from_function(ebpf: &mut Ebpf, program: &'static str) -> Result<(), ProgramError> {
     let program: &mut FEntry = program_mut(ebpf, program).try_into()?;
     program.unload()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::kernel::{Kernel, Options};
-
-    /// The way that every kernel has can be attached here as well, where another is cheaper.
-    #[test]
-    fn system_calls() {
-        let options = Options {
-            period_ns: 1_000_000_000,
-            callers_per_second: 1,
-            ..Options::default()
-        };
-        let mut kernel = match Kernel::load(&options) {
-            Ok(kernel) => kernel,
-            Err(error) => {
-                let required = std::env::var_os("FLAMESTORM_REQUIRE_BPF").is_some_and(|v| v == "1");
-                assert!(!required, "FLAMESTORM_REQUIRE_BPF=1, but: {error}");
-                eprintln!("SKIPPED: {error}");
-                return;
-            }
-        };
-        Senders::SystemCalls.attach(&mut kernel.ebpf).unwrap();
-    }
 }

@@ -188,7 +188,7 @@ pub struct AttributionStats {
     pub caller_stack_budget: u32,
     /// Sends on connections for which there was no room.
     pub connections_refused: u64,
-    /// Nanoseconds at a send whose stack was not taken.
+    /// Nanoseconds at a send whose stack was not taken: the mean of some, from when it is known to be one to a server.
     pub send_ns: Option<f64>,
     /// Nanoseconds at a send whose stack was taken: the median, exact to half a microsecond. (The first sends of a
     /// process copy its stack: that is few, and takes many times as long.)

@@ -11,9 +11,9 @@ use crate::recent::Recent;
 /// that composes its SQL, whose queries nobody reads one by one.
 pub const MAX_TEXTS: usize = 10_000;
 
-/// Most numbers that are given out in a recording, 56 bytes each: a window keeps no more samples apart
-/// ([`crate::profile::MAX_ROWS`]).
-pub const MAX_NUMBERS: usize = 1 << 18;
+/// Most numbers that are given out in a recording: each has a row of the window's
+/// ([`crate::profile::MAX_ROWS`]), of which others need the most.
+pub const MAX_NUMBERS: usize = 1 << 16;
 
 /// Most bytes of text that are kept, all queries together.
 pub const MAX_TEXT_BYTES: usize = 8 << 20;
@@ -61,9 +61,10 @@ pub enum TextMode {
 
 /// The queries of a recording.
 ///
-/// When there is no room for another, the least recently used go, half of them at once, which needs no
-/// list in order of use: what samples refer to as one of these is `[other queries]` from then on, and
-/// counted. If such a query comes again, it has another number.
+/// When there is no room for another, half of them go at once, which needs no list in order of use: those of the
+/// fewest samples, of as many the least recently used. So a client that composes its SQL drives out its own
+/// queries, and not the one that burns the processors. What samples refer to as one of these is `[other queries]` from
+/// then on, and counted. If such a query comes again, it has another number.
 #[derive(Debug)]
 pub struct Texts {
     mode: TextMode,
@@ -206,18 +207,18 @@ impl Texts {
         QueryRef(self.queries.len() as u32 - 1)
     }
 
-    /// The less recently used half becomes `[other queries]`.
+    /// The half of the fewest samples becomes `[other queries]`.
     fn forget_half(&mut self) {
         let uses = &mut self.uses;
-        let mut oldest: Vec<usize> = (1..uses.len()).filter(|n| uses[*n].count > 0).collect();
-        oldest.sort_unstable_by_key(|n| uses[*n].last);
-        oldest.truncate(oldest.len().div_ceil(2));
-        for n in &oldest {
+        let mut least: Vec<usize> = (1..uses.len()).filter(|n| uses[*n].count > 0).collect();
+        least.sort_unstable_by_key(|n| (uses[*n].count, uses[*n].last));
+        least.truncate(least.len().div_ceil(2));
+        for n in &least {
             self.bytes -= self.queries[*n].text.len();
             self.queries[*n] = self.queries[0].clone();
             uses[0].count += std::mem::take(&mut uses[*n].count);
         }
-        self.told_apart -= oldest.len();
+        self.told_apart -= least.len();
         let is_known = |query: &QueryRef| uses[query.0 as usize].count > 0;
         self.by_id.retain(|_, query| is_known(query));
         self.by_text.retain(|_, query| is_known(query));
@@ -323,13 +324,18 @@ mod tests {
         format!("SELECT c{number}")
     }
 
-    /// More queries than there is room for: those that are used stay what they are, the others are counted.
+    /// More queries than there is room for: those that are used stay what they are, also what was used only once but
+    /// lately, and what was used much long ago; the others are counted.
     #[test]
-    fn the_least_recently_used_go() {
+    fn the_least_used_go() {
         let mut texts = Texts::new(TextMode::Normalized);
         let hot = texts.insert(0, 5, b"SELECT hot", false);
+        for _ in 0..3 {
+            texts.insert(0, 6, b"SELECT early", false);
+        }
+        let early = texts.insert(0, 6, b"", false);
         let first = texts.insert(0, 0, b"SELECT c0", false);
-        let mut samples = 2;
+        let mut samples = 6;
         for i in 1..3 * MAX_TEXTS {
             texts.insert(0, 0, column(i).as_bytes(), false);
             assert_eq!(texts.insert(0, 5, b"", false), hot);
@@ -339,6 +345,7 @@ mod tests {
             (texts.get(hot).id, &*texts.get(hot).text),
             (5, "SELECT hot")
         );
+        assert_eq!(&*texts.get(early).text, "SELECT early");
         assert_eq!(&*texts.get(first).text, "[other queries]");
         // Every sample is either of a query that is told apart or counted.
         let known: HashMap<_, _> = (1..texts.uses.len())

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::kernel::Senders;
+
 /// Names that `--comm` takes at most: the size of the kernel's map.
 pub const MAX_NAMES: usize = agent_ebpf::limits::MAX_TARGET_NAMES as usize;
 
@@ -20,6 +22,8 @@ pub struct Config {
     pub command: Vec<String>,
     /// Stacks that each CPU may take in one second at sends to PostgreSQL servers.
     pub callers_per_second: u32,
+    /// Where sends are to be seen; `None`: at the cheapest place that the kernel has.
+    pub senders: Option<Senders>,
     /// Whether the texts of queries keep their literals.
     pub full_query_text: bool,
     /// When the agent was started ([`now`](super::now)).

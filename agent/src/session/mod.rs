@@ -158,6 +158,7 @@ impl Session {
             period_ns: config.period_ns(),
             filter: config.has_target(),
             callers_per_second: config.callers_per_second,
+            senders: config.senders,
         })?;
         // First the events, then the processes that exist: nothing falls between.
         let lifecycle = LifecycleEvents::open(kernel.cpus())?;

@@ -50,10 +50,11 @@ impl Calibrate {
                 calibrate::remember(&path, measured)?;
                 (measured, "remembered")
             }
-            Outcome::Nearest(nearest) => {
-                // What was remembered, if anything was, holds no more either.
-                calibrate::forget(&path)?;
-                (nearest, "the nearest, not remembered")
+            Outcome::Nearest { found, refuted } => {
+                if *refuted {
+                    calibrate::forget(&path)?;
+                }
+                (found, "the nearest, not remembered")
             }
         };
         if json {
@@ -61,11 +62,11 @@ impl Calibrate {
         } else {
             announce(&format!("{} products ({what})", calibration.products));
         }
-        if let Outcome::Nearest(nearest) = &outcome {
+        if let Outcome::Nearest { found, .. } = &outcome {
             bail!(
                 "no size of the catalogue gave the storm that is wanted; of the nearest {}. Is the machine busy with \
                  something else? Try again when it is not",
-                nearest.measured.faults().join("; ")
+                found.measured.faults().join("; ")
             );
         }
         Ok(())
