@@ -75,6 +75,7 @@ install_packages() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
         -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-confold $packages </dev/null >"$log" 2>&1 || {
         cat "$log" >&2
+        rm "$log"
         die "apt-get could not install: $packages"
     }
     rm "$log"

@@ -146,18 +146,7 @@ fn two_queries() {
     );
     recorder.learn(&program, &[&cluster.socket(), "simple", "100", "100", "60"]);
     let ways = ways();
-    let clients: Vec<_> = ways
-        .iter()
-        .map(|way| way.start(&program, &cluster))
-        .collect();
-    let truths: Vec<_> = clients
-        .into_iter()
-        .map(|client| client.finish().succeeded())
-        .collect();
-    let recorded = recorder.finish();
-    for (way, truth) in ways.iter().zip(&truths) {
-        way.check(&recorded, truth);
-    }
+    let recorded = ask_and_check(&ways, &program, &cluster, recorder);
     assert_eq!(recorded.summary.lost(), 0.0, "{}", recorded.summary);
     the_table_of_queries(&recorded);
 }
@@ -180,18 +169,20 @@ fn at_system_calls() {
     recorder.learn(&program, &[&cluster.socket(), "simple", "100", "100", "60"]);
     let mut ways = ways();
     ways.retain(|way| ["simple", "extended", "ping", "ipv6"].contains(&way.name));
-    let clients: Vec<_> = ways
-        .iter()
-        .map(|way| way.start(&program, &cluster))
-        .collect();
-    let truths: Vec<_> = clients
-        .into_iter()
-        .map(|client| client.finish().succeeded())
-        .collect();
+    ask_and_check(&ways, &program, &cluster, recorder);
+}
+
+/// All ways at once, and what the recording says of each.
+fn ask_and_check(ways: &[Way], program: &Path, cluster: &Cluster, recorder: Recorder) -> Recorded {
+    let start = |way: &Way| way.start(program, cluster);
+    let clients: Vec<_> = ways.iter().map(start).collect();
+    let finish = |client: Running| client.finish().succeeded();
+    let truths: Vec<_> = clients.into_iter().map(finish).collect();
     let recorded = recorder.finish();
     for (way, truth) in ways.iter().zip(&truths) {
         way.check(&recorded, truth);
     }
+    recorded
 }
 
 fn the_table_of_queries(recorded: &Recorded) {
