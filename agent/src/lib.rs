@@ -6,6 +6,7 @@
 pub mod diff;
 pub mod doctor;
 pub mod encode;
+pub mod file;
 pub mod kernel;
 pub mod object;
 pub mod process;

@@ -134,6 +134,8 @@ impl Fixture {
             build_id: None,
             source: Source::File(Arc::new(File::open(&self.path).unwrap())),
             debug_dir: None,
+            version: None,
+            snapshot: None,
         }
     }
 }
@@ -429,6 +431,8 @@ fn the_vdso() {
         build_id: None,
         source: Source::Vdso(Arc::from(image)),
         debug_dir: None,
+        version: None,
+        snapshot: None,
     };
     let profile = resolved(module, &[address + 1], &options(&NoFunctionStarts));
     let name = &told(&profile)[0][0];
@@ -451,6 +455,8 @@ fn the_kernel() {
         build_id: None,
         source: Source::Kernel,
         debug_dir: None,
+        version: None,
+        snapshot: None,
     };
     let mut options = options(&NoFunctionStarts);
     options.kallsyms = kallsyms.clone();
@@ -484,6 +490,8 @@ fn jit_and_no_mapping() {
             file: None,
         },
         debug_dir: None,
+        version: None,
+        snapshot: None,
     };
     let options = options(&NoFunctionStarts);
     let profile = resolved(jit, &[0x7f00_0000_1010, 0x7f00_0000_2000], &options);
@@ -494,6 +502,8 @@ fn jit_and_no_mapping() {
         build_id: None,
         source: Source::Unknown,
         debug_dir: None,
+        version: None,
+        snapshot: None,
     };
     let profile = resolved(unknown(), &[0xdead], &options);
     assert_eq!(told(&profile), [["[no mapping]+0xdead"]]);

@@ -275,6 +275,18 @@ impl Kernel {
             .map_err(in_map("SERVER_PORTS"))
     }
 
+    /// Tells the kernel that PostgreSQL does not listen on a TCP port any more.
+    ///
+    /// # Errors
+    /// The map cannot be written.
+    pub fn remove_server_port(&mut self, port: u16) -> Result<(), Error> {
+        let index = u32::from(port) / 64;
+        let word = self.server_ports.get(&index, 0).unwrap_or(0);
+        self.server_ports
+            .set(index, word & !(1 << (port % 64)), 0)
+            .map_err(in_map("SERVER_PORTS"))
+    }
+
     /// Tells the kernel how far the wall clock is ahead of the clock of the samples, nanoseconds.
     ///
     /// # Errors

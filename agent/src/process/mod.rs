@@ -4,6 +4,8 @@
 mod proc;
 mod registry;
 pub mod service;
+mod space;
 
 pub use proc::{mapped_objects, own_pid, parent_of, pids, process_exe, process_name};
-pub use registry::{AddressSpace, Process, Registry};
+pub use registry::{Process, Registry};
+pub use space::{AddressSpace, Backing, Mapping, ObjectId};

@@ -6,65 +6,15 @@ use std::{
     rc::Rc,
 };
 
-use super::proc::{mapped_objects, parent_of, pids, process_exe, process_name};
+use super::{
+    proc::{mapped_objects, parent_of, pids, process_exe, process_name},
+    space::AddressSpace,
+};
 use crate::kernel::{Event, EventKind, MappedObject};
 
 /// Processes that have ended and are still remembered: a first thread may end before the others,
 /// whose samples then still find their mappings.
 const REMEMBERED: usize = 1024;
-
-/// The executable mappings of a process. Shared by a parent and its children until one of them
-/// changes its own.
-#[derive(Debug, Default)]
-pub struct AddressSpace {
-    /// By address, not overlapping.
-    mappings: Vec<MappedObject>,
-}
-
-impl AddressSpace {
-    /// An address space with these mappings.
-    pub fn new(mut mappings: Vec<MappedObject>) -> AddressSpace {
-        mappings.sort_by_key(|mapping| mapping.start);
-        AddressSpace { mappings }
-    }
-
-    /// The mapping that holds `avma`.
-    pub fn find(&self, avma: u64) -> Option<&MappedObject> {
-        let after = self.mappings.partition_point(|m| m.start <= avma);
-        let mapping = &self.mappings[after.checked_sub(1)?];
-        (avma < mapping.end).then_some(mapping)
-    }
-
-    /// All mappings, by address.
-    pub fn mappings(&self) -> &[MappedObject] {
-        &self.mappings
-    }
-
-    /// This space with one more mapping, which replaces what it covers. What was unmapped before is
-    /// not told by the kernel; it is forgotten when something else is mapped there.
-    fn with(&self, added: MappedObject) -> AddressSpace {
-        let mut mappings = Vec::with_capacity(self.mappings.len() + 1);
-        for old in &self.mappings {
-            if old.end <= added.start || old.start >= added.end {
-                mappings.push(old.clone());
-                continue;
-            }
-            if old.start < added.start {
-                let mut left = old.clone();
-                left.end = added.start;
-                mappings.push(left);
-            }
-            if old.end > added.end {
-                let mut right = old.clone();
-                right.start = added.end;
-                right.offset += added.end - old.start;
-                mappings.push(right);
-            }
-        }
-        mappings.push(added);
-        AddressSpace::new(mappings)
-    }
-}
 
 /// A process.
 #[derive(Clone, Debug)]
@@ -196,11 +146,11 @@ impl Registry {
             // Not known: it will be read whole when it is first sampled.
             return false;
         };
-        if process.space.mappings.contains(&mapping) {
+        if process.space.contains(&mapping) {
             return false;
         }
-        process.space = Rc::new(process.space.with(mapping));
-        true
+        // In place, unless others share it.
+        Rc::make_mut(&mut process.space).add(mapping)
     }
 
     fn end(&mut self, pid: u32) {
@@ -243,30 +193,6 @@ mod tests {
 
     fn event(pid: u32, kind: EventKind) -> Event {
         Event { time: 0, pid, kind }
-    }
-
-    /// A new mapping replaces what it covers and leaves the rest where it was.
-    #[test]
-    fn overlapping_mappings() {
-        let space = AddressSpace::new(vec![mapping(0x1000, 0x9000, 0), mapping(0xa000, 0xb000, 0)]);
-        let space = space.with(mapping(0x3000, 0x5000, 7));
-        let bounds: Vec<_> = space
-            .mappings()
-            .iter()
-            .map(|m| (m.start, m.end, m.offset))
-            .collect();
-        assert_eq!(
-            bounds,
-            [
-                (0x1000, 0x3000, 0),
-                (0x3000, 0x5000, 7),
-                (0x5000, 0x9000, 0x4000),
-                (0xa000, 0xb000, 0)
-            ]
-        );
-        assert_eq!(space.find(0x4fff).unwrap().offset, 7);
-        assert_eq!(space.find(0x9000), None);
-        assert_eq!(space.find(0), None);
     }
 
     /// A child shares its parent's space until it maps something itself; an exec starts empty.

@@ -1,14 +1,15 @@
 //! The service that a process is an instance of, as it says itself.
 
-use std::{
-    fs::{self, File},
-    os::unix::fs::FileExt as _,
-};
+use std::{fs::File, io::Read as _, os::unix::fs::FileExt as _};
 
 use prost::Message as _;
 
 /// Bytes of an environment that are read.
-const MAX_ENVIRONMENT: usize = 1 << 20;
+const MAX_ENVIRONMENT: u64 = 1 << 20;
+/// Bytes of a list of mappings that are read: some 80,000 mappings.
+const MAX_MAPS: u64 = 8 << 20;
+/// Bytes of a service's name that are kept.
+const MAX_NAME: usize = 256;
 /// Bytes of a published resource that are read.
 const MAX_RESOURCE: u32 = 1 << 16;
 /// Readings of a published resource that is just being changed.
@@ -26,11 +27,9 @@ pub fn name_of(pid: u32) -> Option<String> {
 ///
 /// <https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/>
 pub fn in_environment(pid: u32) -> Option<String> {
-    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let environment = read_at_most(&format!("/proc/{pid}/environ"), MAX_ENVIRONMENT)?;
     // A process that has gone, but was not waited for, has an empty one.
-    (!environment.is_empty()).then(|| {
-        named_in(&environment[..environment.len().min(MAX_ENVIRONMENT)]).unwrap_or_default()
-    })
+    (!environment.is_empty()).then(|| named_in(&environment).unwrap_or_default())
 }
 
 /// `service.name` in the process context, a memory mapping with a name of its own, which forked children do not
@@ -38,7 +37,8 @@ pub fn in_environment(pid: u32) -> Option<String> {
 ///
 /// <https://github.com/open-telemetry/opentelemetry-specification/blob/main/oteps/profiles/4719-process-ctx.md>
 pub fn published(pid: u32) -> Option<String> {
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
+    let maps = read_at_most(&format!("/proc/{pid}/maps"), MAX_MAPS)?;
+    let maps = String::from_utf8_lossy(&maps);
     let is_context = |line: &&str| {
         [
             "[anon:OTEL_CTX]",
@@ -54,6 +54,19 @@ pub fn published(pid: u32) -> Option<String> {
     });
     let memory = File::open(format!("/proc/{pid}/mem")).ok()?;
     places.find_map(|place| (0..ATTEMPTS).find_map(|_| resource(&memory, place)))
+}
+
+fn read_at_most(path: &str, bytes: u64) -> Option<Vec<u8>> {
+    let mut read = Vec::new();
+    let file = File::open(path).ok()?;
+    file.take(bytes).read_to_end(&mut read).ok()?;
+    Some(read)
+}
+
+/// The beginning of a name that a process chose.
+fn cut(mut name: String) -> String {
+    name.truncate(name.floor_char_boundary(MAX_NAME));
+    name
 }
 
 /// Header of the context: signature, version, size, time of publishing, address of the payload.
@@ -88,7 +101,7 @@ fn service_name(payload: &[u8]) -> Option<String> {
             .into_iter()
             .find(|pair| pair.key == "service.name")?;
         let name = named.value?.string_value?;
-        (!name.is_empty()).then_some(name)
+        (!name.is_empty()).then(|| cut(name))
     };
     let inner = |payload| proto::Around::decode(payload).ok()?.resource;
     proto::Resource::decode(payload)
@@ -132,14 +145,15 @@ fn named_in(environment: &[u8]) -> Option<String> {
             (!value.is_empty()).then(|| value.to_owned())
         })
     };
-    variable("OTEL_SERVICE_NAME").or_else(|| {
+    let name = variable("OTEL_SERVICE_NAME").or_else(|| {
         let attributes = variable("OTEL_RESOURCE_ATTRIBUTES")?;
         let mut pairs = attributes
             .split(',')
             .filter_map(|pair| pair.split_once('='));
         let (_, name) = pairs.find(|(key, _)| key.trim() == "service.name")?;
         Some(name.trim().to_owned())
-    })
+    });
+    name.map(cut)
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use foldhash::fast::RandomState;
 use indexmap::{IndexMap, IndexSet};
 
 use super::attribution::{Attribution, Query};
+use crate::file::{FileVersion, Snapshot};
 
 /// Distinct nodes of the stack trie (12 MB). A whole machine at work for a minute has about 20,000;
 /// a process that never takes the same path twice must not grow the agent without end.
@@ -34,6 +35,9 @@ pub const MAX_MODULES: usize = 1 << 16;
 
 /// Distinct processes: a machine that starts a thousand a second for a minute stays below.
 pub const MAX_PROCESSES: usize = 1 << 16;
+
+/// Name of the process under which samples are counted when there are [`MAX_PROCESSES`].
+pub const OTHER_PROCESSES: &str = "[other processes]";
 
 /// Name of the stack under which samples are counted that found a table full.
 pub const STACK_TABLE_FULL: &str = "[stack table full]";
@@ -93,6 +97,11 @@ pub struct Module {
     /// The directory of debug files where the code comes from, if that is another mount namespace than
     /// the agent's: open, so that it can be read when the process has gone.
     pub debug_dir: Option<Arc<File>>,
+    /// The version of the file that was mapped; `None` for what is no file. A file that has another by the time of
+    /// naming has names for other code.
+    pub version: Option<FileVersion>,
+    /// A copy of that version, for a file that was young when it was mapped.
+    pub snapshot: Option<Arc<Snapshot>>,
 }
 
 impl Module {
@@ -273,6 +282,18 @@ impl Window {
     /// Makes a process known. `None`: there are [`MAX_PROCESSES`] already.
     pub fn add_process(&mut self, process: Process) -> Option<ProcessIndex> {
         push_bounded(&mut self.processes, process, MAX_PROCESSES).map(ProcessIndex)
+    }
+
+    /// A process that stands for all for which there is no room. It takes the last place, which no process has since
+    /// they are added to the end.
+    pub fn other_processes(&mut self) -> ProcessIndex {
+        self.processes.push(Process {
+            pid: 0,
+            name: OTHER_PROCESSES.to_owned(),
+            exe: String::new(),
+            service: String::new(),
+        });
+        ProcessIndex(self.processes.len() as u32 - 1)
     }
 
     /// Corrects what is known of a process: a thread may be sampled before its exec is read.

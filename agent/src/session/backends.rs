@@ -2,7 +2,6 @@
 //! names, and the caller.
 
 use std::{
-    collections::HashSet,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     rc::Rc,
     sync::Arc,
@@ -31,8 +30,9 @@ use crate::{
     recent::Recent,
 };
 
-/// Executions told apart at most.
-const MAX_EXECUTIONS: usize = 1 << 20;
+/// Executions that one half of [`Recent`] tells apart. An execution that was sampled before half a million others counts
+/// again when it is sampled after them.
+const MAX_EXECUTIONS: usize = 1 << 19;
 
 /// Backends whose last words are kept in one half of [`Recent`], 3 KiB each at most.
 const MAX_WORDS: usize = 4096;
@@ -62,7 +62,7 @@ pub struct Backends {
     last: Recent<u32, Rc<Words>>,
     texts: Texts,
     callers: Callers,
-    executions: HashSet<u64>,
+    executions: Recent<u64, ()>,
     names: Names,
     /// What came of it.
     pub counts: Counts,
@@ -81,7 +81,7 @@ impl Backends {
             last: Recent::new(MAX_WORDS),
             texts: Texts::new(mode),
             callers: Callers::default(),
-            executions: HashSet::new(),
+            executions: Recent::new(MAX_EXECUTIONS),
             names: Names::default(),
             counts: Counts::default(),
         }
@@ -127,6 +127,8 @@ impl Backends {
         }
         let server = servers.get(header.server);
         let version = server.and_then(|server| server.version);
+        // The index may become another server's; names and queries are kept by number.
+        header.server = server.map_or(0, |server| server.number);
         let said = Said::new(&header, &words.text, version);
         let watched_since = server.and_then(|server| server.watched_since);
         let port = server.and_then(|server| server.port);
@@ -220,7 +222,12 @@ impl Backends {
             (if leader { header.leader } else { own }).hash(&mut hasher);
             word(&header.status, status::STATEMENT_START).hash(&mut hasher);
         }
-        self.executions.len() < MAX_EXECUTIONS && self.executions.insert(hasher.finish())
+        let execution = hasher.finish();
+        let is_new = self.executions.get(&execution).is_none();
+        if is_new {
+            self.executions.insert(execution, ());
+        }
+        is_new
     }
 
     fn count(&mut self, said: &Said<'_>, has_query: bool, phase: Phase, caller: &Caller) {

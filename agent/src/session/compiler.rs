@@ -1,15 +1,36 @@
 //! The thread that compiles tables, and the queue before it.
+//!
+//! To read a file may block for ever, and a file can be made to be slow. A table that takes too long is given up; a
+//! thread that does not even notice that is abandoned, and another takes its place. Abandoned threads count against a
+//! bound.
 
-use std::{sync::mpsc, thread, time::Instant};
-
-use super::{
-    cost::go_first,
-    objects::{Image, ObjectId},
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
 };
+
+use super::{cost::go_first, objects::Image};
 use crate::{
     object::Object,
+    process::ObjectId,
     unwind::{self, Table},
 };
+
+/// How long a table may take. That of Debian's Chromium, of 4 million rows, takes half a second here.
+const BUDGET: Duration = Duration::from_secs(10);
+
+/// How long after that the thread has to notice. One that does not waits for a file.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Abandoned threads at most. Beyond it no more tables are compiled; the samples are unwound in user space.
+const MAX_ABANDONED: usize = 8;
 
 /// An object's table, or why there is none.
 pub type Compiled = (ObjectId, Result<Table, unwind::Error>);
@@ -24,13 +45,14 @@ enum Urgency {
 }
 
 /// A table to compile.
+#[derive(Clone)]
 struct Job {
     urgency: Urgency,
     id: ObjectId,
     image: Image,
 }
 
-/// What the thread is told.
+/// A request to the thread.
 enum Message {
     Make(Job),
     /// The object's table is wanted. When it is being made, or was made and not yet taken up, there is nothing
@@ -38,54 +60,169 @@ enum Message {
     Hurry(ObjectId),
 }
 
-/// Compiles tables beside everything else. Its thread ends with this value.
-pub struct Compiler {
+/// The job that a thread is at.
+#[derive(Clone)]
+struct Current {
+    id: ObjectId,
+    since: Instant,
+    /// Set when the table is given up.
+    give_up: Arc<AtomicBool>,
+}
+
+/// The job that a thread is at, seen from both sides.
+type CurrentJob = Arc<Mutex<Option<Current>>>;
+
+/// The way to a thread and back. The thread ends with this value, if it does not wait for a file.
+struct Thread {
     messages: mpsc::Sender<Message>,
     done: mpsc::Receiver<Compiled>,
+    current: CurrentJob,
+}
+
+/// Compiles tables beside everything else.
+pub struct Compiler {
+    thread: Option<Thread>,
+    /// Jobs that are not finished: another thread begins with them again.
+    asked: HashMap<ObjectId, Job>,
+    /// Tables that were given up and not reported yet.
+    given_up: Vec<ObjectId>,
+    /// Threads that were abandoned.
+    pub abandoned: usize,
 }
 
 impl Compiler {
     /// Starts the thread.
     pub fn new() -> Compiler {
-        let (messages, todo) = mpsc::channel();
-        let (finished, done) = mpsc::channel();
-        thread::spawn(move || {
-            go_first();
-            let mut queue = Queue::new(todo);
-            while let Some(Job { id, image, urgency }) = queue.next() {
-                let start = Instant::now();
-                let table = compile(&image);
-                let (bytes, took) = (image.bytes().len(), start.elapsed());
-                log::debug!(
-                    "object {}: {bytes} bytes, {urgency:?}, table made in {took:?}",
-                    id.0
-                );
-                if finished.send((id, table)).is_err() {
-                    break;
-                }
-            }
-        });
-        Compiler { messages, done }
+        Compiler {
+            thread: Thread::start(),
+            asked: HashMap::new(),
+            given_up: Vec::new(),
+            abandoned: 0,
+        }
     }
 
-    /// Asks for the table of an object, which may be needed. False: the thread has ended.
-    pub fn ask(&self, id: ObjectId, image: &Image) -> bool {
-        let image = image.clone();
-        let urgency = Urgency::Likely;
-        let job = Job { urgency, id, image };
-        self.messages.send(Message::Make(job)).is_ok()
+    /// Asks for the table of an object, which may be needed. False: nothing is compiled any more.
+    pub fn ask(&mut self, id: ObjectId, image: &Image) -> bool {
+        let job = Job {
+            urgency: Urgency::Likely,
+            id,
+            image: image.clone(),
+        };
+        let Some(thread) = &self.thread else {
+            return false;
+        };
+        self.asked.insert(id, job.clone());
+        // If the thread has ended, `finished` starts another, which begins with what was asked.
+        let _ = thread.messages.send(Message::Make(job));
+        true
     }
 
     /// A table that was asked for is wanted at once.
-    pub fn hurry(&self, id: ObjectId) {
-        // Without the thread there are no tables: the samples are unwound in user space.
-        let _ = self.messages.send(Message::Hurry(id));
+    pub fn hurry(&mut self, id: ObjectId) {
+        if let (Some(thread), Some(job)) = (&self.thread, self.asked.get_mut(&id))
+            && job.urgency != Urgency::Wanted
+        {
+            job.urgency = Urgency::Wanted;
+            let _ = thread.messages.send(Message::Hurry(id));
+        }
     }
 
-    /// A table that is finished.
-    pub fn finished(&self) -> Option<Compiled> {
-        self.done.try_recv().ok()
+    /// A table that is finished, or was given up.
+    pub fn finished(&mut self) -> Option<Compiled> {
+        self.watch();
+        if let Some(id) = self.given_up.pop() {
+            return Some((id, Err(unwind::Error::TooSlow)));
+        }
+        let compiled = self.thread.as_ref()?.done.try_recv().ok()?;
+        self.asked.remove(&compiled.0);
+        Some(compiled)
     }
+
+    /// Gives up a table that takes too long, and the thread if that does not help.
+    fn watch(&mut self) {
+        let Some(thread) = &self.thread else {
+            return;
+        };
+        let current = match thread.current.lock() {
+            Ok(current) => current.clone(),
+            Err(poisoned) => poisoned.into_inner().clone(),
+        };
+        let Some(current) = current.filter(|current| current.since.elapsed() > BUDGET) else {
+            return;
+        };
+        current.give_up.store(true, Ordering::Relaxed);
+        if current.since.elapsed() < BUDGET + GRACE {
+            return;
+        }
+        self.asked.remove(&current.id);
+        self.given_up.push(current.id);
+        self.abandoned += 1;
+        self.thread = None;
+        if self.abandoned >= MAX_ABANDONED {
+            self.given_up.extend(self.asked.drain().map(|(id, _)| id));
+            return;
+        }
+        self.thread = Thread::start();
+        if let Some(thread) = &self.thread {
+            for job in self.asked.values() {
+                let _ = thread.messages.send(Message::Make(job.clone()));
+            }
+        }
+    }
+}
+
+impl Thread {
+    /// `None`: the system gives no thread.
+    fn start() -> Option<Thread> {
+        let (messages, todo) = mpsc::channel();
+        let (finished, done) = mpsc::channel();
+        let current = CurrentJob::default();
+        let seen = Arc::clone(&current);
+        thread::Builder::new()
+            .name("flamestorm-cfi".to_owned())
+            .spawn(move || {
+                go_first();
+                let mut queue = Queue::new(todo);
+                while let Some(job) = queue.next() {
+                    let compiled = (job.id, run(&job, &seen));
+                    if finished.send(compiled).is_err() {
+                        break;
+                    }
+                }
+            })
+            .ok()?;
+        Some(Thread {
+            messages,
+            done,
+            current,
+        })
+    }
+}
+
+/// Compiles a table where it can be seen how long it takes.
+fn run(job: &Job, seen: &CurrentJob) -> Result<Table, unwind::Error> {
+    let start = Instant::now();
+    let give_up = Arc::new(AtomicBool::new(false));
+    let show = |current| {
+        if let Ok(mut seen) = seen.lock() {
+            *seen = current;
+        }
+    };
+    show(Some(Current {
+        id: job.id,
+        since: start,
+        give_up: Arc::clone(&give_up),
+    }));
+    // A file that makes the compiler panic has no table; the next one has.
+    let table = catch_unwind(AssertUnwindSafe(|| compile(&job.image, &give_up)));
+    show(None);
+    log::debug!(
+        "object {}: {:?}, table made in {:?}",
+        job.id.0,
+        job.urgency,
+        start.elapsed()
+    );
+    table.unwrap_or(Err(unwind::Error::Panicked))
 }
 
 /// The jobs that have come.
@@ -130,9 +267,9 @@ impl Queue {
     }
 }
 
-fn compile(image: &Image) -> Result<Table, unwind::Error> {
+fn compile(image: &Image, give_up: &AtomicBool) -> Result<Table, unwind::Error> {
     let table = match Object::parse(image.bytes()) {
-        Ok(object) => unwind::compile(&object),
+        Ok(object) => unwind::compile(&object, &|| !give_up.load(Ordering::Relaxed)),
         Err(_) => Err(unwind::Error::NoUnwindInformation),
     };
     image.forget_pages();

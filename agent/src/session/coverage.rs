@@ -4,8 +4,7 @@ use std::collections::HashSet;
 
 use agent_ebpf::unwind::Unsupported;
 
-use super::objects::ObjectId;
-use crate::{profile::UnwindTables, unwind::Table};
+use crate::{process::ObjectId, profile::UnwindTables, unwind::Table};
 
 /// The sum over all files.
 #[derive(Debug, Default)]
@@ -32,9 +31,14 @@ impl Coverage {
         }
     }
 
-    /// Counts a file without a table.
-    pub fn add_failed(&mut self) {
-        self.sum.failed += 1;
+    /// Counts a file without a table, once.
+    pub fn add_failed(&mut self, id: ObjectId) {
+        self.sum.failed += u64::from(self.counted.insert(id));
+    }
+
+    /// The object was closed: its number does not come again.
+    pub fn forget(&mut self, id: ObjectId) {
+        self.counted.remove(&id);
     }
 
     /// A process had so many mappings more than the kernel can be told.

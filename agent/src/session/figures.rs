@@ -51,7 +51,7 @@ impl Session {
             count(Counter::ProcessMapFull),
             self.ingest.continued,
             self.tables.blocks_in_use(),
-            self.objects.unreadable,
+            self.objects.failures.other,
         );
     }
 
@@ -129,9 +129,48 @@ impl Session {
                 agent_ebpf::limits::MAX_MAPPINGS
             ));
         }
+        self.note_files(runtime);
+        if self.tables.servers.refused > 0 {
+            runtime.note(format!(
+                "more than {} PostgreSQL servers at the same time: the samples of {} processes of others have no \
+                 queries",
+                agent_ebpf::limits::MAX_SERVERS,
+                self.tables.servers.refused
+            ));
+        }
         if let (refused, Some(reason)) = &self.refused {
             runtime.note(format!(
                 "the kernel refused {refused} updates of tables; the first: {reason}"
+            ));
+        }
+    }
+
+    /// Says which files could not be read, and what helps.
+    fn note_files(&self, runtime: &mut Runtime) {
+        let failures = self.objects.failures;
+        if failures.no_descriptors > 0 {
+            runtime.note(format!(
+                "the limit of open files ({}) was reached {} times: code in files that could not be opened has \
+                 neither whole stacks nor names; raise the limit (`ulimit -n`, systemd: LimitNOFILE=)",
+                file_limit(),
+                failures.no_descriptors
+            ));
+        }
+        let pool = self.objects.pool.counts();
+        if pool.overdue + pool.refused > 0 {
+            runtime.note(format!(
+                "{} files or processes did not answer in time and {} were not asked therefore (a dead network file \
+                 system, FUSE?): {} stacks could not be completed; {} threads still wait",
+                pool.overdue,
+                pool.refused,
+                self.ingest.not_continued,
+                self.objects.pool.overdue() + self.tables.abandoned()
+            ));
+        }
+        if pool.panicked > 0 {
+            runtime.note(format!(
+                "{} files or processes could not be read because of a fault of this program; please report it",
+                pool.panicked
             ));
         }
     }
@@ -167,6 +206,13 @@ impl Session {
             backend_ns: mean(count(Counter::BackendNanos), count(Counter::Backends)),
         })
     }
+}
+
+/// Files that this process may have open.
+fn file_limit() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile)
+        .current
+        .unwrap_or(u64::MAX)
 }
 
 fn by_cause<C: FromIterator<(String, u64)>, const N: usize>(numbers: [(&str, u64); N]) -> C {

@@ -7,18 +7,22 @@ use agent_ebpf::{
     sample::{Outcome, SIGNAL_FRAME_BIT},
     unwind::Cursor,
 };
+use rustix::fs::OFlags;
 
 use super::{
     backends::{Attributed, Backends},
-    objects::{Backing, Image, ObjectId, Objects, open_regular},
+    code::Code,
+    objects::{Image, Mapped, Objects},
+    pool::{Subject, WorkerPool},
     processes::{Processes, nobody},
     servers::Servers,
 };
 use crate::{
+    file::{find_in_root_of, open_found},
     kernel::{Sample, StackCopy},
-    process::{AddressSpace, Registry, own_pid},
+    process::{AddressSpace, Backing, ObjectId, Registry, own_pid},
     profile::{Frame, Module, ModuleId, ProcessIndex, RawSample, Source, Window},
-    unwind::{self, Resolved},
+    unwind,
 };
 
 /// A stack copy that waits for its sample.
@@ -54,6 +58,10 @@ pub struct Ingest {
     pub first_unwound: Option<u64>,
     /// Samples whose stack was unwound here.
     pub continued: u64,
+    /// Samples whose stack could not be unwound here, because a file did not answer in time.
+    pub not_continued: u64,
+    /// The code of the process whose stack was unwound here last.
+    code: Option<(Rc<AddressSpace>, Arc<Code>)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -86,7 +94,7 @@ impl Ingest {
             window,
             modules,
             unknown_module,
-            processes: Processes::default(),
+            processes: Processes::new(),
             copies: Vec::new(),
             spare: Vec::new(),
             backends: Backends::new(full_text),
@@ -94,6 +102,8 @@ impl Ingest {
             user_frames: Vec::new(),
             first_unwound: None,
             continued: 0,
+            not_continued: 0,
+            code: None,
         }
     }
 
@@ -147,7 +157,7 @@ impl Ingest {
         let Attributed {
             attribution,
             starts_execution,
-        } = self.attribution(sample, registry, servers);
+        } = self.attribution(sample, registry, objects, servers);
         self.window.add(&RawSample {
             process: index,
             tid: header.tid,
@@ -171,8 +181,9 @@ impl Ingest {
     ) -> Option<Wanted> {
         let mut user = std::mem::take(&mut self.user_frames);
         let (process, outcome) = self.unwound(caller, registry, objects, &mut user);
+        let pid = caller.header.pid;
         self.processes
-            .sent(&mut self.window, caller.header.pid, registry);
+            .sent(&mut self.window, pid, registry, &mut objects.pool);
         // What could not be walked is no caller. (Of a very deep stack the root end is missing, not the caller.)
         if (outcome.is_complete() || outcome == Outcome::TooDeep)
             && let Some(stack) = self.window.intern(&user, &[])
@@ -188,6 +199,7 @@ impl Ingest {
         &mut self,
         sample: &Sample<'_>,
         registry: &mut Registry,
+        objects: &mut Objects,
         servers: &Servers,
     ) -> Attributed {
         let Ingest {
@@ -198,7 +210,14 @@ impl Ingest {
         } = self;
         let header = &sample.header;
         let mut sender = |pid: u32, comm: &[u8; 16]| {
-            processes.of_pid(window, (pid, header.time), &thread_name(comm), registry)
+            let pool = &mut objects.pool;
+            processes.of_pid(
+                window,
+                (pid, header.time),
+                &thread_name(comm),
+                registry,
+                pool,
+            )
         };
         backends.attribute(header, servers, &mut sender)
     }
@@ -213,15 +232,17 @@ impl Ingest {
     ) -> (ProcessIndex, Outcome) {
         let header = &sample.header;
         let name = thread_name(&header.comm);
-        let index =
-            self.processes
-                .of_pid(&mut self.window, (header.pid, header.time), &name, registry);
+        let seen = (header.pid, header.time);
+        let pool = &mut objects.pool;
+        let index = self
+            .processes
+            .of_pid(&mut self.window, seen, &name, registry, pool);
         let (space, incarnation) = match registry.known(header.pid) {
             Some(process) => (Rc::clone(&process.space), process.incarnation),
             None => (Rc::default(), nobody(header.pid)),
         };
         let mut addresses: Vec<u64> = sample.user_frames().collect();
-        let outcome = self.go_on(sample, &space, objects, header.pid, &mut addresses);
+        let outcome = self.go_on(sample, &space, objects, &mut addresses);
         user.clear();
         for (i, &address) in addresses.iter().enumerate() {
             // No instruction called the code that returns from a signal's handler: its address is its
@@ -239,33 +260,67 @@ impl Ingest {
     fn go_on(
         &mut self,
         sample: &Sample<'_>,
-        space: &AddressSpace,
+        space: &Rc<AddressSpace>,
         objects: &mut Objects,
-        pid: u32,
         addresses: &mut Vec<u64>,
     ) -> Outcome {
-        let (cpu, time) = (sample.header.cpu, sample.header.time);
+        let (pid, cpu, time) = (sample.header.pid, sample.header.cpu, sample.header.time);
         let belongs = |copy: &Copied| copy.cpu == cpu && copy.time == time;
         let Some(found) = self.copies.iter().position(belongs) else {
             return sample.outcome;
         };
         let copy = self.copies.swap_remove(found);
-        self.continued += 1;
-        let mut cursor = Cursor::new(copy.registers);
-        cursor.exact_ip = u64::from(copy.exact_ip);
-        let find = |avma: u64| find_rule(avma, space, objects, pid);
-        let stack = unwind::StackCopy {
-            base: copy.start,
-            bytes: &copy.bytes,
+        let code = self.code(space, objects, pid);
+        // The kernel took the frame at which it stopped out of the sample.
+        let is_interrupted = copy.exact_ip && !addresses.is_empty();
+        let stopped_at = copy.registers.ip | if is_interrupted { SIGNAL_FRAME_BIT } else { 0 };
+        let mut walked = std::mem::take(addresses);
+        let before = walked.clone();
+        // Rules are read from the files, which may block.
+        let walk = move || {
+            let mut cursor = Cursor::new(copy.registers);
+            cursor.exact_ip = u64::from(copy.exact_ip);
+            let stack = unwind::StackCopy {
+                base: copy.start,
+                bytes: &copy.bytes,
+            };
+            let outcome = unwind::walk(&mut cursor, |avma| code.rule(avma), &stack, &mut walked);
+            // What the kernel guessed is not proven by what came after.
+            let outcome = match (copy.guessed, outcome) {
+                (true, Outcome::Complete) => Outcome::CompleteByFramePointer,
+                (_, outcome) => outcome,
+            };
+            (outcome, walked, copy.bytes)
         };
-        let outcome = unwind::walk(&mut cursor, find, &stack, addresses);
-        // What the kernel guessed is not proven by what came after.
-        let guessed = copy.guessed && outcome == Outcome::Complete;
-        self.spare.push(copy.bytes);
-        if guessed {
-            return Outcome::CompleteByFramePointer;
+        match objects.pool.call(Subject::process(pid), walk).done() {
+            Some((outcome, walked, bytes)) => {
+                self.continued += 1;
+                *addresses = walked;
+                self.spare.push(bytes);
+                outcome
+            }
+            None => {
+                self.not_continued += 1;
+                *addresses = before;
+                addresses.push(stopped_at);
+                sample.outcome
+            }
         }
-        outcome
+    }
+
+    /// The code of a process; that of the last is kept, since a new program sends several stacks.
+    fn code(&mut self, space: &Rc<AddressSpace>, objects: &mut Objects, pid: u32) -> Arc<Code> {
+        if let Some((known, code)) = &self.code
+            && Rc::ptr_eq(known, space)
+        {
+            return Arc::clone(code);
+        }
+        let code = Arc::new(Code::of(space, objects, pid));
+        self.code = match code.is_whole() {
+            true => Some((Rc::clone(space), Arc::clone(&code))),
+            false => None,
+        };
+        code
     }
 
     fn frame(
@@ -288,7 +343,7 @@ impl Ingest {
             };
         };
         let key = match objects.backing(pid, mapping) {
-            Backing::Object(id) => match objects.get(id).bias(mapping) {
+            Backing::Object(id) => match objects.get(id).and_then(|o| o.bias(mapping)) {
                 Some(bias) => {
                     let module = self.module(ModuleKey::Object(id), objects, pid);
                     return Frame {
@@ -311,11 +366,12 @@ impl Ingest {
 
     /// Asks the processes that are still there once more for their service: one may have said it after its
     /// first sample.
-    pub fn learn_services(&mut self, registry: &Registry) {
-        self.processes.learn_services(&mut self.window, registry);
+    pub fn learn_services(&mut self, registry: &Registry, pool: &mut WorkerPool) {
+        self.processes
+            .learn_services(&mut self.window, registry, pool);
     }
 
-    fn module(&mut self, key: ModuleKey, objects: &Objects, pid: u32) -> ModuleId {
+    fn module(&mut self, key: ModuleKey, objects: &mut Objects, pid: u32) -> ModuleId {
         if let Some(id) = self.modules.get(&key) {
             return *id;
         }
@@ -341,65 +397,58 @@ fn unknown_module() -> Module {
         build_id: None,
         source: Source::Unknown,
         debug_dir: None,
+        version: None,
+        snapshot: None,
     }
 }
 
-fn describe(key: ModuleKey, objects: &Objects, pid: u32) -> Module {
+fn describe(key: ModuleKey, objects: &mut Objects, pid: u32) -> Module {
     let bare = |name: &str, source: Source| Module {
         name: name.to_owned(),
         build_id: None,
         source,
         debug_dir: None,
+        version: None,
+        snapshot: None,
     };
     match key {
         ModuleKey::Kernel => bare("[kernel]", Source::Kernel),
         ModuleKey::Unknown => unknown_module(),
-        ModuleKey::Jit(_) => bare("[jit]", jit(pid)),
-        ModuleKey::Object(id) => {
-            let object = objects.get(id);
-            Module {
-                name: object.name.to_string_lossy().into_owned(),
-                build_id: object.build_id.clone(),
-                source: match &object.image {
-                    Image::File(file, _) => Source::File(Arc::clone(file)),
-                    Image::Vdso(bytes) => Source::Vdso(Arc::clone(bytes)),
-                },
-                debug_dir: object.debug_dir.clone(),
-            }
-        }
+        ModuleKey::Jit(_) => bare("[jit]", jit(pid, &mut objects.pool)),
+        ModuleKey::Object(id) => objects
+            .get(id)
+            .map_or_else(unknown_module, |object| module_of(object)),
+    }
+}
+
+fn module_of(object: &Mapped) -> Module {
+    Module {
+        name: object.name.to_string_lossy().into_owned(),
+        build_id: object.build_id.clone(),
+        source: match &object.image {
+            Image::File(file, _) => Source::File(Arc::clone(file)),
+            Image::Vdso(bytes) => Source::Vdso(Arc::clone(bytes)),
+        },
+        debug_dir: object.debug_dir.clone(),
+        version: object.version,
+        snapshot: object.snapshot.clone(),
     }
 }
 
 /// Where a process that compiles code just in time writes what it called it. The name has the pid
 /// that the process itself sees.
-fn jit(pid: u32) -> Source {
+fn jit(pid: u32, pool: &mut WorkerPool) -> Source {
     let own = own_pid(pid).unwrap_or(pid);
-    let perf_map = PathBuf::from(format!("/proc/{pid}/root/tmp/perf-{own}.map"));
-    let file = open_regular(&perf_map).ok().map(Arc::new);
+    let open = move || {
+        let path = PathBuf::from(format!("/tmp/perf-{own}.map"));
+        let found = find_in_root_of(pid, &path, OFlags::NOFOLLOW).ok()?;
+        open_found(found).ok()
+    };
+    let file = pool.call(Subject::process(pid), open).done().flatten();
     Source::Jit {
         pid,
-        perf_map,
-        file,
-    }
-}
-
-/// The rule for an address, read from its object directly: the table may not exist yet.
-fn find_rule(avma: u64, space: &AddressSpace, objects: &mut Objects, pid: u32) -> Resolved {
-    let Some(mapping) = space.find(avma) else {
-        return Resolved::UnknownMapping;
-    };
-    let id = match objects.backing(pid, mapping) {
-        Backing::Object(id) => id,
-        Backing::Private => return Resolved::FramePointer,
-        Backing::Lost => return Resolved::TablesPending,
-    };
-    let mapped = objects.get(id);
-    let Some(bias) = mapped.bias(mapping) else {
-        return Resolved::UnknownMapping;
-    };
-    match mapped.rule_at(avma.wrapping_sub(bias)) {
-        Some(rule) => Resolved::Rule(rule),
-        None => Resolved::FramePointer,
+        perf_map: PathBuf::from(format!("/proc/{pid}/root/tmp/perf-{own}.map")),
+        file: file.map(Arc::new),
     }
 }
 
@@ -419,13 +468,13 @@ mod tests {
         let mut ingest = Ingest::new(false);
         while ingest.window.add_module(unknown_module()).is_some() {}
         assert_eq!(ingest.window.modules().len(), MAX_MODULES);
-        let objects = Objects::default();
-        let unknown = ingest.module(ModuleKey::Unknown, &objects, 0);
+        let mut objects = Objects::new();
+        let unknown = ingest.module(ModuleKey::Unknown, &mut objects, 0);
         assert!(matches!(
             ingest.window.modules()[unknown.0 as usize].source,
             Source::Unknown
         ));
-        assert_eq!(ingest.module(ModuleKey::Jit(7), &objects, 0), unknown);
-        assert_eq!(ingest.module(ModuleKey::Kernel, &objects, 0), unknown);
+        assert_eq!(ingest.module(ModuleKey::Jit(7), &mut objects, 0), unknown);
+        assert_eq!(ingest.module(ModuleKey::Kernel, &mut objects, 0), unknown);
     }
 }

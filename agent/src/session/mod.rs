@@ -3,6 +3,7 @@
 
 mod backends;
 mod callers;
+mod code;
 mod command;
 mod compiler;
 mod config;
@@ -14,6 +15,7 @@ mod figures;
 mod ingest;
 mod names;
 mod objects;
+mod pool;
 mod processes;
 mod servers;
 mod starts;
@@ -23,6 +25,7 @@ mod truncation;
 mod workers;
 
 use std::{
+    collections::HashSet,
     process::Child,
     sync::{
         Arc,
@@ -44,7 +47,7 @@ use self::{
 };
 use crate::{
     kernel::{self, Kernel, LifecycleEvents, Options, Record},
-    process::process_name,
+    process::{Backing, ObjectId, process_name},
     profile::{RecordingMeta, Runtime, Window},
 };
 
@@ -62,6 +65,12 @@ const READ_EVERY: Duration = Duration::from_millis(100);
 
 /// Shortest time between two reads, less than a tick at 99 Hz.
 const REST: Duration = Duration::from_millis(5);
+
+/// How often unused files are looked for, nanoseconds.
+const CLOSE_EVERY: u64 = 10_000_000_000;
+
+/// How long the agent may wait for files and processes before it samples, and again when it has stopped.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long a command may take to end after it was sent the signal that ends the recording.
 const COMMAND_GRACE: Duration = Duration::from_secs(5);
@@ -150,6 +159,8 @@ struct Session {
     wanted: Vec<Wanted>,
     /// Updates that the kernel refused, and the first reason.
     refused: (u64, Option<String>),
+    /// When unused files were closed last, nanoseconds.
+    closed_at: u64,
 }
 
 impl Session {
@@ -174,12 +185,14 @@ impl Session {
         let mut session = Session {
             kernel,
             control,
-            objects: Objects::default(),
+            objects: Objects::new(),
             tables: Tables::new(),
             ingest: Ingest::new(config.full_query_text),
             wanted: Vec::new(),
             refused: (0, None),
+            closed_at: now(),
         };
+        session.objects.pool.be_patient(PATIENCE);
         session.update_kernel();
         Ok(session)
     }
@@ -310,6 +323,25 @@ impl Session {
             .tables
             .settle(&mut self.kernel, &mut self.objects, time);
         self.note_refusal(settled);
+        self.close_unused(time);
+    }
+
+    /// Closes files that nobody has mapped any more.
+    fn close_unused(&mut self, time: u64) {
+        if time < self.closed_at + CLOSE_EVERY {
+            return;
+        }
+        self.closed_at = time;
+        let mut mapped: HashSet<ObjectId> = self.tables.referred().collect();
+        for process in self.control.registry.iter() {
+            let backings = process.space.mappings().iter().map(|m| m.backing.get());
+            mapped.extend(backings.filter_map(|backing| match backing {
+                Some(Backing::Object(id)) => Some(id),
+                _ => None,
+            }));
+        }
+        let closed = self.objects.evict(time, &mapped);
+        self.tables.forget_objects(time, &closed);
     }
 
     /// Selects, gives and forgets what the events and samples of this cycle ask for.
@@ -338,7 +370,8 @@ impl Session {
             .and_then(|()| self.tables.changed(kernel, objects, pid, &process.space));
             self.note_refusal(told);
         }
-        let told = self.tables.servers.settle(&mut self.kernel);
+        let pool = &mut self.objects.pool;
+        let told = self.tables.servers.settle(&mut self.kernel, pool);
         self.note_refusal(told);
         let told = self.kernel.set_wall_offset(cost::wall_offset());
         self.note_refusal(told);
@@ -384,7 +417,9 @@ impl Session {
             backends, window, ..
         } = &mut self.ingest;
         backends.complete_workers(window);
-        self.ingest.learn_services(&self.control.registry);
+        let pool = &mut self.objects.pool;
+        pool.be_patient(PATIENCE);
+        self.ingest.learn_services(&self.control.registry, pool);
         Ok(())
     }
 }

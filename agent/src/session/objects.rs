@@ -1,21 +1,39 @@
-//! The files (and other code) that processes have mapped: opened once, kept open.
+//! The files (and other code) that processes have mapped: opened once, kept open while anybody maps them.
+//!
+//! A file is told from another by device, inode and version. While it is open here its inode cannot become another
+//! file's, so what is left to be checked is whether it was written: at each new mapping of it, by its times and size.
 
 use std::{
     collections::{HashMap, HashSet},
     fs::{self, File},
     io,
-    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileExt as _, MetadataExt as _},
+    },
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc, Mutex,
+        mpsc::{Receiver, TryRecvError},
+    },
 };
 
 use agent_ebpf::unwind::Rule;
 use memmap2::{Mmap, UncheckedAdvice};
+use rustix::fs::OFlags;
 
+use super::{
+    pool::{Answer, Subject, WorkerPool},
+    servers::Exports,
+};
 use crate::{
+    file::{
+        FileVersion, Snapshot, SnapshotRoom, find, find_in_root_of, open_again, open_found,
+        open_regular,
+    },
     kernel::{FileKey, MappedObject},
     object::{Object, Segment, bias},
-    process::mapped_objects,
+    process::{Backing, Mapping, ObjectId, mapped_objects},
     unwind::Cfi,
 };
 
@@ -24,18 +42,15 @@ use crate::{
 /// libraries.
 const MAX_OBJECTS: usize = 16_384;
 
-/// Files remembered by their identity at most, those that are no ELF included.
-const MAX_KEYS: usize = 4 * MAX_OBJECTS;
-
 /// Files remembered at most as not to be had from a process.
 const MAX_LOST: usize = 4096;
 
 /// Mount namespaces whose directory of debug files is kept open at most: a thousand containers.
 const MAX_DEBUG_DIRS: usize = 1024;
 
-/// A mapped file or the vDSO, by number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ObjectId(pub u32);
+/// How long a file stays open that nobody maps any more, nanoseconds: a program that is started again and again should
+/// find its own.
+const UNUSED_FOR: u64 = 60_000_000_000;
 
 /// Bytes of an object.
 #[derive(Clone, Debug)]
@@ -56,7 +71,7 @@ impl Image {
         }
     }
 
-    /// The bytes.
+    /// The bytes. To read them may block as long as the file system likes.
     pub fn bytes(&self) -> &[u8] {
         match self {
             Image::File(_, map) => map,
@@ -79,12 +94,40 @@ pub struct Mapped {
     pub segments: Vec<Segment>,
     /// GNU build id.
     pub build_id: Option<Vec<u8>>,
+    /// What tells servers and their clients.
+    pub exports: Exports,
+    /// The version that was read; `None` for what is no file.
+    pub version: Option<FileVersion>,
+    /// A copy, should the file be overwritten.
+    pub snapshot: Option<Arc<Snapshot>>,
     /// The debug files where it was found, if that is another mount namespace than the agent's.
     pub debug_dir: Option<Arc<File>>,
 }
 
 impl Mapped {
-    /// The rule of an svma, read from its unwind entry directly. `None`: the object has no entries.
+    /// Reads the facts of an image; `None`: it is no ELF file with code. May block.
+    fn read(name: &Path, image: Image) -> Option<Mapped> {
+        // SAFETY: the bytes lie in a file mapping or a boxed slice behind an `Arc`, so they do not move,
+        // and `Mapped` holds the image for longer than what borrows from it.
+        let bytes =
+            unsafe { std::slice::from_raw_parts(image.bytes().as_ptr(), image.bytes().len()) };
+        let object = Object::parse(bytes).ok()?;
+        let mapped = Mapped {
+            cfi: Cfi::new(&object).ok(),
+            name: name.to_owned(),
+            segments: object.segments.clone(),
+            build_id: object.build_id.map(<[u8]>::to_vec),
+            exports: Exports::read(bytes),
+            version: None,
+            snapshot: None,
+            debug_dir: None,
+            image,
+        };
+        mapped.image.forget_pages();
+        Some(mapped)
+    }
+
+    /// The rule of an svma, read from its unwind entry directly. `None`: the object has no entries. May block.
     pub fn rule_at(&self, svma: u64) -> Option<Rule> {
         Some(self.cfi.as_ref()?.row_at(svma))
     }
@@ -94,134 +137,263 @@ impl Mapped {
         let length = mapping.end - mapping.start;
         bias(&self.segments, mapping.start, mapping.offset, length)
     }
+
+    /// Whether the file was not written since it was read.
+    fn is_current(&self) -> bool {
+        let (Image::File(file, _), Some(version)) = (&self.image, self.version) else {
+            return true;
+        };
+        FileVersion::of(file).is_ok_and(|now| now == version)
+    }
+
+    /// Whether another reading of the same file, whose times differ, has the same contents as far as can be told.
+    fn is_same_content(&self, other: &Mapped) -> bool {
+        let (Some(own), Some(others)) = (self.version, other.version) else {
+            return false;
+        };
+        own.modified == others.modified
+            && own.size == others.size
+            && self.build_id.is_some()
+            && self.build_id == other.build_id
+    }
 }
 
-/// What a mapping is of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Backing {
-    /// An ELF image.
-    Object(ObjectId),
-    /// Code that belongs to the process alone (just-in-time compiled), or a file that is no ELF.
-    Private,
-    /// A file that could not be opened: the process had gone, or there are too many.
-    Lost,
+/// Why files could not be opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OpenFailures {
+    /// The limit of open files was reached.
+    pub no_descriptors: u64,
+    /// Any other reason: nearly always the process had gone.
+    pub other: u64,
+}
+
+/// What an opened file is.
+type Opened = io::Result<Option<Mapped>>;
+
+/// An object, and when it was mapped last.
+struct Entry {
+    mapped: Arc<Mapped>,
+    key: Option<FileKey>,
+    /// When a mapping of it was last known, nanoseconds.
+    used: u64,
+}
+
+/// Open directories of debug files by mount namespace, as `/proc/PID/ns/mnt` tells it, and root directory.
+type DebugDirs = Mutex<HashMap<(PathBuf, PathBuf), Option<Arc<File>>>>;
+
+/// What the threads share that open files.
+#[derive(Default)]
+struct Shared {
+    debug_dirs: DebugDirs,
+    room: Arc<SnapshotRoom>,
 }
 
 /// All objects.
-#[derive(Debug, Default)]
 pub struct Objects {
-    objects: Vec<Mapped>,
-    by_key: HashMap<FileKey, Backing>,
+    /// The threads by which files are opened.
+    pub pool: WorkerPool,
+    objects: HashMap<ObjectId, Entry>,
+    by_key: HashMap<FileKey, ObjectId>,
+    last: u32,
     vdso: Option<Backing>,
     lost: HashSet<(u32, FileKey)>,
-    /// By mount namespace, as `/proc/PID/ns/mnt` tells it, and root directory.
-    debug_dirs: HashMap<(PathBuf, PathBuf), Option<Arc<File>>>,
+    /// Files whose opening is overdue.
+    late: HashMap<FileKey, Receiver<Opened>>,
+    shared: Arc<Shared>,
     /// Files that could not be opened or read.
-    pub unreadable: u64,
+    pub failures: OpenFailures,
 }
 
 impl Objects {
-    /// The object with this number.
-    pub fn get(&self, id: ObjectId) -> &Mapped {
-        &self.objects[id.0 as usize]
-    }
-
-    /// What is known of a mapping without opening anything.
-    pub fn known(&self, mapping: &MappedObject) -> Option<Backing> {
-        match mapping.file {
-            Some(key) => self.by_key.get(&key).copied(),
-            None if is_vdso(mapping) => self.vdso,
-            None => Some(Backing::Private),
+    /// Nothing opened yet.
+    pub fn new() -> Objects {
+        Objects {
+            pool: WorkerPool::new(),
+            objects: HashMap::new(),
+            by_key: HashMap::new(),
+            last: 0,
+            vdso: None,
+            lost: HashSet::new(),
+            late: HashMap::new(),
+            shared: Arc::default(),
+            failures: OpenFailures::default(),
         }
     }
 
-    /// What a mapping of `pid` is of; a file seen for the first time is opened.
-    pub fn backing(&mut self, pid: u32, mapping: &MappedObject) -> Backing {
-        if let Some(backing) = self.known(mapping) {
+    /// The object with this number; `None` when it was evicted.
+    pub fn get(&self, id: ObjectId) -> Option<&Arc<Mapped>> {
+        self.objects.get(&id).map(|entry| &entry.mapped)
+    }
+
+    /// How many are open.
+    pub fn len(&self) -> usize {
+        self.objects.len()
+    }
+
+    /// What a mapping of `pid` is of; a file that is not known in its present version is opened. The answer is kept
+    /// with the mapping.
+    pub fn backing(&mut self, pid: u32, mapping: &Mapping) -> Backing {
+        if let Some(backing) = mapping.backing.get() {
             return backing;
         }
+        let backing = self.look_up(pid, mapping);
+        if backing != Backing::Lost {
+            mapping.backing.set(Some(backing));
+        }
+        backing
+    }
+
+    fn look_up(&mut self, pid: u32, mapping: &MappedObject) -> Backing {
         let Some(key) = mapping.file else {
-            let vdso = vdso_image();
-            let backing = vdso.map_or(Backing::Private, |image| self.add(mapping, image, None));
-            self.vdso = Some(backing);
-            return backing;
+            return match is_vdso(mapping) {
+                true => self.vdso(mapping),
+                false => Backing::Private,
+            };
         };
-        if self.lost.contains(&(pid, key)) {
+        let known = self.by_key.get(&key).copied();
+        let known = known.and_then(|id| Some((id, Arc::clone(self.get(id)?))));
+        if let Some((id, mapped)) = &known
+            && mapped.is_current()
+        {
+            return Backing::Object(*id);
+        }
+        if self.lost.contains(&(pid, key)) || self.late.contains_key(&key) {
             return Backing::Lost;
         }
-        match open(pid, mapping, key) {
-            Ok(image) => {
-                let debug_dir = self.debug_dir(pid);
-                let backing = self.add(mapping, image, debug_dir);
-                if self.by_key.len() < MAX_KEYS {
-                    self.by_key.insert(key, backing);
-                }
-                backing
-            }
-            Err(error) => {
-                log::debug!("{}: {error}", mapping.name.display());
-                self.unreadable += 1;
-                // Remembered for this process only: another may still show the file.
-                if self.lost.len() >= MAX_LOST {
-                    self.lost.clear();
-                }
-                self.lost.insert((pid, key));
+        let subject = Subject {
+            pid,
+            device: Some((key.major, key.minor)),
+        };
+        let opened = known.map(|(_, mapped)| mapped);
+        let (wanted, shared) = (mapping.clone(), Arc::clone(&self.shared));
+        let work = move || open_object(pid, &wanted, key, opened.as_deref(), &shared);
+        match self.pool.call(subject, work) {
+            Answer::Done(opened) => self.take(pid, key, opened),
+            Answer::Overdue(receiver) => {
+                log::debug!("{}: does not answer yet", mapping.name.display());
+                self.late.insert(key, receiver);
                 Backing::Lost
             }
+            Answer::Refused => self.lose(pid, key),
         }
     }
 
-    /// The directory of debug files that a process sees, if its mount namespace is not the agent's.
-    fn debug_dir(&mut self, pid: u32) -> Option<Arc<File>> {
-        let theirs = fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()?;
-        // A container's first process has its namespace before it has its root.
-        let root = fs::read_link(format!("/proc/{pid}/root")).ok()?;
-        let place = (theirs.clone(), root);
-        if let Some(known) = self.debug_dirs.get(&place) {
-            return known.clone();
-        }
-        if self.debug_dirs.len() >= MAX_DEBUG_DIRS {
-            return None;
-        }
-        let other = fs::read_link("/proc/self/ns/mnt").is_ok_and(|own| own != theirs);
-        let dir = other.then(|| format!("/proc/{pid}/root/usr/lib/debug"));
-        let mut options = File::options();
-        let options = options
-            .read(true)
-            .custom_flags(libc::O_PATH | libc::O_DIRECTORY);
-        let dir = dir.and_then(|dir| options.open(dir).ok()).map(Arc::new);
-        self.debug_dirs.insert(place, dir.clone());
-        dir
+    fn vdso(&mut self, mapping: &MappedObject) -> Backing {
+        *self.vdso.get_or_insert_with(|| {
+            let mapped = vdso_image().and_then(|image| Mapped::read(&mapping.name, image));
+            let Some(mapped) = mapped else {
+                return Backing::Private;
+            };
+            // The vDSO is nobody's file: it stays.
+            let id = ObjectId(0);
+            let entry = Entry {
+                mapped: Arc::new(mapped),
+                key: None,
+                used: u64::MAX,
+            };
+            self.objects.insert(id, entry);
+            Backing::Object(id)
+        })
     }
 
-    fn add(
-        &mut self,
-        mapping: &MappedObject,
-        image: Image,
-        debug_dir: Option<Arc<File>>,
-    ) -> Backing {
+    fn take(&mut self, pid: u32, key: FileKey, opened: Opened) -> Backing {
+        match opened {
+            Ok(None) => Backing::Private,
+            Ok(Some(mapped)) => self.add(pid, key, mapped),
+            Err(error) => {
+                log::debug!("pid {pid}, {key:?}: {error}");
+                match error.raw_os_error() {
+                    Some(libc::EMFILE | libc::ENFILE) => self.failures.no_descriptors += 1,
+                    _ => self.failures.other += 1,
+                }
+                self.lose(pid, key)
+            }
+        }
+    }
+
+    /// Remembered for this process only: another may still show the file.
+    fn lose(&mut self, pid: u32, key: FileKey) -> Backing {
+        if self.lost.len() >= MAX_LOST {
+            self.lost.clear();
+        }
+        self.lost.insert((pid, key));
+        Backing::Lost
+    }
+
+    fn add(&mut self, pid: u32, key: FileKey, mapped: Mapped) -> Backing {
+        // A file whose attributes alone were changed is the same object, from now on with these.
+        if let Some(known) = self.by_key.get(&key)
+            && let Some(entry) = self.objects.get_mut(known)
+            && entry.mapped.is_same_content(&mapped)
+        {
+            entry.mapped = Arc::new(mapped);
+            return Backing::Object(*known);
+        }
         if self.objects.len() >= MAX_OBJECTS {
-            return Backing::Lost;
+            return self.lose(pid, key);
         }
-        // SAFETY: the bytes lie in a file mapping or a boxed slice behind an `Arc`, so they do not move,
-        // and `Mapped` holds the image for longer than what borrows from it.
-        let bytes =
-            unsafe { std::slice::from_raw_parts(image.bytes().as_ptr(), image.bytes().len()) };
-        let Ok(object) = Object::parse(bytes) else {
-            return Backing::Private;
+        self.last += 1;
+        let id = ObjectId(self.last);
+        let entry = Entry {
+            mapped: Arc::new(mapped),
+            key: Some(key),
+            used: 0,
         };
-        let cfi = Cfi::new(&object).ok();
-        let (segments, build_id) = (object.segments.clone(), object.build_id.map(<[u8]>::to_vec));
-        let id = ObjectId(self.objects.len() as u32);
-        self.objects.push(Mapped {
-            cfi,
-            name: mapping.name.clone(),
-            segments,
-            build_id,
-            debug_dir,
-            image,
-        });
+        self.objects.insert(id, entry);
+        self.by_key.insert(key, id);
         Backing::Object(id)
+    }
+
+    /// Takes files that were opened late. True: there were some.
+    pub fn settle(&mut self) -> bool {
+        if self.late.is_empty() {
+            return false;
+        }
+        let mut arrived = Vec::new();
+        self.late.retain(|key, receiver| match receiver.try_recv() {
+            Ok(opened) => {
+                arrived.push((*key, opened));
+                false
+            }
+            Err(TryRecvError::Empty) => true,
+            Err(TryRecvError::Disconnected) => false,
+        });
+        let any = !arrived.is_empty();
+        for (key, opened) in arrived {
+            // Not of any process's: who lost it is asked again.
+            self.take(0, key, opened);
+        }
+        any
+    }
+
+    /// What could not be opened may be tried again.
+    pub fn retry_lost(&mut self) {
+        self.lost.clear();
+    }
+
+    /// Closes the files that nobody has had mapped for a minute: `mapped` tells for each whether somebody has. Returns
+    /// those that were closed.
+    pub fn evict(&mut self, time: u64, mapped: &HashSet<ObjectId>) -> Vec<ObjectId> {
+        let mut evicted = Vec::new();
+        self.objects.retain(|id, entry| {
+            let Some(key) = entry.key else {
+                return true;
+            };
+            if mapped.contains(id) || entry.used == 0 {
+                entry.used = time;
+            }
+            let keep = time < entry.used.saturating_add(UNUSED_FOR);
+            if !keep {
+                evicted.push((*id, key));
+            }
+            keep
+        });
+        for (id, key) in &evicted {
+            if self.by_key.get(key) == Some(id) {
+                self.by_key.remove(key);
+            }
+        }
+        evicted.into_iter().map(|(id, _)| id).collect()
     }
 }
 
@@ -229,37 +401,80 @@ fn is_vdso(mapping: &MappedObject) -> bool {
     mapping.name.as_os_str() == "[vdso]"
 }
 
-/// Opens the file of a mapping: through the mapping itself, which is right even when the file was
-/// deleted or replaced; else by its name as the process sees it; else, when the process has gone, by
-/// its name here. By name the inode must be the mapped one.
-fn open(pid: u32, mapping: &MappedObject, key: FileKey) -> io::Result<Image> {
-    let (start, end) = (mapping.start, mapping.end);
-    let by_mapping = format!("/proc/{pid}/map_files/{start:x}-{end:x}");
-    let file = open_regular(Path::new(&by_mapping))
-        .or_else(|_| open_inode(&in_root_of(pid, &mapping.name), key))
-        .or_else(|_| open_inode(&mapping.name, key))?;
+/// Opens and reads the file of a mapping; `Ok(None)` for one that is no ELF file. `known` is the same file, open, in an
+/// older version. May block.
+fn open_object(
+    pid: u32,
+    mapping: &MappedObject,
+    key: FileKey,
+    known: Option<&Mapped>,
+    shared: &Shared,
+) -> Opened {
+    let file = match known.map(|known| &known.image) {
+        Some(Image::File(file, _)) => open_again(file)?,
+        _ => open(pid, mapping, key)?,
+    };
+    // The version first: what is written after that is noticed later.
+    let version = FileVersion::of(&file)?;
     // SAFETY: the mapping is read-only and private. Its contents may change, and no reader relies on
     // them not to; a file that is truncated reads as zeros (see `truncation`).
     let map = unsafe { Mmap::map(&file)? };
-    Ok(Image::File(Arc::new(file), Arc::new(map)))
+    let file = Arc::new(file);
+    let image = Image::File(Arc::clone(&file), Arc::new(map));
+    Ok(Mapped::read(&mapping.name, image).map(|mapped| Mapped {
+        version: Some(version),
+        snapshot: shared.room.take(&file, version).map(Arc::new),
+        debug_dir: match known {
+            Some(known) => known.debug_dir.clone(),
+            None => debug_dir(pid, &shared.debug_dirs),
+        },
+        ..mapped
+    }))
 }
 
-/// Opens a regular file whose name somebody else chose: never waits (a FIFO would), never makes a
-/// terminal this process's own.
-pub fn open_regular(path: &Path) -> io::Result<File> {
-    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-    let file = File::options().read(true).custom_flags(flags).open(path)?;
-    if file.metadata()?.is_file() {
-        return Ok(file);
+/// The directory of debug files that a process sees, if its mount namespace is not the agent's.
+fn debug_dir(pid: u32, dirs: &DebugDirs) -> Option<Arc<File>> {
+    let theirs = fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()?;
+    if fs::read_link("/proc/self/ns/mnt").is_ok_and(|own| own == theirs) {
+        return None;
     }
-    Err(io::Error::new(
-        io::ErrorKind::InvalidInput,
-        "not a regular file",
-    ))
+    // A container's first process has its namespace before it has its root.
+    let root = fs::read_link(format!("/proc/{pid}/root")).ok()?;
+    let place = (theirs, root);
+    let known = |dirs: &DebugDirs| dirs.lock().ok()?.get(&place).cloned();
+    if let Some(known) = known(dirs) {
+        return known;
+    }
+    let dir = find_in_root_of(pid, Path::new("/usr/lib/debug"), OFlags::DIRECTORY);
+    let dir = dir.ok().map(|dir| Arc::new(File::from(dir)));
+    if let Ok(mut dirs) = dirs.lock() {
+        if dirs.len() >= MAX_DEBUG_DIRS {
+            dirs.clear();
+        }
+        dirs.insert(place, dir.clone());
+    }
+    dir
 }
 
-fn open_inode(path: &Path, key: FileKey) -> io::Result<File> {
-    let file = open_regular(path)?;
+/// Opens the file of a mapping: through the mapping itself, which is right even when the file was
+/// deleted or replaced; else by its name as the process sees it; else, when the process has gone, by
+/// its name here. By name the inode must be the mapped one.
+fn open(pid: u32, mapping: &MappedObject, key: FileKey) -> io::Result<File> {
+    let (start, end) = (mapping.start, mapping.end);
+    let by_mapping = format!("/proc/{pid}/map_files/{start:x}-{end:x}");
+    open_regular(Path::new(&by_mapping)).or_else(|error| {
+        // No other way leads to a descriptor where there is none left.
+        if let Some(libc::EMFILE | libc::ENFILE) = error.raw_os_error() {
+            return Err(error);
+        }
+        let in_root = find_in_root_of(pid, &mapping.name, OFlags::empty());
+        let found = in_root.and_then(|found| open_inode(&found, key));
+        found.or_else(|_| open_inode(&find(&mapping.name)?, key))
+    })
+}
+
+fn open_inode(found: &OwnedFd, key: FileKey) -> io::Result<File> {
+    let file = open_found(found)?;
     if file.metadata()?.ino() == key.inode {
         return Ok(file);
     }
@@ -267,14 +482,6 @@ fn open_inode(path: &Path, key: FileKey) -> io::Result<File> {
         io::ErrorKind::NotFound,
         "another file has this name now",
     ))
-}
-
-fn in_root_of(pid: u32, path: &Path) -> PathBuf {
-    let relative = path.strip_prefix("/").unwrap_or(path);
-    Path::new("/proc")
-        .join(pid.to_string())
-        .join("root")
-        .join(relative)
 }
 
 fn vdso_image() -> Option<Image> {

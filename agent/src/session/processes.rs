@@ -2,9 +2,11 @@
 
 use std::{collections::HashMap, path::PathBuf, rc::Rc};
 
+use super::pool::{Subject, WorkerPool};
 use crate::{
     process::{Process, Registry, service},
     profile::{self, ProcessIndex, Window},
+    recent::Recent,
 };
 
 /// How long a forked child has to live before it is asked for a service of its own, nanoseconds. To ask is to
@@ -21,16 +23,30 @@ struct Known {
     is_client: bool,
 }
 
+/// Images whose environment one half of [`Recent`] remembers.
+const MAX_ENVIRONMENTS: usize = 4096;
+
 /// The processes that were added to a window.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Processes {
     /// By incarnation.
     known: HashMap<u64, Known>,
     /// Services in the environments with which programs were started, by image.
-    environments: HashMap<u64, String>,
+    environments: Recent<u64, String>,
+    /// Stands for the processes for which there was no room.
+    others: Option<ProcessIndex>,
 }
 
 impl Processes {
+    /// None yet.
+    pub fn new() -> Processes {
+        Processes {
+            known: HashMap::new(),
+            environments: Recent::new(MAX_ENVIRONMENTS),
+            others: None,
+        }
+    }
+
     /// The process of a pid, seen at `time` (nanoseconds); `name` for one of which nothing is known.
     pub fn of_pid(
         &mut self,
@@ -38,9 +54,10 @@ impl Processes {
         (pid, time): (u32, u64),
         name: &str,
         registry: &mut Registry,
+        pool: &mut WorkerPool,
     ) -> ProcessIndex {
         if let Some(process) = registry.get(pid) {
-            return self.index(window, process, time);
+            return self.index(window, process, time, pool);
         }
         let unknown = Process {
             pid,
@@ -52,14 +69,20 @@ impl Processes {
             image: nobody(pid),
             forked: None,
         };
-        self.index(window, &unknown, time)
+        self.index(window, &unknown, time, pool)
     }
 
-    fn index(&mut self, window: &mut Window, process: &Process, time: u64) -> ProcessIndex {
+    fn index(
+        &mut self,
+        window: &mut Window,
+        process: &Process,
+        time: u64,
+        pool: &mut WorkerPool,
+    ) -> ProcessIndex {
         if let Some(known) = self.known.get_mut(&process.incarnation) {
             if known.ask.is_some_and(|ask| time >= ask) {
                 known.ask = None;
-                if let Some(name) = service::published(process.pid) {
+                if let Some(name) = ask(pool, process.pid, service::published) {
                     rename(window, known.index, name);
                 }
             }
@@ -68,18 +91,19 @@ impl Processes {
         let ask = process.forked.map(|forked| forked.saturating_add(SETTLED));
         let ask = ask.filter(|ask| time < *ask);
         let published = match ask {
-            None => service::published(process.pid),
+            None => self::ask(pool, process.pid, service::published),
             Some(_) => None,
         };
-        let service = published.unwrap_or_else(|| self.environment(process));
+        let service = published.unwrap_or_else(|| self.environment(process, pool));
         let added = window.add_process(profile::Process {
             pid: process.pid,
             name: process.name.clone(),
             exe: process.exe.to_string_lossy().into_owned(),
             service,
         });
-        // Beyond the bound everything is counted under the first process.
-        let index = added.unwrap_or(ProcessIndex(0));
+        let Some(index) = added else {
+            return self.others(window);
+        };
         let known = Known {
             index,
             ask,
@@ -89,12 +113,17 @@ impl Processes {
         index
     }
 
+    /// Stands for the processes for which there is no room.
+    fn others(&mut self, window: &mut Window) -> ProcessIndex {
+        *self.others.get_or_insert_with(|| window.other_processes())
+    }
+
     /// The service in the environment of a process; empty for none.
-    fn environment(&mut self, process: &Process) -> String {
+    fn environment(&mut self, process: &Process, pool: &mut WorkerPool) -> String {
         if let Some(known) = self.environments.get(&process.image) {
-            return known.clone();
+            return known;
         }
-        let Some(read) = service::in_environment(process.pid) else {
+        let Some(read) = ask(pool, process.pid, service::in_environment) else {
             return String::new();
         };
         self.environments.insert(process.image, read.clone());
@@ -103,11 +132,17 @@ impl Processes {
 
     /// A process has sent something to a server, so it is ready with its start: at its first sample it may not
     /// have said its service yet, and at the end of the recording it may have gone.
-    pub fn sent(&mut self, window: &mut Window, pid: u32, registry: &Registry) {
+    pub fn sent(
+        &mut self,
+        window: &mut Window,
+        pid: u32,
+        registry: &Registry,
+        pool: &mut WorkerPool,
+    ) {
         let incarnation = registry.known(pid).map_or(nobody(pid), |p| p.incarnation);
         if let Some(known) = self.known.get_mut(&incarnation)
             && !std::mem::replace(&mut known.is_client, true)
-            && let Some(name) = service::name_of(pid)
+            && let Some(name) = ask(pool, pid, service::name_of)
         {
             known.ask = None;
             rename(window, known.index, name);
@@ -115,15 +150,21 @@ impl Processes {
     }
 
     /// Asks the processes that are still there once more for their service.
-    pub fn learn_services(&self, window: &mut Window, registry: &Registry) {
+    pub fn learn_services(&self, window: &mut Window, registry: &Registry, pool: &mut WorkerPool) {
         for process in registry.iter() {
             if let Some(known) = self.known.get(&process.incarnation)
-                && let Some(name) = service::name_of(process.pid)
+                && let Some(name) = ask(pool, process.pid, service::name_of)
             {
                 rename(window, known.index, name);
             }
         }
     }
+}
+
+/// Asks a process for its service. That reads its memory, which can wait for whoever answers for it.
+fn ask(pool: &mut WorkerPool, pid: u32, question: fn(u32) -> Option<String>) -> Option<String> {
+    let answer = pool.call(Subject::process(pid), move || question(pid));
+    answer.done().flatten()
 }
 
 fn rename(window: &mut Window, index: ProcessIndex, service: String) {

@@ -2,23 +2,27 @@
 //! their files export.
 
 use std::{
-    collections::HashMap,
-    fs,
+    collections::HashSet,
+    fs::{self, File},
     io::Read as _,
     path::Path,
+    sync::mpsc::Receiver,
     time::{Duration, Instant},
 };
 
 use agent_ebpf::{limits::MAX_SERVERS, postgres};
+use rustix::fs::OFlags;
 
 use super::{
     cost::now,
-    objects::{Backing, ObjectId, Objects, open_regular},
+    objects::Objects,
+    pool::{Answer, Subject, WorkerPool},
 };
 use crate::{
+    file::{directory_of, open_found},
     kernel::{Error, Kernel},
     object::exported,
-    process::{AddressSpace, own_pid, parent_of},
+    process::{AddressSpace, Backing, ObjectId, own_pid, parent_of, process_exe},
 };
 
 /// Symbols by which a server is known, in the order of [`postgres::Server`].
@@ -36,8 +40,17 @@ const TRACE_SYMBOL: &str = "otel_thread_ctx_v1";
 /// Bytes that are read of a file in a data directory.
 const MAX_FILE: u64 = 4096;
 
-/// How long a server that starts may take to say on which port it listens.
+/// How long a server that starts may take to listen on the port that it names.
 const PORT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often it is asked meanwhile.
+const ASK_EVERY: Duration = Duration::from_millis(100);
+
+/// Bytes that are read of a list of sockets. Sockets that listen come first in those of TCP.
+const MAX_SOCKETS: u64 = 8 << 20;
+
+/// Descriptors of a process that are looked at.
+const MAX_DESCRIPTORS: usize = 4096;
 
 /// What the kernel should know of the processes of an address space.
 #[derive(Clone, Copy, Debug, Default)]
@@ -48,47 +61,87 @@ pub struct Facts {
     pub trace_offset: i32,
 }
 
-/// What an object exports.
+/// What an object exports that matters here.
 #[derive(Clone, Copy, Debug, Default)]
-struct Exports {
+pub struct Exports {
     server: Option<[Option<u64>; 5]>,
     trace_offset: i32,
 }
 
+impl Exports {
+    /// Reads them from the bytes of an ELF file.
+    pub fn read(image: &[u8]) -> Exports {
+        let [trace] = exported(image, [TRACE_SYMBOL]);
+        let symbols = exported(image, SERVER_SYMBOLS);
+        Exports {
+            // Versions that are not supported export less.
+            server: (symbols[0].is_some() && symbols[1].is_some()).then_some(symbols),
+            trace_offset: trace
+                .and_then(|offset| i32::try_from(offset.cast_signed()).ok())
+                .filter(|offset| *offset < 0)
+                .unwrap_or(0),
+        }
+    }
+}
+
 /// A PostgreSQL server: one postmaster and its children.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Server {
+    /// Number of the server in this recording; an index may become another server's.
+    pub number: u32,
     /// A process of it.
     pub pid: u32,
     /// Major version, from `PG_VERSION` in its data directory.
     pub version: Option<u32>,
-    /// Port from `postmaster.pid`.
+    /// Port from `postmaster.pid`, once the server was seen to listen on it.
     pub port: Option<u16>,
     /// Since when the sends of its clients are noted, nanoseconds; earlier ones nobody saw.
     pub watched_since: Option<u64>,
+    /// Its executable, and where that is mapped.
+    place: (ObjectId, u64),
+    /// Whether the kernel was told its port, which it listens on by TCP.
+    has_tcp: bool,
     seen: Instant,
+    asked: Option<Instant>,
+    /// An answer about it that is overdue.
+    late: Option<Receiver<Listening>>,
 }
 
-/// Every server that was seen.
+/// What a server's data directory and its sockets tell.
+#[derive(Clone, Copy, Debug, Default)]
+struct Listening {
+    version: Option<u32>,
+    /// The port that it names and listens on.
+    port: Option<u16>,
+    /// Whether it does so by TCP.
+    by_tcp: bool,
+}
+
+/// The servers that are known, by the index that the kernel has of each. A place is given to another server when no
+/// process of the one before is left.
 #[derive(Debug, Default)]
 pub struct Servers {
-    exports: HashMap<ObjectId, Exports>,
-    /// A server's processes have one executable at one address, and one postmaster.
-    by_place: HashMap<(ObjectId, u64, u32), u32>,
-    servers: Vec<Server>,
-    /// Servers beyond the bound.
+    servers: Vec<Option<Server>>,
+    /// Servers that were seen, in all.
+    seen: u32,
+    /// Servers that found no room.
     pub refused: u64,
 }
 
 impl Servers {
     /// The server with this index.
     pub fn get(&self, index: u32) -> Option<&Server> {
-        self.servers.get(index as usize)
+        self.servers.get(index as usize)?.as_ref()
     }
 
-    /// How many there are.
-    pub fn count(&self) -> usize {
-        self.servers.len()
+    /// How many were seen.
+    pub fn count(&self) -> u64 {
+        u64::from(self.seen)
+    }
+
+    /// How many are known.
+    pub fn len(&self) -> usize {
+        self.servers.iter().flatten().count()
     }
 
     /// What is to be known of the processes of an address space. A server that was not known is told to
@@ -108,16 +161,13 @@ impl Servers {
             let Backing::Object(id) = objects.backing(pid, mapping) else {
                 continue;
             };
-            let object = objects.get(id);
-            let exports = *self.exports.entry(id).or_insert_with(|| {
-                let exports = exports(object.image.bytes());
-                object.image.forget_pages();
-                exports
-            });
-            if exports.trace_offset != 0 {
-                facts.trace_offset = exports.trace_offset;
+            let Some(object) = objects.get(id) else {
+                continue;
+            };
+            if object.exports.trace_offset != 0 {
+                facts.trace_offset = object.exports.trace_offset;
             }
-            if let (Some(symbols), Some(bias)) = (exports.server, object.bias(mapping)) {
+            if let (Some(symbols), Some(bias)) = (object.exports.server, object.bias(mapping)) {
                 facts.server = self.server(kernel, pid, (id, bias), symbols)?;
             }
         }
@@ -135,19 +185,19 @@ impl Servers {
         // Two servers may lie at one address (no randomisation), so the postmaster counts as well. A process
         // that has gone cannot be asked for it.
         let postmaster = postmaster_of(pid);
-        let known = self.by_place.iter().find(|((object, bias, known), _)| {
-            (*object, *bias) == place && postmaster.is_none_or(|asked| asked == *known)
-        });
-        if let Some((_, index)) = known {
-            return Ok(index + 1);
+        let is_known = |server: &Option<Server>| {
+            server.as_ref().is_some_and(|known| {
+                known.place == place && postmaster.is_none_or(|asked| asked == known.pid)
+            })
+        };
+        if let Some(known) = self.servers.iter().position(is_known) {
+            return Ok(known as u32 + 1);
         }
         let postmaster = postmaster.unwrap_or(pid);
-        let key = (place.0, place.1, postmaster);
-        let index = self.servers.len() as u32;
-        if index >= MAX_SERVERS {
+        let Some(index) = self.free_place() else {
             self.refused += 1;
             return Ok(0);
-        }
+        };
         let [
             my_be_entry,
             my_proc_port,
@@ -162,60 +212,117 @@ impl Servers {
             debug_query_string,
             my_bgworker_entry,
         };
-        kernel.set_server(index, variables)?;
+        kernel.set_server(index as u32, variables)?;
         if let Err(error) = kernel.follow_senders() {
             log::warn!(
                 "who asks PostgreSQL servers is not known: {error}; see `flamestorm doctor`"
             );
         }
-        self.by_place.insert(key, index);
-        self.servers.push(Server {
+        self.seen = self.seen.wrapping_add(1);
+        self.servers[index] = Some(Server {
+            number: self.seen,
             pid: postmaster,
-            version: version(pid),
+            version: None,
             port: None,
             watched_since: None,
+            place,
+            has_tcp: false,
             seen: Instant::now(),
+            asked: None,
+            late: None,
         });
-        Ok(index + 1)
+        Ok(index as u32 + 1)
+    }
+
+    fn free_place(&mut self) -> Option<usize> {
+        if let Some(free) = self.servers.iter().position(Option::is_none) {
+            return Some(free);
+        }
+        let index = self.servers.len();
+        if index >= MAX_SERVERS as usize {
+            return None;
+        }
+        self.servers.push(None);
+        Some(index)
     }
 
     /// Learns the ports of servers that have just started.
     ///
     /// # Errors
     /// The kernel does not take one.
-    pub fn settle(&mut self, kernel: &mut Kernel) -> Result<(), Error> {
-        for server in &mut self.servers {
-            if server.port.is_some() || server.seen.elapsed() > PORT_PATIENCE {
+    pub fn settle(&mut self, kernel: &mut Kernel, pool: &mut WorkerPool) -> Result<(), Error> {
+        for server in self.servers.iter_mut().flatten() {
+            let Some(found) = server.ask(pool) else {
+                continue;
+            };
+            server.version = server.version.or(found.version);
+            let Some(port) = found.port else {
+                continue;
+            };
+            server.port = Some(port);
+            if found.by_tcp {
+                kernel.add_server_port(port)?;
+                server.has_tcp = true;
+            }
+            server.watched_since = Some(now());
+            log::debug!(
+                "PostgreSQL {:?}: pid {}, port {port}",
+                server.version,
+                server.pid
+            );
+        }
+        Ok(())
+    }
+
+    /// Forgets the servers of which no process is known any more; `alive` are the numbers, counted from 1, that
+    /// processes have.
+    ///
+    /// # Errors
+    /// The kernel cannot be told.
+    pub fn evict(&mut self, kernel: &mut Kernel, alive: &HashSet<u32>) -> Result<(), Error> {
+        for index in 0..self.servers.len() {
+            if alive.contains(&(index as u32 + 1)) {
                 continue;
             }
-            if server.version.is_none() {
-                server.version = version(server.pid);
-            }
-            server.port = port(server.pid);
-            if let Some(port) = server.port {
-                kernel.add_server_port(port)?;
-                server.watched_since = Some(now());
-                log::debug!(
-                    "PostgreSQL {:?}: pid {}, port {port}",
-                    server.version,
-                    server.pid
-                );
+            // One that was seen a moment ago may have no process in the kernel yet.
+            let is_old = |server: &mut Server| server.seen.elapsed() > PORT_PATIENCE;
+            let Some(gone) = self.servers[index].take_if(is_old) else {
+                continue;
+            };
+            let others = self.servers.iter().flatten();
+            let mut same_port = others.filter(|other| other.has_tcp && other.port == gone.port);
+            if let (true, Some(port), None) = (gone.has_tcp, gone.port, same_port.next()) {
+                kernel.remove_server_port(port)?;
             }
         }
         Ok(())
     }
 }
 
-fn exports(image: &[u8]) -> Exports {
-    let [trace] = exported(image, [TRACE_SYMBOL]);
-    let symbols = exported(image, SERVER_SYMBOLS);
-    Exports {
-        // Versions that are not supported export less.
-        server: (symbols[0].is_some() && symbols[1].is_some()).then_some(symbols),
-        trace_offset: trace
-            .and_then(|offset| i32::try_from(offset.cast_signed()).ok())
-            .filter(|offset| *offset < 0)
-            .unwrap_or(0),
+impl Server {
+    /// Asks where it listens, unless that is known or was asked a moment ago.
+    fn ask(&mut self, pool: &mut WorkerPool) -> Option<Listening> {
+        if self.port.is_some() || self.seen.elapsed() > PORT_PATIENCE {
+            return None;
+        }
+        if let Some(late) = &self.late {
+            let found = late.try_recv().ok()?;
+            self.late = None;
+            return Some(found);
+        }
+        if self.asked.is_some_and(|asked| asked.elapsed() < ASK_EVERY) {
+            return None;
+        }
+        self.asked = Some(Instant::now());
+        let pid = self.pid;
+        match pool.call(Subject::process(pid), move || listening(pid)) {
+            Answer::Done(found) => Some(found),
+            Answer::Overdue(late) => {
+                self.late = Some(late);
+                None
+            }
+            Answer::Refused => None,
+        }
     }
 }
 
@@ -229,20 +336,54 @@ pub fn is_likely_server(exe: &Path) -> bool {
 
 /// The process's parent, if that runs the same executable; else itself. `None` when it has gone.
 fn postmaster_of(pid: u32) -> Option<u32> {
-    let exe = |pid: u32| fs::read_link(format!("/proc/{pid}/exe")).ok();
-    let own = exe(pid)?;
+    let own = process_exe(pid)?;
     let parent = parent_of(pid)?;
-    Some(if exe(parent) == Some(own) {
+    Some(if process_exe(parent) == Some(own) {
         parent
     } else {
         pid
     })
 }
 
+/// What a server's data directory and its sockets tell. A program that merely looks like a server and names a port that
+/// is not its own would make every send to that port be looked at, so a port counts only when the process listens
+/// there. May block.
+fn listening(pid: u32) -> Listening {
+    let version = version(pid);
+    let unknown = Listening {
+        version,
+        ..Listening::default()
+    };
+    let Some(port) = named_port(pid) else {
+        return unknown;
+    };
+    let own = own_sockets(pid);
+    let by_tcp = ["tcp", "tcp6"]
+        .iter()
+        .any(|list| has_listener(pid, list, &own, |line| is_tcp_listener(line, port)));
+    let by_unix = || has_listener(pid, "unix", &own, |line| is_unix_listener(line, port));
+    match by_tcp || by_unix() {
+        true => Listening {
+            version,
+            port: Some(port),
+            by_tcp,
+        },
+        false => unknown,
+    }
+}
+
 /// Every process of a server works in its data directory.
 fn in_data_directory(pid: u32, file: &str) -> Option<String> {
+    let directory = directory_of(pid, "cwd").ok()?;
     // Whoever runs a program of this name chooses what lies there.
-    let file = open_regular(format!("/proc/{pid}/cwd/{file}").as_ref()).ok()?;
+    let found = rustix::fs::openat2(
+        directory,
+        file,
+        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+        rustix::fs::ResolveFlags::BENEATH,
+    );
+    let file = open_found(found.ok()?).ok()?;
     let mut text = String::new();
     file.take(MAX_FILE).read_to_string(&mut text).ok()?;
     Some(text)
@@ -255,11 +396,103 @@ fn version(pid: u32) -> Option<u32> {
 
 /// The port from `postmaster.pid`: its fourth line; the first is the postmaster's pid as it sees it itself
 /// (src/include/utils/pidfile.h). A file that another server left behind does not count.
-fn port(pid: u32) -> Option<u16> {
+fn named_port(pid: u32) -> Option<u16> {
     let text = in_data_directory(pid, "postmaster.pid")?;
     let mut lines = text.lines();
     if lines.next()?.trim().parse() != Ok(own_pid(pid)?) {
         return None;
     }
     lines.nth(2)?.trim().parse().ok()
+}
+
+/// Inode numbers of the sockets that a process has open.
+fn own_sockets(pid: u32) -> HashSet<u64> {
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return HashSet::new();
+    };
+    let inode = |entry: fs::DirEntry| {
+        let target = fs::read_link(entry.path()).ok()?;
+        let inode = target.to_str()?.strip_prefix("socket:[")?;
+        inode.strip_suffix(']')?.parse().ok()
+    };
+    let descriptors = descriptors.flatten().take(MAX_DESCRIPTORS);
+    descriptors.filter_map(inode).collect()
+}
+
+/// Whether one of the process's own sockets stands in a list of its network namespace as `listener` wants it, which
+/// gives the inode number.
+fn has_listener(
+    pid: u32,
+    list: &str,
+    own: &HashSet<u64>,
+    listener: impl Fn(&str) -> Option<u64>,
+) -> bool {
+    let Ok(file) = File::open(format!("/proc/{pid}/net/{list}")) else {
+        return false;
+    };
+    let mut bytes = Vec::new();
+    if file.take(MAX_SOCKETS).read_to_end(&mut bytes).is_err() {
+        return false;
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let mut inodes = text.lines().filter_map(listener);
+    inodes.any(|inode| own.contains(&inode))
+}
+
+/// Inode of a TCP socket that listens on a port, from a line of `/proc/net/tcp` or `tcp6`: local address and port,
+/// state (0A: listening) and inode are the second, fourth and tenth field (Linux,
+/// Documentation/networking/proc_net_tcp.rst).
+fn is_tcp_listener(line: &str, port: u16) -> Option<u64> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let (_, local) = fields.get(1)?.rsplit_once(':')?;
+    let is_wanted = u16::from_str_radix(local, 16) == Ok(port) && *fields.get(3)? == "0A";
+    is_wanted.then(|| fields.get(9)?.parse().ok())?
+}
+
+/// Inode of a Unix socket that accepts connections at `.s.PGSQL.PORT`, from a line of `/proc/net/unix`: flags, inode
+/// and path are the fourth, seventh and eighth field; `__SO_ACCEPTCON` is 1 << 16 (include/uapi/linux/net.h).
+fn is_unix_listener(line: &str, port: u16) -> Option<u64> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let flags = u32::from_str_radix(fields.get(3)?, 16).ok()?;
+    let name = format!(".s.PGSQL.{port}");
+    let is_wanted = flags & 1 << 16 != 0 && fields.get(7)?.rsplit('/').next()? == name;
+    is_wanted.then(|| fields.get(6)?.parse().ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lines as Linux 6.18 writes them; a connection, another port and another socket do not count.
+    #[test]
+    fn listeners() {
+        let tcp = "   0: 0100007F:1538 00000000:0000 0A 00000000:00000000 00:00000000 00000000   108        0 41234 1";
+        assert_eq!(is_tcp_listener(tcp, 5432), Some(41234));
+        assert_eq!(is_tcp_listener(tcp, 5433), None);
+        assert_eq!(is_tcp_listener(&tcp.replace(" 0A ", " 01 "), 5432), None);
+        let unix = "0000000000000000: 00000002 00000000 00010000 0001 01 20211 /run/postgresql/.s.PGSQL.5432";
+        assert_eq!(is_unix_listener(unix, 5432), Some(20211));
+        assert_eq!(is_unix_listener(unix, 543), None);
+        assert_eq!(
+            is_unix_listener(&unix.replace("00010000", "00000000"), 5432),
+            None
+        );
+        assert_eq!(is_tcp_listener("", 1), None);
+        assert_eq!(is_unix_listener("Num       RefCount Protocol", 1), None);
+    }
+
+    /// This test listens itself.
+    #[test]
+    fn own_listener() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let pid = std::process::id();
+        let own = own_sockets(pid);
+        let listens = |port| has_listener(pid, "tcp", &own, |line| is_tcp_listener(line, port));
+        assert!(listens(port));
+        drop(listener);
+        assert!(!has_listener(pid, "tcp", &own_sockets(pid), |line| {
+            is_tcp_listener(line, port)
+        }));
+    }
 }

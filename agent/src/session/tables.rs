@@ -14,12 +14,12 @@ use agent_ebpf::{
 use super::{
     compiler::Compiler,
     coverage::Coverage,
-    objects::{Backing, ObjectId, Objects},
+    objects::Objects,
     servers::{Facts, Servers},
 };
 use crate::{
     kernel::{BlockPool, Error, Kernel},
-    process::AddressSpace,
+    process::{AddressSpace, Backing, ObjectId},
     profile::UnwindTables,
     unwind::{self, Table, space, space::Mapping, tree},
 };
@@ -54,7 +54,9 @@ enum TableState {
     },
     /// The object has no unwind entries: its code is left to its frame pointers.
     Absent,
-    /// It could not be compiled, or there was no room: samples in it are unwound in user space.
+    /// There was no room for it; it is compiled again later.
+    NoRoom,
+    /// It could not be compiled: samples in it are unwound in user space.
     Failed,
 }
 
@@ -74,7 +76,20 @@ struct Placed {
     objects: Vec<ObjectId>,
     /// Objects whose tables were still being built.
     waiting: HashSet<ObjectId>,
+    /// Whether a file could not be opened, or found no room for its table: it is tried again later.
+    is_partial: bool,
 }
+
+/// What is known of the files of an address space when it is written.
+#[derive(Debug, Default)]
+struct Files {
+    used: Vec<ObjectId>,
+    waiting: HashSet<ObjectId>,
+    is_partial: bool,
+}
+
+/// Address spaces that are tried again at once, since each may open files.
+const MAX_RETRIED: usize = 16;
 
 impl Placed {
     /// Gives it to a process.
@@ -242,14 +257,60 @@ impl Tables {
             arrived.insert(id);
         }
         if !arrived.is_empty() {
-            self.replace_waiting(kernel, objects, &arrived, time)?;
+            let is_waiting = |placed: &Placed| !placed.waiting.is_disjoint(&arrived);
+            self.replace(kernel, objects, time, usize::MAX, is_waiting)?;
+        }
+        if objects.settle() {
+            self.replace(kernel, objects, time, usize::MAX, |placed| {
+                placed.is_partial
+            })?;
         }
         self.sweep(time);
         if time >= self.looked + LOOK_EVERY {
             self.looked = time;
-            self.free_unused(time, &kernel.roots()?);
+            self.look(kernel, objects, time)?;
         }
         Ok(())
+    }
+
+    /// Frees what nobody uses any more, and tries again what failed for want of room or of an answer.
+    fn look(&mut self, kernel: &mut Kernel, objects: &mut Objects, time: u64) -> Result<(), Error> {
+        self.free_unused(time, &kernel.roots()?);
+        let servers = self.placed.values().map(|placed| placed.facts.server);
+        let servers = servers.collect();
+        self.servers.evict(kernel, &servers)?;
+        objects.retry_lost();
+        self.states
+            .retain(|_, state| !matches!(state, TableState::NoRoom));
+        self.replace(kernel, objects, time, MAX_RETRIED, |placed| {
+            placed.is_partial
+        })
+    }
+
+    /// Forgets the tables of objects that were closed: a number is never another object's.
+    pub fn forget_objects(&mut self, time: u64, closed: &[ObjectId]) {
+        for id in closed {
+            self.coverage.forget(*id);
+            if let Some(TableState::Loaded { blocks, .. }) = self.states.remove(id) {
+                self.pool.retire(time, blocks);
+            }
+        }
+    }
+
+    /// Objects to whose tables address spaces in the kernel refer.
+    pub fn referred(&self) -> impl Iterator<Item = ObjectId> + '_ {
+        let placed = self.placed.values();
+        placed.flat_map(|p| p.objects.iter().chain(&p.waiting).copied())
+    }
+
+    /// Address spaces in the kernel, and tables of objects whose state is known.
+    pub fn sizes(&self) -> (usize, usize) {
+        (self.placed.len(), self.states.len())
+    }
+
+    /// Threads of the compiler that wait for a file and were abandoned.
+    pub fn abandoned(&self) -> usize {
+        self.compiler.abandoned
     }
 
     /// What the compiled tables cover.
@@ -280,8 +341,8 @@ impl Tables {
                 TableState::Failed
             }
         };
-        if matches!(state, TableState::Failed) {
-            self.coverage.add_failed();
+        if matches!(state, TableState::Failed | TableState::NoRoom) {
+            self.coverage.add_failed(id);
         }
         self.states.insert(id, state);
         Ok(())
@@ -297,7 +358,7 @@ impl Tables {
             return Ok(TableState::Failed);
         };
         let Some(blocks) = self.pool.allocate(layout.blocks()) else {
-            return Ok(TableState::Failed);
+            return Ok(TableState::NoRoom);
         };
         let mut result = Ok(());
         let placement = layout.write(&blocks, |id, block| {
@@ -326,9 +387,7 @@ impl Tables {
         address_space: &Rc<AddressSpace>,
         facts: Facts,
     ) -> Result<bool, Error> {
-        let mut waiting = HashSet::new();
-        let mut used = Vec::new();
-        let mappings = self.mappings(objects, pid, address_space, &mut waiting, &mut used);
+        let (mappings, files) = self.mappings(objects, pid, address_space);
         let Some(blocks) = self.pool.allocate(space::blocks(mappings.len())) else {
             return Ok(false);
         };
@@ -351,8 +410,9 @@ impl Tables {
             depth,
             number: self.last_number,
             blocks,
-            objects: used,
-            waiting,
+            objects: files.used,
+            waiting: files.waiting,
+            is_partial: files.is_partial,
         };
         self.placed.insert(Rc::as_ptr(address_space), placed);
         Ok(true)
@@ -363,9 +423,8 @@ impl Tables {
         objects: &mut Objects,
         pid: u32,
         space: &AddressSpace,
-        waiting: &mut HashSet<ObjectId>,
-        used: &mut Vec<ObjectId>,
-    ) -> Vec<Mapping> {
+    ) -> (Vec<Mapping>, Files) {
+        let mut files = Files::default();
         let mut mappings = Vec::with_capacity(space.mappings().len());
         for mapping in space.mappings() {
             let mut entry = Mapping {
@@ -378,54 +437,62 @@ impl Tables {
             let pending = pack_tree(MappingKind::Pending, 0, 0);
             match objects.backing(pid, mapping) {
                 Backing::Private => {}
-                Backing::Lost => entry.tree = pending,
+                Backing::Lost => {
+                    entry.tree = pending;
+                    files.is_partial = true;
+                }
                 Backing::Object(id) => match self.state(objects, id) {
                     TableState::Loaded { table, .. } => {
-                        if let Some(bias) = objects.get(id).bias(mapping) {
+                        let table = *table;
+                        if let Some(bias) = objects.get(id).and_then(|o| o.bias(mapping)) {
                             entry.bias = bias.wrapping_add(table.base_svma);
                             entry.tree = table.tree;
                             entry.rules = table.rules;
-                            used.push(id);
+                            files.used.push(id);
                         }
                     }
                     TableState::Absent => {}
                     TableState::Failed => entry.tree = pending,
+                    TableState::NoRoom => {
+                        entry.tree = pending;
+                        files.is_partial = true;
+                    }
                     TableState::Building => {
                         entry.tree = pending;
-                        waiting.insert(id);
+                        files.waiting.insert(id);
                     }
                 },
             }
             mappings.push(entry);
         }
-        mappings
+        (mappings, files)
     }
 
     /// State of an object's table; one that was not asked for so far begins to be built.
     fn state(&mut self, objects: &Objects, id: ObjectId) -> &TableState {
+        let compiler = &mut self.compiler;
         self.states.entry(id).or_insert_with(|| {
-            match self.compiler.ask(id, &objects.get(id).image) {
+            let asked = objects
+                .get(id)
+                .is_some_and(|object| compiler.ask(id, &object.image));
+            match asked {
                 true => TableState::Building,
                 false => TableState::Failed,
             }
         })
     }
 
-    /// Writes anew the address spaces that waited for tables which have arrived.
-    fn replace_waiting(
+    /// Writes anew address spaces of which more is known by now, at most so many.
+    fn replace(
         &mut self,
         kernel: &mut Kernel,
         objects: &mut Objects,
-        arrived: &HashSet<ObjectId>,
         time: u64,
+        most: usize,
+        is_wanted: impl Fn(&Placed) -> bool,
     ) -> Result<(), Error> {
-        let waiting = |placed: &Placed| !placed.waiting.is_disjoint(arrived);
-        let keys: Vec<_> = self
-            .placed
-            .iter()
-            .filter(|(_, placed)| waiting(placed))
-            .map(|(key, _)| *key)
-            .collect();
+        let wanted = self.placed.iter().filter(|(_, placed)| is_wanted(placed));
+        let keys: Vec<_> = wanted.map(|(key, _)| *key).take(most).collect();
         for key in keys {
             let Some(old) = self.placed.remove(&key) else {
                 continue;
@@ -444,8 +511,12 @@ impl Tables {
                 self.pool.retire(time, old.blocks);
             } else {
                 // No room: the processes keep what they have.
-                let waiting = HashSet::new();
-                self.placed.insert(key, Placed { waiting, ..old });
+                let placed = Placed {
+                    waiting: HashSet::new(),
+                    is_partial: true,
+                    ..old
+                };
+                self.placed.insert(key, placed);
             }
         }
         Ok(())
@@ -533,6 +604,7 @@ mod tests {
             blocks: tables.pool.allocate(1).unwrap(),
             objects: vec![ObjectId(1)],
             waiting: HashSet::new(),
+            is_partial: false,
         };
         tables.placed.insert(Rc::as_ptr(&space), placed);
         let kept = |tables: &Tables| {

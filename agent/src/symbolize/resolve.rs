@@ -1,5 +1,6 @@
 //! A [`Window`] becomes a [`ResolvedProfile`], module by module.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Write};
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use super::builder::Builder;
 use super::elf::Named;
 use super::{Options, Resolved, elf, guard, kernel, perf_map};
+use crate::file::FileVersion;
 use crate::profile::{
     Attribution, Backend, Caller, Counted, Frame, LocationId, Module, ModuleId, PROCESS_MODULE,
     Process, QUERY_MODULE, RecordingMeta, ResolvedProfile, ResolvedSample, Runtime,
@@ -80,6 +82,8 @@ fn locate(
         build_id: None,
         source: Source::Unknown,
         debug_dir: None,
+        version: None,
+        snapshot: None,
     };
     let modules = by_module.len();
     let mut locations = vec![LocationId(u32::MAX); window.frames().len()];
@@ -116,6 +120,14 @@ fn name_frames(
     options: &Options<'_>,
     runtime: &mut Runtime,
 ) -> BTreeMap<u64, Vec<Resolved>> {
+    let recorded = as_recorded(module);
+    if matches!(recorded.source, Source::Unknown) && !matches!(module.source, Source::Unknown) {
+        runtime.note(format!(
+            "{}: its functions have no names: it was overwritten while it was recorded",
+            module.name
+        ));
+    }
+    let module = &*recorded;
     let mut addresses: Vec<u64> = frames.iter().map(|(_, f)| f.lookup_address()).collect();
     addresses.sort_unstable();
     addresses.dedup();
@@ -194,6 +206,47 @@ fn look_up(
         }
         Source::Unknown => Named::default(),
     }
+}
+
+/// A module whose file holds what was recorded: the copy of one that was overwritten since, which leads to no debug
+/// files, or nothing where there is no copy.
+fn as_recorded(module: &Module) -> Cow<'_, Module> {
+    match &module.source {
+        Source::File(file) if !is_as_recorded(module, file) => Cow::Owned(Module {
+            source: match &module.snapshot {
+                Some(snapshot) => Source::File(Arc::clone(&snapshot.file)),
+                None => Source::Unknown,
+            },
+            build_id: None,
+            debug_dir: None,
+            version: None,
+            ..module.clone()
+        }),
+        _ => Cow::Borrowed(module),
+    }
+}
+
+/// Whether a file still holds the code that was recorded: it was not changed, or only its attributes were, which the
+/// build id tells.
+fn is_as_recorded(module: &Module, file: &File) -> bool {
+    let Some(recorded) = module.version else {
+        return true;
+    };
+    let Ok(now) = FileVersion::of(file) else {
+        return false;
+    };
+    now == recorded
+        || (now.size == recorded.size
+            && now.modified == recorded.modified
+            && module.build_id.is_some()
+            && build_id_of(file) == module.build_id)
+}
+
+fn build_id_of(file: &File) -> Option<Vec<u8>> {
+    // SAFETY: as in `session::objects`.
+    let map = unsafe { memmap2::Mmap::map(file) }.ok()?;
+    let object = crate::object::Object::parse(&map).ok()?;
+    object.build_id.map(<[u8]>::to_vec)
 }
 
 /// A path to an open file that holds when its name has gone.

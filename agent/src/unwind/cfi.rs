@@ -173,6 +173,14 @@ impl<'data> Cfi<'data> {
     /// # Errors
     /// [`Error::Overlapping`], for a file that is made to be slow.
     pub fn compile(&self) -> Result<Table, Error> {
+        self.compile_while(&|| true)
+    }
+
+    /// The same as long as `go_on` says so, which is asked at each entry and each gap.
+    ///
+    /// # Errors
+    /// As [`Cfi::compile`], and [`Error::TooSlow`].
+    pub fn compile_while(&self, go_on: &dyn Fn() -> bool) -> Result<Table, Error> {
         // Debian's binaries have six to eight rows for each entry.
         let expected = self.fdes.len().saturating_mul(8).min(1 << 16);
         let mut table = Builder::new(self.text.start, expected);
@@ -188,6 +196,9 @@ impl<'data> Cfi<'data> {
             *position = end.clamp(*position, self.text.end);
         };
         for index in 0..self.fdes.len() {
+            if !go_on() {
+                return Err(Error::TooSlow);
+            }
             let start = self.fdes.start(index);
             let Some((fde, range)) = self.entry_at(index, &mut scratch.cies) else {
                 // It covers nothing, but it bounds the gap before it.

@@ -39,12 +39,18 @@ pub enum Error {
     /// More rows than the blocks of a tree can hold; the number is that of the leaf blocks.
     #[error("a table of {0} leaf blocks is too large")]
     TooLarge(usize),
+    /// It took too long, and was given up.
+    #[error("its table takes too long")]
+    TooSlow,
+    /// A fault of this program.
+    #[error("the compiler of tables panicked")]
+    Panicked,
 }
 
-/// Compiles a file's table. See [`Cfi::compile`].
+/// Compiles a file's table as long as `go_on` says so. See [`Cfi::compile`].
 ///
 /// # Errors
 /// As [`Cfi::new`] and [`Cfi::compile`].
-pub fn compile(object: &Object<'_>) -> Result<Table, Error> {
-    Cfi::new(object)?.compile()
+pub fn compile(object: &Object<'_>, go_on: &dyn Fn() -> bool) -> Result<Table, Error> {
+    Cfi::new(object)?.compile_while(go_on)
 }

@@ -1,0 +1,173 @@
+//! Files that others chose: opened without harm, and told apart by version.
+
+mod snapshot;
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, AsRawFd as _, OwnedFd},
+    path::Path,
+};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
+
+pub use snapshot::{Snapshot, SnapshotRoom};
+
+/// What changes when a file is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileVersion {
+    /// Time of the last change of contents or attributes: seconds and nanoseconds since 1970.
+    pub changed: (i64, u32),
+    /// Time of the last change of contents, which the file's owner can set.
+    pub modified: (i64, u32),
+    /// Bytes.
+    pub size: u64,
+}
+
+impl FileVersion {
+    /// The version of an open file, by what the kernel knows without asking a server (`AT_STATX_DONT_SYNC`), so that
+    /// this never blocks.
+    ///
+    /// # Errors
+    /// Those of `statx`.
+    pub fn of(file: impl AsFd) -> io::Result<FileVersion> {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let wanted = StatxFlags::CTIME | StatxFlags::MTIME | StatxFlags::SIZE;
+        let found = rustix::fs::statx(file, c"", flags, wanted)?;
+        Ok(FileVersion {
+            changed: (found.stx_ctime.tv_sec, found.stx_ctime.tv_nsec),
+            modified: (found.stx_mtime.tv_sec, found.stx_mtime.tv_nsec),
+            size: found.stx_size,
+        })
+    }
+}
+
+/// Opens a regular file whose name somebody else chose.
+///
+/// # Errors
+/// It is no regular file, or cannot be opened.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    open_found(find(path)?)
+}
+
+/// Finds a file without opening it: a descriptor of `O_PATH`.
+///
+/// # Errors
+/// Nothing has this name.
+pub fn find(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// The same beneath a directory, out of which no link leads: the directory is the root of absolute paths and links.
+/// `flags` are added to those of `open`.
+///
+/// # Errors
+/// Nothing has this name there.
+pub fn find_beneath(directory: impl AsFd, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let flags = flags | OFlags::PATH | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat2(
+        directory,
+        path,
+        flags,
+        Mode::empty(),
+        resolve,
+    )?)
+}
+
+/// The same beneath the root directory of a process.
+///
+/// # Errors
+/// The process has gone, or nothing has this name there.
+pub fn find_in_root_of(pid: u32, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    find_beneath(directory_of(pid, "root")?, path, flags)
+}
+
+/// A directory of a process: `root` or `cwd`.
+///
+/// # Errors
+/// The process has gone.
+pub fn directory_of(pid: u32, which: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let path = format!("/proc/{pid}/{which}");
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// Opens for reading what was found, if it is a regular file. It is looked at before it is opened: to open a device or a
+/// FIFO can wait for ever, or do something.
+///
+/// # Errors
+/// It is no regular file, or cannot be opened.
+pub fn open_found(found: impl AsFd) -> io::Result<File> {
+    let mode = rustix::fs::fstat(&found)?.st_mode;
+    if !FileType::from_raw_mode(mode).is_file() {
+        let message = "not a regular file";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    open_again(found)
+}
+
+/// Opens an open file once more, for reading.
+///
+/// # Errors
+/// Those of `open`.
+pub fn open_again(file: impl AsFd) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+    Ok(File::from(rustix::fs::open(path, flags, Mode::empty())?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A FIFO, a device and a directory are refused without being opened; a link to a file is followed.
+    #[test]
+    fn only_regular_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("file"), "text").unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, path("fifo"), Mode::RUSR).unwrap();
+        std::os::unix::fs::symlink("file", path("link")).unwrap();
+        assert!(open_regular(&path("file")).is_ok());
+        assert!(open_regular(&path("link")).is_ok());
+        assert!(open_regular(&path("fifo")).is_err());
+        assert!(open_regular(dir.path()).is_err());
+        assert!(open_regular(Path::new("/dev/zero")).is_err());
+    }
+
+    /// No path and no link leads out of the directory.
+    #[test]
+    fn beneath() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), "text").unwrap();
+        let links = [
+            ("out", "/etc/passwd"),
+            ("up", "../../../../etc/passwd"),
+            ("in", "/file"),
+        ];
+        for (name, target) in links {
+            std::os::unix::fs::symlink(target, dir.path().join(name)).unwrap();
+        }
+        let root = File::open(dir.path()).unwrap();
+        let found = |path: &str| find_beneath(&root, Path::new(path), OFlags::empty());
+        assert!(found("out").is_err() && found("up").is_err());
+        assert!(found("/file").is_ok() && found("in").is_ok());
+        assert!(found("../../etc/passwd").is_err());
+    }
+
+    /// Writing changes the version, reading does not.
+    #[test]
+    fn versions() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, "one").unwrap();
+        let file = File::open(&path).unwrap();
+        let before = FileVersion::of(&file).unwrap();
+        std::fs::read(&path).unwrap();
+        assert_eq!(FileVersion::of(&file).unwrap(), before);
+        std::fs::write(&path, "three").unwrap();
+        assert_ne!(FileVersion::of(&file).unwrap(), before);
+    }
+}

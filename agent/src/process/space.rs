@@ -1,0 +1,181 @@
+//! The executable mappings of a process.
+
+use std::{cell::Cell, ops::Deref};
+
+use crate::kernel::MappedObject;
+
+/// Mappings of a process that are kept at most: twice what the kernel is told
+/// ([`agent_ebpf::limits::MAX_MAPPINGS`]), since the kernel does not report what is unmapped. Beyond it the process
+/// is read again.
+pub const MAX_KEPT_MAPPINGS: usize = 2 * agent_ebpf::limits::MAX_MAPPINGS;
+
+/// A mapped file in one version, or the vDSO, by number. A number is never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectId(pub u32);
+
+/// Where the code of a mapping comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// An ELF image.
+    Object(ObjectId),
+    /// Memory of the process alone (just-in-time compiled code), or a file that is no ELF.
+    Private,
+    /// A file that could not be opened: the process had gone, too many are open, or it does not answer.
+    Lost,
+}
+
+/// An executable mapping, and where its code comes from once that was looked up. The answer stays: a file that is
+/// overwritten later has another version, and so other mappings.
+#[derive(Clone, Debug)]
+pub struct Mapping {
+    object: MappedObject,
+    /// `None` until it was looked up.
+    pub backing: Cell<Option<Backing>>,
+}
+
+impl Mapping {
+    fn new(object: MappedObject) -> Mapping {
+        Mapping {
+            object,
+            backing: Cell::new(None),
+        }
+    }
+}
+
+impl Deref for Mapping {
+    type Target = MappedObject;
+
+    fn deref(&self) -> &MappedObject {
+        &self.object
+    }
+}
+
+/// The executable mappings of a process. Shared by a parent and its children until one of them
+/// changes its own.
+#[derive(Clone, Debug, Default)]
+pub struct AddressSpace {
+    /// By address, not overlapping.
+    mappings: Vec<Mapping>,
+}
+
+impl AddressSpace {
+    /// An address space with these mappings; those beyond [`MAX_KEPT_MAPPINGS`] are left out.
+    pub fn new(mut mappings: Vec<MappedObject>) -> AddressSpace {
+        mappings.sort_by_key(|mapping| mapping.start);
+        mappings.truncate(MAX_KEPT_MAPPINGS);
+        AddressSpace {
+            mappings: mappings.into_iter().map(Mapping::new).collect(),
+        }
+    }
+
+    /// The mapping that holds `avma`.
+    pub fn find(&self, avma: u64) -> Option<&Mapping> {
+        let after = self.mappings.partition_point(|m| m.start <= avma);
+        let mapping = &self.mappings[after.checked_sub(1)?];
+        (avma < mapping.end).then_some(mapping)
+    }
+
+    /// All mappings, by address.
+    pub fn mappings(&self) -> &[Mapping] {
+        &self.mappings
+    }
+
+    /// Whether exactly this is mapped.
+    pub fn contains(&self, object: &MappedObject) -> bool {
+        self.find(object.start).is_some_and(|m| m.object == *object)
+    }
+
+    /// Adds a mapping, which replaces what it covers. The kernel does not report what was unmapped before; that is
+    /// forgotten when something else is mapped there. False: there is no room for one more.
+    pub fn add(&mut self, added: MappedObject) -> bool {
+        let first = self.mappings.partition_point(|m| m.end <= added.start);
+        let last = self.mappings.partition_point(|m| m.start < added.end);
+        let covered = &self.mappings[first..last.max(first)];
+        let left = covered.first().filter(|m| m.start < added.start).cloned();
+        let right = covered.last().filter(|m| m.end > added.end).cloned();
+        let left = left.map(|mut left| {
+            left.object.end = added.start;
+            left
+        });
+        let right = right.map(|mut right| {
+            right.object.offset += added.end - right.start;
+            right.object.start = added.end;
+            right
+        });
+        let new = left.into_iter().chain([Mapping::new(added)]).chain(right);
+        let new: Vec<Mapping> = new.collect();
+        let removed = last.saturating_sub(first);
+        if self.mappings.len() - removed + new.len() > MAX_KEPT_MAPPINGS {
+            return false;
+        }
+        self.mappings.splice(first..first + removed, new);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn mapping(start: u64, end: u64, offset: u64) -> MappedObject {
+        MappedObject {
+            start,
+            end,
+            offset,
+            file: None,
+            name: PathBuf::from(format!("{start:x}")),
+        }
+    }
+
+    fn bounds(space: &AddressSpace) -> Vec<(u64, u64, u64)> {
+        let mappings = space.mappings().iter();
+        mappings.map(|m| (m.start, m.end, m.offset)).collect()
+    }
+
+    /// A new mapping replaces what it covers and leaves the rest where it was.
+    #[test]
+    fn overlapping_mappings() {
+        let mut space =
+            AddressSpace::new(vec![mapping(0x1000, 0x9000, 0), mapping(0xa000, 0xb000, 0)]);
+        assert!(space.add(mapping(0x3000, 0x5000, 7)));
+        assert_eq!(
+            bounds(&space),
+            [
+                (0x1000, 0x3000, 0),
+                (0x3000, 0x5000, 7),
+                (0x5000, 0x9000, 0x4000),
+                (0xa000, 0xb000, 0)
+            ]
+        );
+        assert_eq!(space.find(0x4fff).unwrap().offset, 7);
+        assert!(space.find(0x9000).is_none());
+        assert!(space.find(0).is_none());
+        assert!(space.add(mapping(0x2000, 0xa800, 1)));
+        let expected = [
+            (0x1000, 0x2000, 0),
+            (0x2000, 0xa800, 1),
+            (0xa800, 0xb000, 0x800),
+        ];
+        assert_eq!(bounds(&space), expected);
+        assert!(space.add(mapping(0x10000, 0x11000, 0)));
+        assert!(space.contains(&mapping(0x10000, 0x11000, 0)));
+    }
+
+    /// A process that maps without end does not make the agent grow without end.
+    #[test]
+    fn bounded() {
+        let mut space = AddressSpace::default();
+        let all = MAX_KEPT_MAPPINGS as u64;
+        for at in 0..all {
+            assert!(space.add(mapping(at * 0x2000, at * 0x2000 + 0x1000, 0)));
+        }
+        assert!(!space.add(mapping(all * 0x2000, all * 0x2000 + 1, 0)));
+        assert!(
+            space.add(mapping(0, 0x1000, 9)),
+            "what it replaces makes room"
+        );
+        assert_eq!(space.mappings().len(), MAX_KEPT_MAPPINGS);
+    }
+}

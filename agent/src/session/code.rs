@@ -1,0 +1,89 @@
+//! The code of one process, told apart by mapping: all that the walk on a stack copy needs, in a form that another thread
+//! can use.
+
+use std::sync::Arc;
+
+use super::objects::{Mapped, Objects};
+use crate::{
+    process::{AddressSpace, Backing},
+    unwind::Resolved,
+};
+
+/// Where the rules of a mapping come from.
+#[derive(Debug)]
+enum Rules {
+    /// The file's unwind entries; avma minus svma.
+    File(Arc<Mapped>, u64),
+    /// There are none.
+    FramePointer,
+    /// The mapping is of no executable segment of its file.
+    Unknown,
+    /// The file could not be opened so far.
+    Pending,
+}
+
+/// A mapping.
+#[derive(Debug)]
+struct Stretch {
+    start: u64,
+    end: u64,
+    rules: Rules,
+}
+
+/// The executable mappings of a process with their files.
+#[derive(Debug)]
+pub struct Code {
+    /// By address, not overlapping.
+    stretches: Vec<Stretch>,
+}
+
+impl Code {
+    /// The code of a process; files that are not known are opened.
+    pub fn of(space: &AddressSpace, objects: &mut Objects, pid: u32) -> Code {
+        let stretches = space.mappings().iter().map(|mapping| {
+            let rules = match objects.backing(pid, mapping) {
+                Backing::Object(id) => match objects.get(id) {
+                    Some(object) => match object.bias(mapping) {
+                        Some(bias) => Rules::File(Arc::clone(object), bias),
+                        None => Rules::Unknown,
+                    },
+                    None => Rules::Pending,
+                },
+                Backing::Private => Rules::FramePointer,
+                Backing::Lost => Rules::Pending,
+            };
+            Stretch {
+                start: mapping.start,
+                end: mapping.end,
+                rules,
+            }
+        });
+        Code {
+            stretches: stretches.collect(),
+        }
+    }
+
+    /// Whether every file could be opened.
+    pub fn is_whole(&self) -> bool {
+        let is_pending = |stretch: &Stretch| matches!(stretch.rules, Rules::Pending);
+        !self.stretches.iter().any(is_pending)
+    }
+
+    /// The rule for an address, read from its file directly: the table may not exist yet. May block.
+    pub fn rule(&self, avma: u64) -> Resolved {
+        let after = self.stretches.partition_point(|s| s.start <= avma);
+        let stretch = after.checked_sub(1).map(|at| &self.stretches[at]);
+        let Some(stretch) = stretch.filter(|stretch| avma < stretch.end) else {
+            return Resolved::UnknownMapping;
+        };
+        match &stretch.rules {
+            Rules::FramePointer => Resolved::FramePointer,
+            Rules::Unknown => Resolved::UnknownMapping,
+            Rules::Pending => Resolved::TablesPending,
+            Rules::File(mapped, bias) => match mapped.rule_at(avma.wrapping_sub(*bias)) {
+                Some(rule) => Resolved::Rule(rule),
+                None => Resolved::FramePointer,
+            },
+        }
+    }
+}

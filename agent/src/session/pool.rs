@@ -1,0 +1,364 @@
+//! Threads for work that may block: opening files that others chose, reading `/proc` and the memory of other
+//! processes.
+//!
+//! The session's loop must keep reading the ring buffer, so it never does such work itself. It hands each piece to a
+//! thread of this pool and waits for a short time only. Nearly all work is done by then, which keeps the loop simple:
+//! it goes on with the answer in hand. Work that takes longer is overdue: the loop goes on without the answer, and the
+//! thread counts against bounds until it comes back. A thread that waits for a file system that never answers cannot
+//! be ended from here, so new work for the same user or the same device is refused while too many are overdue.
+
+use std::{
+    fs,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, Receiver, RecvTimeoutError},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::cost::go_first;
+
+/// How long the loop waits for one answer. The ring buffer has room for an eighth of a second in which every sample
+/// carries the largest stack copy ([`agent_ebpf::limits::ring_bytes`]).
+const LONGEST_WAIT: Duration = Duration::from_millis(100);
+
+/// Time that the loop may spend waiting when it has waited for nothing lately.
+const FULL_PATIENCE: Duration = Duration::from_millis(200);
+
+/// The loop regains one part of this many of the time that passes, so that it waits for a third of it at most.
+const REGAINED_PART: u32 = 3;
+
+/// Overdue threads at most.
+const MAX_OVERDUE: usize = 32;
+
+/// Overdue threads that the processes of one user may cause.
+const MAX_OVERDUE_OF_USER: usize = 4;
+
+/// Work that is overdue for so long tells that its device does not answer; a slow disk answers sooner.
+const DEVICE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Threads kept for later work.
+const MAX_IDLE: usize = 2;
+
+/// A device's major and minor number.
+pub type Device = (u32, u32);
+
+/// Whose files or memory a piece of work touches.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject {
+    /// The process.
+    pub pid: u32,
+    /// The device of the file, for work on a file.
+    pub device: Option<Device>,
+}
+
+impl Subject {
+    /// Work on a process alone.
+    pub fn process(pid: u32) -> Subject {
+        Subject { pid, device: None }
+    }
+}
+
+/// What came of a piece of work.
+#[derive(Debug)]
+pub enum Answer<T> {
+    /// It is done.
+    Done(T),
+    /// It is overdue; the answer may come here later.
+    Overdue(Receiver<T>),
+    /// It was not begun, because too much is overdue, or it panicked.
+    Refused,
+}
+
+impl<T> Answer<T> {
+    /// The answer, if it came in time.
+    pub fn done(self) -> Option<T> {
+        match self {
+            Answer::Done(answer) => Some(answer),
+            Answer::Overdue(_) | Answer::Refused => None,
+        }
+    }
+}
+
+/// What became of the work so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolCounts {
+    /// Pieces of work that took longer than the loop waited.
+    pub overdue: u64,
+    /// Pieces of work that were refused.
+    pub refused: u64,
+    /// Pieces of work that panicked.
+    pub panicked: u64,
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A thread, by the way to it. It ends when this is dropped and its work is done.
+struct Worker {
+    jobs: mpsc::Sender<Job>,
+}
+
+/// A thread whose work is overdue.
+struct Overdue {
+    worker: Worker,
+    subject: Subject,
+    user: Option<u32>,
+    since: Instant,
+    is_done: Arc<AtomicBool>,
+}
+
+/// The threads.
+pub struct WorkerPool {
+    idle: Vec<Worker>,
+    overdue: Vec<Overdue>,
+    /// How long the loop may still wait.
+    patience: Duration,
+    /// When `patience` was brought up to date.
+    updated: Instant,
+    counts: PoolCounts,
+}
+
+impl WorkerPool {
+    /// No thread yet.
+    pub fn new() -> WorkerPool {
+        WorkerPool {
+            idle: Vec::new(),
+            overdue: Vec::new(),
+            patience: FULL_PATIENCE,
+            updated: Instant::now(),
+            counts: PoolCounts::default(),
+        }
+    }
+
+    /// Lets the loop wait for so long, once: before it samples and afterwards nothing is lost meanwhile.
+    pub fn be_patient(&mut self, time: Duration) {
+        self.patience = self.patience.max(time);
+        self.updated = Instant::now();
+    }
+
+    /// What became of the work so far.
+    pub fn counts(&self) -> PoolCounts {
+        self.counts
+    }
+
+    /// Threads whose work is overdue.
+    pub fn overdue(&self) -> usize {
+        self.overdue.len()
+    }
+
+    /// Does `work` in a thread, and waits for it for a short time.
+    pub fn call<T: Send + 'static>(
+        &mut self,
+        subject: Subject,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Answer<T> {
+        self.take_back();
+        let user = match self.admit(subject) {
+            Some(user) => user,
+            None => {
+                self.counts.refused += 1;
+                return Answer::Refused;
+            }
+        };
+        let Some(worker) = self.idle.pop().or_else(Worker::start) else {
+            self.counts.refused += 1;
+            return Answer::Refused;
+        };
+        let (sender, receiver) = mpsc::channel();
+        let is_done = Arc::new(AtomicBool::new(false));
+        let done = Arc::clone(&is_done);
+        let job = Box::new(move || {
+            if let Ok(answer) = catch_unwind(AssertUnwindSafe(work)) {
+                // Nobody may be waiting any more.
+                let _ = sender.send(answer);
+            } else {
+                drop(sender);
+            }
+            done.store(true, Ordering::Release);
+        });
+        if worker.jobs.send(job).is_err() {
+            self.counts.refused += 1;
+            return Answer::Refused;
+        }
+        let begun = Instant::now();
+        let answer = receiver.recv_timeout(self.longest_wait());
+        self.patience = self.patience.saturating_sub(begun.elapsed());
+        match answer {
+            Ok(answer) => {
+                self.keep(worker);
+                Answer::Done(answer)
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                self.counts.panicked += 1;
+                self.keep(worker);
+                Answer::Refused
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                self.counts.overdue += 1;
+                self.overdue.push(Overdue {
+                    worker,
+                    subject,
+                    user: user.or_else(|| user_of(subject.pid)),
+                    since: begun,
+                    is_done,
+                });
+                Answer::Overdue(receiver)
+            }
+        }
+    }
+
+    /// Whether work on this may begin: `None` when it may not, else the user if that had to be looked up.
+    fn admit(&self, subject: Subject) -> Option<Option<u32>> {
+        if self.overdue.is_empty() {
+            return Some(None);
+        }
+        if self.overdue.len() >= MAX_OVERDUE {
+            return None;
+        }
+        let is_dead = |overdue: &&Overdue| {
+            subject.device.is_some()
+                && overdue.subject.device == subject.device
+                && overdue.since.elapsed() > DEVICE_PATIENCE
+        };
+        if self.overdue.iter().any(|overdue| is_dead(&overdue)) {
+            return None;
+        }
+        let user = user_of(subject.pid);
+        let of_user = self.overdue.iter().filter(|overdue| overdue.user == user);
+        (of_user.count() < MAX_OVERDUE_OF_USER).then_some(user)
+    }
+
+    /// How long the loop waits for the next answer.
+    fn longest_wait(&mut self) -> Duration {
+        let regained = self.updated.elapsed() / REGAINED_PART;
+        self.updated = Instant::now();
+        if self.patience < FULL_PATIENCE {
+            self.patience = (self.patience + regained).min(FULL_PATIENCE);
+        }
+        self.patience.min(LONGEST_WAIT)
+    }
+
+    /// Takes threads back whose overdue work is done.
+    fn take_back(&mut self) {
+        if self.overdue.is_empty() {
+            return;
+        }
+        let (done, overdue) = std::mem::take(&mut self.overdue)
+            .into_iter()
+            .partition(|overdue| overdue.is_done.load(Ordering::Acquire));
+        self.overdue = overdue;
+        let done: Vec<Overdue> = done;
+        for overdue in done {
+            self.keep(overdue.worker);
+        }
+    }
+
+    fn keep(&mut self, worker: Worker) {
+        if self.idle.len() < MAX_IDLE {
+            self.idle.push(worker);
+        }
+    }
+}
+
+impl Worker {
+    /// `None`: the system gives no thread.
+    fn start() -> Option<Worker> {
+        let (jobs, todo) = mpsc::channel::<Job>();
+        thread::Builder::new()
+            .name("flamestorm-io".to_owned())
+            .spawn(move || {
+                go_first();
+                for job in todo {
+                    job();
+                }
+            })
+            .ok()?;
+        Some(Worker { jobs })
+    }
+}
+
+/// The real user of a process. (The owner of `/proc/PID` is root for a process that may not be dumped.)
+fn user_of(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let users = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    users.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN: fn() -> Subject = || Subject::process(std::process::id());
+
+    /// An answer in time is the answer; a panic costs the answer only, and the next work is done.
+    #[test]
+    fn answers() {
+        let mut pool = WorkerPool::new();
+        assert_eq!(pool.call(OWN(), || 7).done(), Some(7));
+        let panicked: Answer<()> = pool.call(OWN(), || panic!("as a hostile file makes it"));
+        assert!(panicked.done().is_none());
+        assert_eq!(pool.call(OWN(), || 8).done(), Some(8));
+        assert_eq!(pool.counts().panicked, 1);
+        assert_eq!(pool.idle.len(), 1);
+    }
+
+    /// Work that never ends costs its user further work beyond a bound, and nobody else's; the answer that comes late
+    /// is still there, and its thread is used again.
+    #[test]
+    fn overdue() {
+        let mut pool = WorkerPool::new();
+        let (release, held) = mpsc::channel::<()>();
+        let held = Arc::new(std::sync::Mutex::new(held));
+        let mut late = Vec::new();
+        for _ in 0..MAX_OVERDUE_OF_USER {
+            pool.patience = Duration::from_millis(1);
+            let held = Arc::clone(&held);
+            let answer = pool.call(OWN(), move || held.lock().expect("a lock").recv().is_ok());
+            let Answer::Overdue(receiver) = answer else {
+                panic!("{answer:?}");
+            };
+            late.push(receiver);
+        }
+        assert!(matches!(pool.call(OWN(), || ()), Answer::Refused));
+        pool.be_patient(Duration::from_secs(5));
+        // The process 1 is another user's, or else nobody's that is known.
+        pool.overdue
+            .iter_mut()
+            .for_each(|o| o.user = Some(u32::MAX));
+        assert!(pool.call(OWN(), || ()).done().is_some());
+        for _ in &late {
+            release.send(()).expect("the work waits");
+        }
+        for receiver in late {
+            assert_eq!(receiver.recv_timeout(Duration::from_secs(60)), Ok(true));
+        }
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while pool.overdue() > 0 && Instant::now() < deadline {
+            pool.take_back();
+            thread::yield_now();
+        }
+        assert_eq!(pool.overdue(), 0);
+        assert_eq!(pool.counts().refused, 1);
+    }
+
+    /// However much work is overdue, the loop waits for a part of its time only.
+    #[test]
+    fn patience() {
+        let mut pool = WorkerPool::new();
+        pool.patience = Duration::ZERO;
+        pool.updated = Instant::now();
+        assert!(pool.longest_wait() <= LONGEST_WAIT);
+        pool.patience = Duration::ZERO;
+        pool.updated = Instant::now()
+            .checked_sub(Duration::from_secs(60))
+            .expect("the machine runs for a minute");
+        assert_eq!(pool.longest_wait(), LONGEST_WAIT);
+        assert_eq!(pool.patience, FULL_PATIENCE);
+        pool.be_patient(Duration::from_secs(3));
+        assert_eq!(pool.longest_wait(), LONGEST_WAIT);
+        assert!(pool.patience > FULL_PATIENCE);
+    }
+}
