@@ -1,6 +1,7 @@
 //! flamestorm: parses, resolves, runs.
 
 mod cli;
+mod front;
 
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -36,7 +37,10 @@ fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let cli = Cli::parse();
     let result = match &cli.command {
-        Command::Record(arguments) => record(arguments, started),
+        Command::Record(arguments) => {
+            return front::run(|group| status_of(record(arguments, started, group)))
+                .unwrap_or_else(|error| ExitCode::from(status_of(Err(error))));
+        }
         Command::Report(arguments) => report(arguments),
         Command::Queries(arguments) => queries(arguments),
         Command::Diff(arguments) => diff(arguments),
@@ -44,16 +48,20 @@ fn main() -> ExitCode {
             doctor::run(arguments.json).context("cannot write to standard output")
         }
     };
-    match result {
-        Ok(status) => ExitCode::from(status),
-        Err(error) => {
-            eprintln!("flamestorm: {error:#}");
-            if error.chain().any(|cause| cause.is::<kernel::Error>()) {
-                eprintln!("{}", hint());
-            }
-            ExitCode::from(FAILED)
-        }
+    ExitCode::from(status_of(result))
+}
+
+/// The exit status of a result; an error is printed.
+fn status_of(result: Result<u8>) -> u8 {
+    let error = match result {
+        Ok(status) => return status,
+        Err(error) => error,
+    };
+    eprintln!("flamestorm: {error:#}");
+    if error.chain().any(|cause| cause.is::<kernel::Error>()) {
+        eprintln!("{}", hint());
     }
+    FAILED
 }
 
 /// Makes every allocation of 128 KiB and more a mapping of its own, which goes back to the kernel when
@@ -74,9 +82,12 @@ fn hint() -> &'static str {
     }
 }
 
-fn record(arguments: &cli::Record, started: u64) -> Result<u8> {
+fn record(arguments: &cli::Record, started: u64, group: libc::pid_t) -> Result<u8> {
     let config = match arguments.config(started) {
-        Ok(config) => config,
+        Ok(config) => session::Config {
+            process_group: Some(group),
+            ..config
+        },
         Err(error) => {
             eprintln!("flamestorm: {error}");
             return Ok(USAGE);

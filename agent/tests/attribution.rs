@@ -482,3 +482,39 @@ fn traces() {
     assert_eq!(queries[0]["trace_ids"][0], "11".repeat(16));
     assert_eq!(queries[0]["callers"][0]["service"], "ground-truth");
 }
+
+/// A program that exports what a server exports and names somebody else's port does not make that port's clients pay: a
+/// port counts only when the server listens on it. A true server beside it is believed.
+#[test]
+fn a_false_server_is_not_believed() {
+    if !can_record() {
+        return;
+    }
+    let Some(cluster) = Cluster::start("") else {
+        return;
+    };
+    let workshop = Workshop::new();
+    let program = workshop.cc("false_server.c", "false_server", &["-rdynamic"]);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port of somebody else");
+    let port = listener.local_addr().expect("its address").port();
+    let mut command = Command::new(&program);
+    command.arg(port.to_string()).current_dir(workshop.path());
+    let mut server = start(command);
+    server.wait_until("it is ready", |server| server.stdout().contains("ready"));
+    let mut command = agent(["record", "--summary", "json", "--output"]);
+    command.arg(workshop.path().join("a.folded"));
+    command.args(["--pid", &server.pid().to_string()]);
+    command.env("RUST_LOG", "debug");
+    let mut recording = start(command);
+    let found = format!("pid {} runs what looks like PostgreSQL", server.pid());
+    recording.wait_until("it looks like a server", |agent| agent.stderr().contains(&found));
+    let believed = format!("pid {}, port {}", cluster.postmaster(), cluster.port);
+    recording.wait_until("the true server is believed", |agent| {
+        agent.stderr().contains(&believed)
+    });
+    // The false one is asked ten times a second meanwhile.
+    server.wait_for_cpu(1000);
+    recording.signal(libc::SIGINT);
+    let finished = recording.finish().succeeded();
+    assert!(!finished.stderr.contains(&format!("port {port}")), "{}", finished.stderr);
+}

@@ -82,7 +82,7 @@ impl Backends {
             texts: Texts::new(mode),
             callers: Callers::default(),
             executions: Recent::new(MAX_EXECUTIONS),
-            names: Names::default(),
+            names: Names::new(),
             counts: Counts::default(),
         }
     }

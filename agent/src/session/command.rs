@@ -30,17 +30,20 @@ fn pipe() -> io::Result<(std::fs::File, std::fs::File)> {
 }
 
 impl Held {
-    /// Forks the command. It goes on when [`Held::release`] is called, and ends when this is
+    /// Forks the command, into a process group if one is given. It goes on when [`Held::release`] is called, and ends when this is
     /// dropped.
     ///
     /// # Errors
     /// No pipe, no fork.
-    pub fn start(command: &[String]) -> io::Result<Held> {
+    pub fn start(command: &[String], group: Option<i32>) -> io::Result<Held> {
         let (mut tells_pid, pid_to) = pipe()?;
         let (waits, release) = pipe()?;
         let (program, arguments) = command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
         let mut child = Command::new(program);
         child.args(arguments);
+        if let Some(group) = group {
+            child.process_group(group);
+        }
         let waits_fd = waits.as_raw_fd();
         let pid_fd = pid_to.as_raw_fd();
         let release_fd = release.as_raw_fd();
@@ -114,7 +117,7 @@ mod tests {
 
     fn run(command: &[&str]) -> u8 {
         let command: Vec<_> = command.iter().map(|word| (*word).to_owned()).collect();
-        let held = Held::start(&command).unwrap();
+        let held = Held::start(&command, None).unwrap();
         assert!(held.pid() > 1);
         exit_code(held.release().unwrap().wait().unwrap())
     }
@@ -131,7 +134,7 @@ mod tests {
     fn held_and_dropped() {
         let file = std::env::temp_dir().join(format!("held-{}", std::process::id()));
         let touch = vec!["touch".to_owned(), file.display().to_string()];
-        let held = Held::start(&touch).unwrap();
+        let held = Held::start(&touch, None).unwrap();
         drop(held.release);
         assert!(join(held.spawning).is_err());
         assert!(!file.exists());
@@ -140,7 +143,7 @@ mod tests {
     /// A program that does not exist is an error that says so.
     #[test]
     fn no_such_program() {
-        let held = Held::start(&["/nonexistent/program".to_owned()]).unwrap();
+        let held = Held::start(&["/nonexistent/program".to_owned()], None).unwrap();
         let error = held.release().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }

@@ -16,6 +16,8 @@ pub struct Config {
     pub names: Vec<String>,
     /// Samples per second and CPU.
     pub frequency: u32,
+    /// The process group that the command joins; `None`: this process's.
+    pub process_group: Option<i32>,
     /// How long; `None` until a signal, or until the command ends.
     pub duration: Option<Duration>,
     /// A command to start and record.

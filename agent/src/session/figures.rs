@@ -157,14 +157,12 @@ impl Session {
             ));
         }
         let pool = self.objects.pool.counts();
-        if pool.overdue + pool.refused > 0 {
+        let waiting = self.objects.pool.overdue() + self.tables.abandoned();
+        if pool.refused + self.ingest.not_continued > 0 || waiting > 0 {
             runtime.note(format!(
-                "{} files or processes did not answer in time and {} were not asked therefore (a dead network file \
-                 system, FUSE?): {} stacks could not be completed; {} threads still wait",
-                pool.overdue,
-                pool.refused,
-                self.ingest.not_continued,
-                self.objects.pool.overdue() + self.tables.abandoned()
+                "{} files or processes did not answer in time (a dead network file system, FUSE?), {waiting} of them \
+                 not at all; {} were not asked therefore, and {} stacks could not be completed",
+                pool.overdue, pool.refused, self.ingest.not_continued,
             ));
         }
         if pool.panicked > 0 {

@@ -39,6 +39,9 @@ struct Copied {
 /// Stack copies that wait at most: two a CPU of the largest machines.
 const MAX_COPIES: usize = 1024;
 
+/// Buffers of used copies that are kept, 64 KiB each: more wait for their samples only in a burst of new processes.
+const MAX_SPARE: usize = 16;
+
 /// The window being filled and what is needed to fill it.
 pub struct Ingest {
     /// The counted samples.
@@ -109,9 +112,10 @@ impl Ingest {
 
     /// Keeps a stack for the sample that follows.
     pub fn stack_copy(&mut self, copy: &StackCopy<'_>) {
-        // What has waited this long waits for a sample that a full buffer refused.
+        // The sample for a copy that has waited this long was dropped, because the ring buffer was full.
         if self.copies.len() >= MAX_COPIES {
-            self.spare.push(self.copies.remove(0).bytes);
+            let evicted = self.copies.remove(0);
+            self.spare(evicted.bytes);
         }
         let mut bytes = self.spare.pop().unwrap_or_default();
         bytes.clear();
@@ -296,7 +300,7 @@ impl Ingest {
             Some((outcome, walked, bytes)) => {
                 self.continued += 1;
                 *addresses = walked;
-                self.spare.push(bytes);
+                self.spare(bytes);
                 outcome
             }
             None => {
@@ -305,6 +309,13 @@ impl Ingest {
                 addresses.push(stopped_at);
                 sample.outcome
             }
+        }
+    }
+
+    /// Keeps a buffer for the next copy.
+    fn spare(&mut self, bytes: Vec<u8>) {
+        if self.spare.len() < MAX_SPARE {
+            self.spare.push(bytes);
         }
     }
 
@@ -377,7 +388,9 @@ impl Ingest {
         }
         let id = self.window.add_module(describe(key, objects, pid));
         // Beyond the bound code counts under the module of unknown addresses.
-        let id = id.unwrap_or(self.unknown_module);
+        let Some(id) = id else {
+            return self.unknown_module;
+        };
         self.modules.insert(key, id);
         id
     }

@@ -1,33 +1,39 @@
 //! Names of databases and roles, and other short texts, each kept once.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashSet, sync::Arc};
 
 use agent_ebpf::postgres::status;
 
 use super::status::{Said, USER, half};
-use crate::query::Kind;
+use crate::{query::Kind, recent::Recent};
 
-/// Names of databases and roles kept at most.
-const MAX_NAMES: usize = 1 << 14;
+/// Names of databases, and of roles, that one half of [`Recent`] keeps.
+const MAX_NAMES: usize = 1 << 13;
 
-/// Distinct short texts kept at most (kinds of processes, application names, clients).
+/// Distinct short texts that are shared at most (kinds of processes, application names, clients).
 const MAX_TEXTS: usize = 1 << 14;
 
 /// A database or a role: server, and number in it.
 type Number = (u32, u32);
 
 /// Every name that was seen.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Names {
-    databases: HashMap<Number, Arc<str>>,
-    users: HashMap<Number, Arc<str>>,
+    databases: Recent<Number, Arc<str>>,
+    users: Recent<Number, Arc<str>>,
     texts: HashSet<Arc<str>>,
 }
 
 impl Names {
+    /// None yet.
+    pub fn new() -> Names {
+        Names {
+            databases: Recent::new(MAX_NAMES),
+            users: Recent::new(MAX_NAMES),
+            texts: HashSet::new(),
+        }
+    }
+
     /// Names of database and role: from the title where they are in it, else by their numbers, which other
     /// backends' titles explained (a parallel worker's title has no names).
     pub fn of(&mut self, said: &Said<'_>) -> (Arc<str>, Arc<str>) {
@@ -54,19 +60,25 @@ impl Names {
             return Arc::clone(known);
         }
         let shared: Arc<str> = Arc::from(text);
-        if self.texts.len() < MAX_TEXTS {
-            self.texts.insert(Arc::clone(&shared));
+        if self.texts.len() >= MAX_TEXTS {
+            // Those in use go on; they are only shared anew.
+            self.texts.clear();
         }
+        self.texts.insert(Arc::clone(&shared));
         shared
     }
 }
 
 /// Keeps or looks up the name of a number.
-fn explained(names: &mut HashMap<Number, Arc<str>>, number: Number, name: Arc<str>) -> Arc<str> {
+fn explained(
+    names: &mut Recent<Number, Arc<str>>,
+    number: Number,
+    name: Arc<str>,
+) -> Arc<str> {
     if name.is_empty() {
-        return names.get(&number).cloned().unwrap_or(name);
+        return names.get(&number).unwrap_or(name);
     }
-    if number.1 != 0 && names.len() < MAX_NAMES {
+    if number.1 != 0 && names.get(&number).as_ref() != Some(&name) {
         names.insert(number, Arc::clone(&name));
     }
     name

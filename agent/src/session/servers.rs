@@ -212,6 +212,7 @@ impl Servers {
             debug_query_string,
             my_bgworker_entry,
         };
+        log::debug!("pid {pid} runs what looks like PostgreSQL, of pid {postmaster}");
         kernel.set_server(index as u32, variables)?;
         if let Err(error) = kernel.follow_senders() {
             log::warn!(
