@@ -5,5 +5,8 @@ mod proc;
 mod registry;
 pub mod service;
 
-pub use proc::{mapped_objects, own_pid, parent_of, pids, process_exe, process_name};
+pub use proc::{
+    exists, has_threads, in_initial_pid_namespace, living_thread, mapped_objects, own_pid, parent_of, pids,
+    process_exe, process_name, process_of_thread,
+};
 pub use registry::{AddressSpace, Process, Registry};
