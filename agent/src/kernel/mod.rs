@@ -356,7 +356,11 @@ impl Kernel {
     /// The clock cannot be detached.
     pub fn remove_cpu(&mut self, cpu: u32) -> Result<(), Error> {
         self.cpus.retain(|of| *of != cpu);
-        for (_, clock) in self.clocks.extract_if(.., |(of, _)| *of == cpu).collect::<Vec<_>>() {
+        for (_, clock) in self
+            .clocks
+            .extract_if(.., |(of, _)| *of == cpu)
+            .collect::<Vec<_>>()
+        {
             let detached = self.sampler()?.detach(clock);
             detached.map_err(|source| refused(SAMPLE, source))?;
         }
@@ -574,7 +578,12 @@ fn cpu_numbers(online: &[u32]) -> u32 {
     let present = std::fs::read_to_string("/sys/devices/system/cpu/present").unwrap_or_default();
     let last = present.trim().rsplit([',', '-']).next();
     let last = last.and_then(|last| last.parse().ok());
-    online.iter().copied().chain(last).max().map_or(1, |last| last + 1)
+    online
+        .iter()
+        .copied()
+        .chain(last)
+        .max()
+        .map_or(1, |last| last + 1)
 }
 
 /// The number that follows a name at the start of a line.

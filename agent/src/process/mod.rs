@@ -6,7 +6,7 @@ mod registry;
 pub mod service;
 
 pub use proc::{
-    exists, has_threads, in_initial_pid_namespace, living_thread, mapped_objects, own_pid, parent_of, pids,
-    process_exe, process_name, process_of_thread,
+    exists, has_threads, in_initial_pid_namespace, living_thread, mapped_objects, own_pid,
+    parent_of, pids, process_exe, process_name, process_of_thread,
 };
 pub use registry::{AddressSpace, Process, Registry};

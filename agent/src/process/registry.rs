@@ -50,7 +50,10 @@ impl AddressSpace {
     /// names.)
     fn is_like(&self, other: &AddressSpace) -> bool {
         let place = |m: &MappedObject| (m.start, m.end, m.offset, m.file);
-        self.mappings.iter().map(place).eq(other.mappings.iter().map(place))
+        self.mappings
+            .iter()
+            .map(place)
+            .eq(other.mappings.iter().map(place))
     }
 
     /// This space with one more mapping, which replaces what it covers. What was unmapped before is
@@ -170,7 +173,10 @@ impl Registry {
 
     /// Pids of the processes that live, the youngest first.
     pub fn youngest_first(&self) -> Vec<u32> {
-        let mut living: Vec<&Process> = self.iter().filter(|p| self.living(p.pid).is_some()).collect();
+        let mut living: Vec<&Process> = self
+            .iter()
+            .filter(|p| self.living(p.pid).is_some())
+            .collect();
         living.sort_unstable_by_key(|process| std::cmp::Reverse(process.incarnation));
         living.into_iter().map(|process| process.pid).collect()
     }
@@ -270,7 +276,9 @@ impl Registry {
                 *pid
             })
             .collect();
-        let ended = looked.into_iter().filter(|pid| living_thread(*pid).is_none());
+        let ended = looked
+            .into_iter()
+            .filter(|pid| living_thread(*pid).is_none());
         let ended: Vec<u32> = ended.collect();
         for &pid in &ended {
             self.end(pid);
@@ -320,7 +328,11 @@ impl Registry {
         let process = Process {
             name,
             incarnation,
-            space: if is_like { was.space.clone() } else { Rc::new(space) },
+            space: if is_like {
+                was.space.clone()
+            } else {
+                Rc::new(space)
+            },
             ..was
         };
         self.processes.insert(pid, process);
@@ -357,7 +369,11 @@ impl Registry {
         if self.last_ended.get(&pid) == Some(&incarnation) {
             self.last_ended.remove(&pid);
         }
-        if self.processes.get(&pid).is_some_and(|p| p.incarnation == incarnation) {
+        if self
+            .processes
+            .get(&pid)
+            .is_some_and(|p| p.incarnation == incarnation)
+        {
             self.processes.remove(&pid);
         }
     }

@@ -92,7 +92,9 @@ impl Control {
     /// Notes that a sample shows something to have been missed.
     pub fn sampled(&mut self, sample: &Sample<'_>) {
         let header = &sample.header;
-        if sample.outcome == Outcome::UnknownMapping || self.registry.has_ended(header.pid) {
+        // One that is on its way out has no memory any more.
+        let lives_again = header.mm != 0 && self.registry.has_ended(header.pid);
+        if lives_again || sample.outcome == Outcome::UnknownMapping {
             self.repair.missed(header.pid, header.time);
         }
     }
@@ -137,6 +139,7 @@ impl Control {
     /// Ends the processes that are gone though nothing told so.
     pub fn end_missing(&mut self) {
         self.ended.extend(self.registry.end_missing());
+        self.repair.forget_ended(&self.registry);
     }
 
     fn apply(&mut self, event: Event) {

@@ -53,7 +53,10 @@ impl Cpus {
             if self.unsampled.iter().any(|(known, _)| *known == cpu) {
                 continue;
             }
-            let added = control.lifecycle.follow(cpu).and_then(|()| kernel.add_cpu(cpu));
+            let added = control
+                .lifecycle
+                .follow(cpu)
+                .and_then(|()| kernel.add_cpu(cpu));
             match added {
                 Ok(()) => {
                     log::info!("CPU {cpu} is online");

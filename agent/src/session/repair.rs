@@ -102,6 +102,11 @@ impl Repair {
         self.missed.remove(&pid);
     }
 
+    /// Forgets those that live no more, though samples of theirs came late.
+    pub fn forget_ended(&mut self, registry: &Registry) {
+        self.missed.retain(|pid, _| registry.living(*pid).is_some());
+    }
+
     /// Processes that wait to be read, and those whose misses are counted.
     pub fn sizes(&self) -> (usize, usize) {
         (self.queue.len(), self.missed.len())
