@@ -319,6 +319,24 @@ pub fn remember(server: u32, pid: u32, connection: Connection) -> Option<Served>
     Some(served)
 }
 
+/// Forgets a process that has ended or runs another program. `server` counts from 1; 0: none.
+#[inline(always)]
+pub fn ended(pid: u32, server: u32) {
+    let Some(known) = KNOWN.get_ptr(pid) else {
+        return;
+    };
+    // SAFETY: the number is copied at once.
+    let own = unsafe { (*known).pid };
+    if server != 0 {
+        let key = BackendKey {
+            server: server - 1,
+            pid: own,
+        };
+        let _ = BACKENDS.remove(key);
+    }
+    let _ = KNOWN.remove(pid);
+}
+
 /// Address of the current backend's status.
 #[inline(always)]
 pub fn status_address(variables: &Server) -> Option<u64> {

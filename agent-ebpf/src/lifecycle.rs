@@ -1,6 +1,7 @@
 //! Processes as they come and go, without a delay: a child's tables are its parent's from its first
-//! instruction. (An exec needs nothing here: it changes the address space, and the tables of the old
-//! one are then not used, see `Space::mm`.)
+//! instruction. An exec changes the address space, and the tables of the old one are then not used (see
+//! `Space::mm`); the entry is removed as well, because the kernel gives the address of a freed `mm` to another
+//! one, and because the children of the new program must not inherit the tables of the old one.
 
 use core::ffi::c_void;
 
@@ -12,7 +13,7 @@ use aya_ebpf::{
 use aya_log_ebpf::warn;
 
 use crate::{
-    counting, filter,
+    backend, counting, filter,
     maps::{PROCESSES, SIGNAL_LIVE, TARGETS, TASK_MM, TASK_SIGNAL, TASK_TGID},
 };
 
@@ -75,6 +76,24 @@ fn child_of(parent: Space, mm: u64) -> Space {
     }
 }
 
+/// Forgets the address space that a process had before it ran another program.
+#[inline(always)]
+pub fn exec(task: *const c_void) {
+    // SAFETY: the argument is a task_struct; the offset comes from the kernel's own BTF.
+    let mm: Option<u64> = unsafe { field(task, TASK_MM.load()) };
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // SAFETY: the value is copied at once.
+    let Some(space) = unsafe { PROCESSES.get(pid) }.copied() else {
+        return;
+    };
+    // The agent may have been quick, and the entry is of the new program already.
+    if mm == Some(space.mm) {
+        return;
+    }
+    backend::ended(pid, space.server);
+    let _ = PROCESSES.remove(pid);
+}
+
 /// Forgets a process when its last thread ends, so that its pid can be used again.
 #[inline(always)]
 pub fn exit(task: *const c_void) {
@@ -88,6 +107,9 @@ pub fn exit(task: *const c_void) {
         return;
     }
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // SAFETY: the value is copied at once.
+    let server = unsafe { PROCESSES.get(pid) }.map_or(0, |space| space.server);
+    backend::ended(pid, server);
     let _ = PROCESSES.remove(pid);
     if filter::active() {
         let _ = TARGETS.remove(pid);

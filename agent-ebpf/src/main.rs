@@ -39,6 +39,13 @@ pub fn flamestorm_fork(ctx: RawTracePointContext) -> i32 {
     0
 }
 
+/// A task has begun to run another program; runs in it. `TP_PROTO(task_struct *task, …)`.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn flamestorm_exec(ctx: RawTracePointContext) -> i32 {
+    lifecycle::exec(ctx.arg(0));
+    0
+}
+
 /// A task is ending; runs in it. `TP_PROTO(task_struct *task, …)`.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub fn flamestorm_exit(ctx: RawTracePointContext) -> i32 {

@@ -295,6 +295,7 @@ impl Record {
         }
         let names = self.comm.iter().map(|name| comm(name));
         Ok(session::Config {
+            process_group: None,
             pids: self.pid.clone(),
             names: names.collect::<Result<_, _>>()?,
             frequency: self.frequency,

@@ -461,3 +461,44 @@ fn as_nobody(program: &Path, args: &[&str]) -> common::Finished {
         .current_dir("/");
     start(command).finish()
 }
+
+/// In a pid namespace of its own the agent sees other pids than the kernel: it says so, and how to run it instead.
+#[test]
+fn a_pid_namespace_of_its_own() {
+    if !can_record() {
+        return;
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
+    command.arg(env!("CARGO_BIN_EXE_flamestorm"));
+    command.args(["record", "--output", "-", "--", "true"]);
+    let finished = start(command).finish();
+    assert_eq!(finished.code(), 1, "{finished:#?}");
+    finished.failed_saying(&["pid namespace", "--pid=host", "hostPID: true"]);
+    assert_eq!(finished.stdout, "");
+}
+
+/// A thread's id in the place of its process's: the message names the process.
+#[test]
+fn a_thread_in_the_place_of_its_process() {
+    if !can_record() {
+        return;
+    }
+    let workshop = Workshop::new();
+    let threads = workshop.cc("threads.c", "two_threads", &["-pthread"]);
+    let mut running = run(&threads, &[LONG, "1"]);
+    let pid = running.pid();
+    let thread = |running: &Running| {
+        let threads = fs::read_dir(format!("/proc/{}/task", running.pid())).ok()?;
+        let mut tids = threads.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        tids.find(|tid: &u32| *tid != pid)
+    };
+    running.wait_until("it has a second thread", |running| {
+        thread(running).is_some()
+    });
+    let tid = thread(&running).expect("it burns for long").to_string();
+    let finished = start(agent(["record", "--duration", "1s", "--pid", &tid])).finish();
+    assert_eq!(finished.code(), 1, "{finished:#?}");
+    let advice = format!("{tid} is a thread of process {pid} (two_threads): use --pid {pid}");
+    finished.failed_saying(&[&advice]);
+}

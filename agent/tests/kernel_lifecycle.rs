@@ -2,7 +2,11 @@
 
 mod common;
 
-use common::{HERTZ, Recording, Workshop, can_record};
+use std::{fs, process::Command, thread, time::Duration};
+
+use common::{
+    HERTZ, MachineLock, Profile, Recording, Running, Summary, Workshop, agent, can_record, start,
+};
 
 /// 32 threads at once: each stack ends where the thread began.
 #[test]
@@ -122,4 +126,136 @@ fn dlopen_in_flight() {
         stack.has_chain(&["main", "use_plugin", "plugin_run", "plugin_inner", "burn"])
             && stack.starts_at_process_start()
     });
+}
+
+/// 2,000 processes of some milliseconds each, in two kinds: when they are gone, nothing is kept for them but what is
+/// stated.
+#[test]
+fn what_has_ended_is_forgotten() {
+    /// Processes that begin or end between the end of the recording and the count here: other tests'.
+    const OTHERS: f64 = 64.0;
+    /// Processes that the agent remembers after their end.
+    const REMEMBERED: f64 = 1024.0;
+    if !can_record() {
+        return;
+    }
+    let workshop = Workshop::new();
+    let churn = workshop.cc("churn.c", "churn", &[]);
+    // The wait is longer than the time after which the agent looks for what no event told it.
+    let recording = Recording::of(&churn, &["2000", "3", "7000"]);
+    let living = pids().count() as f64 + OTHERS;
+    assert_eq!(recording.finished.code(), 0);
+    let summary = &recording.summary;
+    for part in ["forked", "executed"] {
+        let of_part = recording.profile.count(|stack| stack.has(part));
+        assert!(of_part > 300, "{of_part} samples in {part}: {summary}");
+    }
+    for (what, bound) in [
+        ("processes", living),
+        ("targets", living),
+        ("known", living),
+        ("backends", living),
+        ("given", living),
+        ("placed", living),
+        ("known_processes", living + REMEMBERED),
+        ("ended_processes", REMEMBERED),
+        ("events", 1000.0),
+        ("repairs", living),
+        ("missed", living),
+    ] {
+        let size = summary.number(&format!("/sizes/{what}"));
+        assert!(size <= bound, "{what}: {size} > {bound}\n{summary}");
+    }
+}
+
+/// Processes of the machine.
+fn pids() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").expect("/proc").flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// A process whose first thread has ended lives on: its stacks are whole and have names, whether it was recorded from
+/// its start or only afterwards.
+#[test]
+fn a_process_without_its_first_thread() {
+    if !can_record() {
+        return;
+    }
+    let workshop = Workshop::new();
+    let program = workshop.cc("leaderless.c", "leaderless", &["-pthread"]);
+    let is_true = |stack: &common::Stack| {
+        let user: Vec<&str> = stack.user().collect();
+        user.get(2) == Some(&"worker") && user.get(3) == Some(&"burn")
+    };
+    let recording = Recording::of(&program, &["2000"]);
+    recording.assert_sound(2000.0);
+    let true_stack = "worker, called by the thread's start";
+    recording.profile.assert_share(0.95, true_stack, is_true);
+
+    let mut command = Command::new(&program);
+    command.arg("120000");
+    let mut burning = start(command);
+    let pid = burning.pid();
+    burning.wait_until("its first thread has ended", |_| {
+        fs::read_link(format!("/proc/{pid}/exe")).is_err()
+    });
+    let (profile, summary) = attached(&workshop, &mut burning, |_, burning| {
+        burning.wait_for_cpu(2000);
+    });
+    assert!(profile.total() > u64::from(HERTZ), "{profile}");
+    assert!(summary.complete_share() >= 0.95, "{summary}\n{profile}");
+    profile.assert_share(0.95, true_stack, is_true);
+}
+
+/// More is mapped than the buffer of a stopped agent holds, and a library is opened that the agent is not told of:
+/// it finds out, and the library's samples have their stacks and names.
+#[test]
+fn lost_events_are_made_up_for() {
+    if !can_record() {
+        return;
+    }
+    let workshop = Workshop::new();
+    let plugin = workshop.cc("plugin.c", "plugin.so", &["-shared", "-fPIC"]);
+    let mut command = Command::new(workshop.cc("flood.c", "flood", &[]));
+    command.args(["20000", "120000"]).arg(&plugin);
+    let mut flood = start(command);
+    flood.wait_until("ready", |flood| flood.stdout().contains("ready"));
+    let (profile, summary) = attached(&workshop, &mut flood, |agent, flood| {
+        agent.signal(libc::SIGSTOP);
+        flood.signal(libc::SIGUSR1);
+        flood.wait_until("flooded", |flood| flood.stdout().contains("flooded"));
+        agent.signal(libc::SIGCONT);
+        flood.signal(libc::SIGUSR1);
+        flood.wait_for_cpu(4000);
+    });
+    let lost = summary.number("/lost/process_events_lost");
+    assert!(lost > 1000.0, "{summary}");
+    let inside = profile.filtered(|stack| !stack.has("some_code"));
+    assert!(inside.total() > 3 * u64::from(HERTZ), "{profile}");
+    inside.assert_share(0.8, "the true stack", |stack| {
+        stack.has_chain(&["main", "use_plugin", "plugin_run", "plugin_inner", "burn"])
+            && stack.starts_at_process_start()
+    });
+}
+
+/// Records a running process while `meanwhile` lasts.
+fn attached(
+    workshop: &Workshop,
+    running: &mut Running,
+    meanwhile: impl FnOnce(&mut Running, &mut Running),
+) -> (Profile, Summary) {
+    let _lock = MachineLock::shared();
+    let folded = workshop.path().join("attached.folded");
+    let mut command = agent(["record", "--summary", "json", "--frames", "raw"]);
+    command.args(["--frequency", &HERTZ.to_string()]);
+    command.args(["--pid", &running.pid().to_string()]);
+    command.arg("--output").arg(&folded);
+    let mut agent = start(command);
+    agent.wait_until("recording", |agent| agent.stderr().contains("recording"));
+    // It has read what there is.
+    thread::sleep(Duration::from_millis(500));
+    meanwhile(&mut agent, running);
+    agent.signal(libc::SIGINT);
+    let finished = agent.finish().succeeded();
+    (Profile::read(&folded), Summary::parse(&finished.stdout))
 }

@@ -3,11 +3,14 @@
 use std::{
     fs,
     io::{self, BufRead as _, BufReader},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use super::bpf;
-use crate::kernel::{Kernel, LifecycleEvents, Options};
+use crate::{
+    kernel::{Kernel, LifecycleEvents, Options},
+    process::in_initial_pid_namespace,
+};
 
 /// Answers of the machine. Errors are kept as text: they are only told.
 #[derive(Clone, Debug)]
@@ -55,9 +58,6 @@ pub struct Senders {
     pub missing_fields: Vec<String>,
 }
 
-/// Inode of the initial pid namespace: `PROC_PID_INIT_INO`, include/linux/proc_ns.h.
-const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
-
 impl Facts {
     /// Asks everything.
     pub fn gather() -> Facts {
@@ -77,9 +77,7 @@ impl Facts {
             kptr_restrict: number("/proc/sys/kernel/kptr_restrict"),
             tracefs: tracefs(),
             memlock: memlock(),
-            initial_pid_namespace: fs::read_link("/proc/self/ns/pid")
-                .ok()
-                .map(|link| link == Path::new(INITIAL_PID_NAMESPACE)),
+            initial_pid_namespace: in_initial_pid_namespace(),
             lockdown: lockdown(),
         }
     }

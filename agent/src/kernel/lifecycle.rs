@@ -7,10 +7,16 @@ use std::path::PathBuf;
 use perf_event::{Builder, SampleFlag, Sampler, events::Software};
 use perf_event_data::Record;
 
-use super::Error;
+use super::{Error, is_online};
 
 /// Bytes of a CPU's buffer: a thousand mappings; what does not fit is told by the kernel as lost.
 const BUFFER_BYTES: usize = 128 * 1024;
+
+/// Bytes of a record's header (`struct perf_event_header`).
+const HEADER_BYTES: usize = 8;
+
+/// Bytes that the largest record takes: a mapping of a file whose path is as long as may be.
+const MAX_RECORD: usize = 4096 + 256;
 
 /// `PERF_RECORD_MISC_COMM_EXEC`: the name changed because of an exec.
 const MISC_COMM_EXEC: u16 = 1 << 13;
@@ -64,8 +70,12 @@ pub enum EventKind {
         /// Its new name.
         name: String,
     },
-    /// The process's first thread ended.
+    /// The process has another thread.
+    Thread,
+    /// The process's first thread ended. The process lives on while it has others.
     Exit,
+    /// Another thread of the process ended.
+    ThreadExit,
     /// Code was mapped.
     Map(MappedObject),
 }
@@ -83,8 +93,11 @@ pub struct Event {
 
 /// The open buffers.
 pub struct LifecycleEvents {
-    buffers: Vec<Sampler>,
+    /// Of each CPU.
+    buffers: Vec<(u32, Sampler)>,
     lost: u64,
+    /// Whether something may have been missed since [`Self::take_gap`] was called last.
+    gap: bool,
 }
 
 impl LifecycleEvents {
@@ -93,54 +106,96 @@ impl LifecycleEvents {
     /// # Errors
     /// The kernel refuses: too few rights, or too little memory that may be locked.
     pub fn open(cpus: &[u32]) -> Result<LifecycleEvents, Error> {
-        let open = |cpu: u32| -> std::io::Result<Sampler> {
-            Builder::new(Software::DUMMY)
-                .any_pid()
-                .one_cpu(cpu as usize)
-                .mmap(true)
-                .mmap2(true)
-                .comm(true)
-                .comm_exec(true)
-                .task(true)
-                .sample_id_all(true)
-                .sample(SampleFlag::TIME)
-                .clockid(Some(perf_event::Clock::MONOTONIC))
-                .enabled(true)
-                .build()?
-                .sampled(BUFFER_BYTES)
+        let mut events = LifecycleEvents {
+            buffers: Vec::new(),
+            lost: 0,
+            gap: false,
         };
-        let buffers = cpus
-            .iter()
-            .map(|&cpu| open(cpu).map_err(|source| Error::Lifecycle { cpu, source }))
-            .collect::<Result<_, _>>()?;
-        Ok(LifecycleEvents { buffers, lost: 0 })
+        for &cpu in cpus {
+            match events.follow(cpu) {
+                // It went offline since it was listed.
+                Err(_) if !is_online(cpu) => {}
+                followed => followed?,
+            }
+        }
+        // Whoever opens them reads the processes that are there afterwards.
+        events.gap = false;
+        Ok(events)
     }
 
-    /// Appends everything that has happened since the last call, in order of time.
+    /// Opens the buffer of a CPU that has come online. What happened there before was missed.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub fn follow(&mut self, cpu: u32) -> Result<(), Error> {
+        let buffer = open(cpu).map_err(|source| Error::Lifecycle { cpu, source })?;
+        self.buffers.push((cpu, buffer));
+        self.gap = true;
+        Ok(())
+    }
+
+    /// Closes the buffer of a CPU that has gone offline: the kernel never writes to it again. `events` takes what is
+    /// still in it.
+    pub fn leave(&mut self, cpu: u32, events: &mut Vec<Event>) {
+        self.read(events);
+        self.buffers.retain(|(of, _)| *of != cpu);
+    }
+
+    /// Appends everything that has happened since the last call, by CPU.
     pub fn read(&mut self, events: &mut Vec<Event>) {
-        let before = events.len();
-        for buffer in &mut self.buffers {
+        for (_, buffer) in &mut self.buffers {
+            let mut read = 0;
             while let Some(record) = buffer.next_record() {
                 let misc = record.misc();
                 let bytes = record.to_contiguous();
+                read += bytes.len() + HEADER_BYTES;
                 // With `sample_id_all` and only the time asked for, it is the last word of all.
                 let time = bytes
                     .last_chunk()
                     .map_or(0, |word| u64::from_le_bytes(*word));
                 match record.parse_record() {
-                    Ok(Record::Lost(lost)) => self.lost += lost.lost,
+                    Ok(Record::Lost(lost)) => {
+                        self.lost += lost.lost;
+                        self.gap = true;
+                    }
                     Ok(record) => events.extend(event(time, misc, record)),
-                    Err(_) => self.lost += 1,
+                    Err(_) => {
+                        self.lost += 1;
+                        self.gap = true;
+                    }
                 }
             }
+            // The kernel tells what it has lost with the next record, which may be long in coming.
+            self.gap |= read + MAX_RECORD > BUFFER_BYTES;
         }
-        events[before..].sort_by_key(|event| event.time);
     }
 
     /// Records that did not fit into a buffer, so far.
     pub fn lost(&self) -> u64 {
         self.lost
     }
+
+    /// Whether something may have been missed since the last call.
+    pub fn take_gap(&mut self) -> bool {
+        std::mem::take(&mut self.gap)
+    }
+}
+
+fn open(cpu: u32) -> std::io::Result<Sampler> {
+    Builder::new(Software::DUMMY)
+        .any_pid()
+        .one_cpu(cpu as usize)
+        .mmap(true)
+        .mmap2(true)
+        .comm(true)
+        .comm_exec(true)
+        .task(true)
+        .sample_id_all(true)
+        .sample(SampleFlag::TIME)
+        .clockid(Some(perf_event::Clock::MONOTONIC))
+        .enabled(true)
+        .build()?
+        .sampled(BUFFER_BYTES)
 }
 
 fn event(time: u64, misc: u16, record: Record<'_>) -> Option<Event> {
@@ -148,7 +203,9 @@ fn event(time: u64, misc: u16, record: Record<'_>) -> Option<Event> {
         Record::Fork(fork) if fork.pid != fork.ppid => {
             (fork.pid, EventKind::Fork { parent: fork.ppid })
         }
+        Record::Fork(fork) => (fork.pid, EventKind::Thread),
         Record::Exit(exit) if exit.pid == exit.tid => (exit.pid, EventKind::Exit),
+        Record::Exit(exit) => (exit.pid, EventKind::ThreadExit),
         Record::Comm(comm) => {
             let name = String::from_utf8_lossy(&comm.comm).into_owned();
             let tid = comm.tid;

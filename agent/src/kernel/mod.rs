@@ -6,6 +6,7 @@ mod events;
 mod lifecycle;
 mod pool;
 mod senders;
+mod sizes;
 mod times;
 
 use std::{collections::HashSet, io, os::fd::AsRawFd as _, time::Duration};
@@ -84,6 +85,9 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// A CPU was added to the machine.
+    #[error("the maps have places only for the CPUs that were present when recording began")]
+    NewCpu,
     /// The events of processes and mappings could not be opened.
     #[error("perf_event_open for process events on CPU {cpu}: {source}")]
     Lifecycle {
@@ -106,6 +110,9 @@ pub struct Options {
     /// Where sends are to be seen; `None`: at the cheapest place that the kernel has.
     pub senders: Option<Senders>,
 }
+
+/// `BPF_EXIST`: only an entry that is there is written.
+const BPF_EXIST: u64 = 2;
 
 /// Windows of the budget of stacks at sends (100 ms each).
 const WINDOWS_PER_SECOND: u32 = 10;
@@ -143,7 +150,11 @@ pub struct Kernel {
     outer: ArrayOfMaps<MapData, Segment>,
     segments: Vec<Segment>,
     cpus: Vec<u32>,
-    clocks: Vec<PerfEventLinkId>,
+    /// Of each CPU that has one.
+    clocks: Vec<(u32, PerfEventLinkId)>,
+    /// Those before this one have a place in the maps.
+    cpu_numbers: u32,
+    period_ns: u64,
     callers_per_second: u32,
     wanted_senders: Option<Senders>,
     senders: Option<Senders>,
@@ -151,8 +162,9 @@ pub struct Kernel {
 }
 
 const SAMPLE: &str = "flamestorm_sample";
-const RAW_TRACEPOINTS: [(&str, &str); 2] = [
+const RAW_TRACEPOINTS: [(&str, &str); 3] = [
     ("flamestorm_fork", "sched_process_fork"),
+    ("flamestorm_exec", "sched_process_exec"),
     ("flamestorm_exit", "sched_process_exit"),
 ];
 
@@ -169,9 +181,8 @@ impl Kernel {
         let filter = u8::from(options.filter);
         let frequency = 1_000_000_000 / options.period_ns.max(1);
         let frequency = u32::try_from(frequency).unwrap_or(u32::MAX);
-        let cpus = online_cpus().map_err(|(path, source)| Error::Cpus { path, source })?;
-        // CPU numbers may have gaps.
-        let cpu_numbers = cpus.iter().max().map_or(1, |last| last + 1);
+        let cpus = cpus_online()?;
+        let cpu_numbers = cpu_numbers(&cpus);
         let callers = options.callers_per_second.div_ceil(WINDOWS_PER_SECOND);
         let mut loader = EbpfLoader::new();
         loader
@@ -215,6 +226,8 @@ impl Kernel {
             segments: Vec::new(),
             cpus,
             clocks: Vec::new(),
+            cpu_numbers,
+            period_ns: options.period_ns,
             ebpf,
         };
         kernel.follow_processes()?;
@@ -298,9 +311,7 @@ impl Kernel {
     }
 
     fn load_sampler(&mut self) -> Result<(), Error> {
-        let sampler: &mut PerfEvent = program_mut(&mut self.ebpf, SAMPLE)
-            .try_into()
-            .map_err(|source| refused(SAMPLE, source))?;
+        let sampler = self.sampler()?;
         sampler.load().map_err(|source| refused(SAMPLE, source))
     }
 
@@ -308,22 +319,70 @@ impl Kernel {
     ///
     /// # Errors
     /// `perf_event_open` was refused.
-    pub fn start(&mut self, period_ns: u64) -> Result<(), Error> {
-        let sampler: &mut PerfEvent = program_mut(&mut self.ebpf, SAMPLE)
-            .try_into()
-            .map_err(|source| refused(SAMPLE, source))?;
-        for &cpu in &self.cpus {
-            let clock = sampler
-                .attach(
-                    PerfEventConfig::Software(SoftwareEvent::CpuClock),
-                    PerfEventScope::AllProcessesOneCpu { cpu },
-                    SamplePolicy::Period(period_ns),
-                    false,
-                )
-                .map_err(|source| refused(SAMPLE, source))?;
-            self.clocks.push(clock);
+    pub fn start(&mut self) -> Result<(), Error> {
+        for cpu in self.cpus.clone() {
+            match self.start_clock(cpu) {
+                // It went offline since it was listed.
+                Err(_) if !is_online(cpu) => {}
+                started => started?,
+            }
         }
         Ok(())
+    }
+
+    /// Starts the sampling clock on a CPU.
+    ///
+    /// # Errors
+    /// `perf_event_open` was refused.
+    fn start_clock(&mut self, cpu: u32) -> Result<(), Error> {
+        let policy = SamplePolicy::Period(self.period_ns);
+        let clock = self
+            .sampler()?
+            .attach(
+                PerfEventConfig::Software(SoftwareEvent::CpuClock),
+                PerfEventScope::AllProcessesOneCpu { cpu },
+                policy,
+                false,
+            )
+            .map_err(|source| refused(SAMPLE, source))?;
+        self.clocks.push((cpu, clock));
+        Ok(())
+    }
+
+    /// Samples a CPU that has come online.
+    ///
+    /// # Errors
+    /// `perf_event_open` was refused, or the maps have no place for a CPU of this number.
+    pub fn add_cpu(&mut self, cpu: u32) -> Result<(), Error> {
+        if cpu >= self.cpu_numbers {
+            return Err(Error::NewCpu);
+        }
+        self.start_clock(cpu)?;
+        self.cpus.push(cpu);
+        Ok(())
+    }
+
+    /// A CPU has gone offline. The kernel never starts its clock again, so that it has to go.
+    ///
+    /// # Errors
+    /// The clock cannot be detached.
+    pub fn remove_cpu(&mut self, cpu: u32) -> Result<(), Error> {
+        self.cpus.retain(|of| *of != cpu);
+        for (_, clock) in self
+            .clocks
+            .extract_if(.., |(of, _)| *of == cpu)
+            .collect::<Vec<_>>()
+        {
+            let detached = self.sampler()?.detach(clock);
+            detached.map_err(|source| refused(SAMPLE, source))?;
+        }
+        Ok(())
+    }
+
+    fn sampler(&mut self) -> Result<&mut PerfEvent, Error> {
+        program_mut(&mut self.ebpf, SAMPLE)
+            .try_into()
+            .map_err(|source| refused(SAMPLE, source))
     }
 
     /// Stops the sampling clock. Records already taken can still be read.
@@ -334,7 +393,7 @@ impl Kernel {
         let sampler: &mut PerfEvent = program_mut(&mut self.ebpf, SAMPLE)
             .try_into()
             .map_err(|source| refused(SAMPLE, source))?;
-        for clock in self.clocks.drain(..) {
+        for (_, clock) in self.clocks.drain(..) {
             sampler
                 .detach(clock)
                 .map_err(|source| refused(SAMPLE, source))?;
@@ -342,7 +401,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Online CPUs, each of which has a sampling clock.
+    /// CPUs that were online, each of which has a sampling clock.
     pub fn cpus(&self) -> &[u32] {
         &self.cpus
     }
@@ -397,14 +456,27 @@ impl Kernel {
             .map_err(in_map("SEGMENTS"))
     }
 
-    /// Tells the kernel the address space of a process.
+    /// Tells the kernel the address space of a process. An entry that is there goes with the process, because the
+    /// program at its exit removes it. A new one may come after the exit: true when it is a new one, and then the
+    /// caller removes it unless the process is still there.
     ///
     /// # Errors
     /// The map is full, or cannot be written.
-    pub fn set_space(&mut self, pid: u32, space: Space) -> Result<(), Error> {
-        self.processes
-            .insert(pid, Plain(space), 0)
-            .map_err(in_map("PROCESSES"))
+    pub fn set_space(&mut self, pid: u32, space: Space) -> Result<bool, Error> {
+        match self.processes.insert(pid, Plain(space), BPF_EXIST) {
+            Err(MapError::SyscallError(refused))
+                if refused.io_error.raw_os_error() == Some(libc::ENOENT) =>
+            {
+                let added = self.processes.insert(pid, Plain(space), 0);
+                added.map(|()| true).map_err(in_map("PROCESSES"))
+            }
+            updated => updated.map(|()| false).map_err(in_map("PROCESSES")),
+        }
+    }
+
+    /// Processes that have an address space in the kernel.
+    pub fn spaces(&self) -> Vec<u32> {
+        self.processes.keys().flatten().collect()
     }
 
     /// What the kernel knows of a process (from [`Self::set_space`], or inherited in a fork).
@@ -434,6 +506,17 @@ impl Kernel {
     /// The map is full, or cannot be written.
     pub fn select_process(&mut self, pid: u32) -> Result<(), Error> {
         self.targets.insert(pid, 1, 0).map_err(in_map("TARGETS"))
+    }
+
+    /// Selects a process no more.
+    pub fn deselect_process(&mut self, pid: u32) {
+        // Already gone when the process has ended: the kernel forgets it by itself.
+        let _ = self.targets.remove(&pid);
+    }
+
+    /// Processes that are selected.
+    pub fn selected(&self) -> Vec<u32> {
+        self.targets.keys().flatten().collect()
     }
 
     /// Selects the threads of a name (at most 15 bytes, as the kernel keeps it).
@@ -487,6 +570,32 @@ impl Kernel {
         }
         maps.values().sum()
     }
+}
+
+/// The CPUs that are online.
+///
+/// # Errors
+/// `/sys` cannot be read.
+pub fn cpus_online() -> Result<Vec<u32>, Error> {
+    online_cpus().map_err(|(path, source)| Error::Cpus { path, source })
+}
+
+fn is_online(cpu: u32) -> bool {
+    cpus_online().is_ok_and(|cpus| cpus.contains(&cpu))
+}
+
+/// Places that maps need for the CPUs that are there, offline ones included. Numbers may have gaps.
+fn cpu_numbers(online: &[u32]) -> u32 {
+    // A list of ranges, in order: the last number is that of the last CPU.
+    let present = std::fs::read_to_string("/sys/devices/system/cpu/present").unwrap_or_default();
+    let last = present.trim().rsplit([',', '-']).next();
+    let last = last.and_then(|last| last.parse().ok());
+    online
+        .iter()
+        .copied()
+        .chain(last)
+        .max()
+        .map_or(1, |last| last + 1)
 }
 
 /// The number that follows a name at the start of a line.

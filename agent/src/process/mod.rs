@@ -6,6 +6,9 @@ mod registry;
 pub mod service;
 mod space;
 
-pub use proc::{mapped_objects, own_pid, parent_of, pids, process_exe, process_name};
-pub use registry::{Process, Registry};
+pub use proc::{
+    exists, has_threads, in_initial_pid_namespace, living_thread, mapped_objects, own_pid,
+    parent_of, pids, process_exe, process_name, process_of_thread,
+};
+pub use registry::{MappingReader, Process, Registry};
 pub use space::{AddressSpace, Backing, Mapping, ObjectId};

@@ -1,20 +1,26 @@
 //! Every process that is known, and its address space.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    path::PathBuf,
+    collections::{HashMap, HashSet, VecDeque},
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
     rc::Rc,
 };
 
 use super::{
-    proc::{mapped_objects, parent_of, pids, process_exe, process_name},
+    proc::{
+        exists, has_threads, living_thread, parent_of, pids, process_exe, process_name,
+    },
     space::AddressSpace,
 };
 use crate::kernel::{Event, EventKind, MappedObject};
 
-/// Processes that have ended and are still remembered: a first thread may end before the others,
-/// whose samples then still find their mappings.
-const REMEMBERED: usize = 1024;
+/// Processes that have ended and are still remembered: records that are read later may name them, as a send's
+/// statement names its sender.
+pub const REMEMBERED: usize = 1024;
+
+/// Processes without their first thread that are looked at in one go.
+const MAX_LOOKS: usize = 64;
 
 /// A process.
 #[derive(Clone, Debug)]
@@ -38,30 +44,45 @@ pub struct Process {
     pub forked: Option<u64>,
 }
 
+/// Reads the executable mappings of a process, or gives up: the kernel lets that wait for locks which the process holds.
+pub type MappingReader<'a> = &'a mut dyn FnMut(u32) -> Vec<MappedObject>;
+
 /// All processes.
 #[derive(Debug, Default)]
 pub struct Registry {
     processes: HashMap<u32, Process>,
+    /// Those of them that have ended, oldest first, and their incarnations.
     ended: VecDeque<(u32, u64)>,
+    /// The same, by pid.
+    last_ended: HashMap<u32, u64>,
+    /// Processes that have or had more than one thread.
+    threaded: HashSet<u32>,
+    /// Processes whose first thread has ended, and perhaps the others too. True: to be looked at.
+    leaderless: HashMap<u32, bool>,
+    /// Processes with more mappings than are kept, as far as is known: the kernel does not report what they unmapped.
+    outgrown: HashSet<u32>,
     incarnations: u64,
 }
 
 impl Registry {
     /// Reads every process there is. Events must already be flowing, so that none falls between.
-    pub fn scan(&mut self) {
+    pub fn scan(&mut self, read: MappingReader<'_>) {
         for pid in pids() {
-            self.scan_process(pid);
+            self.scan_process(pid, read);
         }
     }
 
-    fn scan_process(&mut self, pid: u32) -> Option<&Process> {
+    fn scan_process(&mut self, pid: u32, read: MappingReader<'_>) -> Option<&Process> {
         let name = process_name(pid)?;
+        if has_threads(pid) {
+            self.threaded.insert(pid);
+        }
         let incarnation = self.next_incarnation();
         let process = Process {
             pid,
             name,
             exe: process_exe(pid).unwrap_or_default(),
-            space: Rc::new(AddressSpace::new(mapped_objects(pid))),
+            space: Rc::new(AddressSpace::new(read(pid))),
             parent: parent_of(pid),
             incarnation,
             image: incarnation,
@@ -72,16 +93,47 @@ impl Registry {
     }
 
     /// A process; one that was missed so far is read from `/proc`.
-    pub fn get(&mut self, pid: u32) -> Option<&Process> {
+    pub fn get(&mut self, pid: u32, read: MappingReader<'_>) -> Option<&Process> {
         if self.processes.contains_key(&pid) {
             return self.processes.get(&pid);
         }
-        self.scan_process(pid)
+        self.scan_process(pid, read)
     }
 
     /// A process, if it is known.
     pub fn known(&self, pid: u32) -> Option<&Process> {
         self.processes.get(&pid)
+    }
+
+    /// A process, if it is known and has not ended.
+    pub fn living(&self, pid: u32) -> Option<&Process> {
+        let process = self.processes.get(&pid)?;
+        (self.last_ended.get(&pid) != Some(&process.incarnation)).then_some(process)
+    }
+
+    /// Whether a process is known to have ended.
+    pub fn has_ended(&self, pid: u32) -> bool {
+        self.processes.contains_key(&pid) && self.living(pid).is_none()
+    }
+
+    /// Pids of the processes that live, the youngest first.
+    pub fn youngest_first(&self) -> Vec<u32> {
+        let mut living: Vec<&Process> = self
+            .iter()
+            .filter(|p| self.living(p.pid).is_some())
+            .collect();
+        living.sort_unstable_by_key(|process| std::cmp::Reverse(process.incarnation));
+        living.into_iter().map(|process| process.pid).collect()
+    }
+
+    /// Processes that have mapped more than is kept since the last call: they are to be read again.
+    pub fn take_outgrown(&mut self) -> HashSet<u32> {
+        std::mem::take(&mut self.outgrown)
+    }
+
+    /// Processes that are known, and of these those that have ended.
+    pub fn sizes(&self) -> (usize, usize) {
+        (self.processes.len(), self.last_ended.len())
     }
 
     /// All processes that are known.
@@ -94,6 +146,7 @@ impl Registry {
         let pid = event.pid;
         match event.kind {
             EventKind::Fork { parent } => {
+                self.begin(pid);
                 let incarnation = self.next_incarnation();
                 let Some(parent) = self.processes.get(&parent) else {
                     return false;
@@ -109,6 +162,7 @@ impl Registry {
                 true
             }
             EventKind::Exec { name } => {
+                self.begin(pid);
                 let incarnation = self.next_incarnation();
                 let process = Process {
                     pid,
@@ -133,12 +187,106 @@ impl Registry {
                 }
                 false
             }
+            EventKind::Thread => {
+                self.threaded.insert(pid);
+                false
+            }
             EventKind::Exit => {
-                self.end(pid);
+                // Most processes have one thread, and nothing has to be read.
+                if self.threaded.contains(&pid) {
+                    self.leaderless.insert(pid, true);
+                } else {
+                    self.end(pid);
+                }
+                false
+            }
+            EventKind::ThreadExit => {
+                if let Some(look) = self.leaderless.get_mut(&pid) {
+                    *look = true;
+                }
                 false
             }
             EventKind::Map(mapping) => self.map(pid, mapping),
         }
+    }
+
+    /// The pid is a new process's, or that of one that has a single thread from now on.
+    fn begin(&mut self, pid: u32) {
+        self.threaded.remove(&pid);
+        self.leaderless.remove(&pid);
+    }
+
+    /// Ends the processes that have lost their last thread after their first one; these are told.
+    pub fn end_leaderless(&mut self) -> Vec<u32> {
+        let to_look = self.leaderless.iter_mut().filter(|(_, look)| **look);
+        let looked: Vec<u32> = to_look
+            .take(MAX_LOOKS)
+            .map(|(pid, look)| {
+                *look = false;
+                *pid
+            })
+            .collect();
+        let ended = looked
+            .into_iter()
+            .filter(|pid| living_thread(*pid).is_none());
+        let ended: Vec<u32> = ended.collect();
+        for &pid in &ended {
+            self.end(pid);
+        }
+        ended
+    }
+
+    /// Ends the processes that are gone, though nothing told so; these are told.
+    pub fn end_missing(&mut self) -> Vec<u32> {
+        for look in self.leaderless.values_mut() {
+            *look = true;
+        }
+        let pids = self.processes.keys().copied();
+        let missing: Vec<u32> = pids
+            .filter(|pid| self.living(*pid).is_some() && !exists(*pid))
+            .collect();
+        for &pid in &missing {
+            self.end(pid);
+        }
+        self.threaded.retain(|pid| exists(*pid));
+        missing
+    }
+
+    /// Reads a living process again, after events were missed. True when its address space is another than was known.
+    pub fn read_again(&mut self, pid: u32, read: MappingReader<'_>) -> bool {
+        let mappings = read(pid);
+        let exe = process_exe(pid).unwrap_or_default();
+        // It may have ended, and its pid be another's, with the events of that.
+        let is_whole = !mappings.is_empty() && !exe.as_os_str().is_empty();
+        let Some(name) = process_name(pid).filter(|_| is_whole) else {
+            return false;
+        };
+        let was = self.living(pid).cloned();
+        let Some(was) = was.filter(|was| program(&was.exe) == program(&exe)) else {
+            self.last_ended.remove(&pid);
+            return self.scan_process(pid, read).is_some();
+        };
+        let space = AddressSpace::new(mappings);
+        if space.is_like(&was.space) && name == was.name {
+            return false;
+        }
+        let is_like = space.is_like(&was.space);
+        let incarnation = match name == was.name {
+            true => was.incarnation,
+            false => self.next_incarnation(),
+        };
+        let process = Process {
+            name,
+            incarnation,
+            space: if is_like {
+                was.space.clone()
+            } else {
+                Rc::new(space)
+            },
+            ..was
+        };
+        self.processes.insert(pid, process);
+        !is_like
     }
 
     fn map(&mut self, pid: u32, mapping: MappedObject) -> bool {
@@ -150,22 +298,35 @@ impl Registry {
             return false;
         }
         // In place, unless others share it.
-        Rc::make_mut(&mut process.space).add(mapping)
+        let has_room = Rc::make_mut(&mut process.space).add(mapping);
+        if !has_room {
+            self.outgrown.insert(pid);
+        }
+        has_room
     }
 
     fn end(&mut self, pid: u32) {
-        let Some(process) = self.processes.get(&pid) else {
+        self.begin(pid);
+        let Some(process) = self.living(pid) else {
             return;
         };
-        self.ended.push_back((pid, process.incarnation));
+        let incarnation = process.incarnation;
+        self.ended.push_back((pid, incarnation));
+        self.last_ended.insert(pid, incarnation);
         if self.ended.len() <= REMEMBERED {
             return;
         }
-        if let Some((pid, incarnation)) = self.ended.pop_front()
-            && self
-                .processes
-                .get(&pid)
-                .is_some_and(|p| p.incarnation == incarnation)
+        let Some((pid, incarnation)) = self.ended.pop_front() else {
+            return;
+        };
+        // The pid may live again.
+        if self.last_ended.get(&pid) == Some(&incarnation) {
+            self.last_ended.remove(&pid);
+        }
+        if self
+            .processes
+            .get(&pid)
+            .is_some_and(|p| p.incarnation == incarnation)
         {
             self.processes.remove(&pid);
         }
@@ -175,6 +336,12 @@ impl Registry {
         self.incarnations += 1;
         self.incarnations
     }
+}
+
+/// A path without what the kernel appends to the path of a file that was deleted.
+fn program(exe: &Path) -> &[u8] {
+    let path = exe.as_os_str().as_bytes();
+    path.strip_suffix(b" (deleted)").unwrap_or(path)
 }
 
 #[cfg(test)]
@@ -240,5 +407,51 @@ mod tests {
         }
         assert_eq!(registry.processes.len(), REMEMBERED + 1);
         assert_eq!(registry.processes[&1].name, "again");
+        assert_eq!(registry.sizes(), (REMEMBERED + 1, REMEMBERED));
+        assert!(registry.living(1).is_some() && registry.has_ended(1024));
+    }
+
+    /// A process lives as long as any of its threads does: here one whose pid is this test's process.
+    #[test]
+    fn a_process_outlives_its_first_thread() {
+        let mut registry = Registry::default();
+        let pid = std::process::id();
+        let name = String::new();
+        registry.apply(event(pid, EventKind::Exec { name }));
+        registry.apply(event(pid, EventKind::Thread));
+        registry.apply(event(pid, EventKind::Exit));
+        assert!(registry.end_leaderless().is_empty());
+        assert!(registry.living(pid).is_some());
+        // A pid that is nobody's.
+        let gone = u32::MAX;
+        let name = String::new();
+        registry.apply(event(gone, EventKind::Exec { name }));
+        registry.apply(event(gone, EventKind::Thread));
+        registry.apply(event(gone, EventKind::Exit));
+        assert!(registry.living(gone).is_some());
+        assert_eq!(registry.end_leaderless(), [gone]);
+        assert!(registry.has_ended(gone));
+    }
+
+    /// What ended unseen is found, and what was mapped unseen is read.
+    #[test]
+    fn missed_events_are_made_up_for() {
+        let mut registry = Registry::default();
+        let (own, gone) = (std::process::id(), u32::MAX);
+        let name = String::new();
+        registry.apply(event(gone, EventKind::Exec { name }));
+        registry.scan_process(own);
+        assert_eq!(registry.end_missing(), [gone]);
+        assert!(registry.living(own).is_some() && registry.has_ended(gone));
+        assert!(!registry.read_again(own), "nothing was missed");
+        let known = registry.processes.get_mut(&own).unwrap();
+        known.space = Rc::default();
+        let incarnation = known.incarnation;
+        assert!(registry.read_again(own));
+        assert!(!registry.processes[&own].space.mappings().is_empty());
+        assert_eq!(registry.processes[&own].incarnation, incarnation);
+        registry.processes.get_mut(&own).unwrap().exe = "/another".into();
+        assert!(registry.read_again(own));
+        assert_ne!(registry.processes[&own].incarnation, incarnation);
     }
 }

@@ -80,6 +80,14 @@ impl AddressSpace {
         &self.mappings
     }
 
+    /// Whether both have the same code at the same places. (The kernel's events and `/proc` may call one file by two
+    /// names.)
+    pub fn is_like(&self, other: &AddressSpace) -> bool {
+        let place = |m: &Mapping| (m.start, m.end, m.offset, m.file);
+        let (own, others) = (self.mappings.iter(), other.mappings.iter());
+        own.map(place).eq(others.map(place))
+    }
+
     /// Whether exactly this is mapped.
     pub fn contains(&self, object: &MappedObject) -> bool {
         self.find(object.start).is_some_and(|m| m.object == *object)

@@ -60,6 +60,9 @@ pub struct Runtime {
     pub attribution: Option<AttributionStats>,
     /// Milliseconds from the agent's start to the first sample that could be unwound.
     pub startup_ms: Option<f64>,
+    /// Entries of the maps of the kernel programs, and of what the agent remembers, at the end.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub sizes: BTreeMap<String, u64>,
     /// Things the reader should know (a file without readable symbols, hidden kernel addresses …).
     pub notes: Vec<String>,
 }

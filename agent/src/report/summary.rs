@@ -65,6 +65,9 @@ pub struct Summary {
     pub kernel: KernelCost,
     /// Milliseconds to the first sample that could be unwound.
     pub startup_ms: Option<f64>,
+    /// Entries of the maps of the kernel programs, and of what the agent remembers, at the end.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sizes: BTreeMap<String, u64>,
     /// Processes by name, most samples first.
     pub processes: Vec<ProcessSummary>,
     /// How well the work of PostgreSQL's backends could be attributed. `None` where there was no server.
@@ -147,6 +150,7 @@ impl Summary {
             agent: runtime.agent,
             kernel: runtime.kernel,
             startup_ms: runtime.startup_ms,
+            sizes: runtime.sizes.clone(),
             attribution: runtime.attribution.clone(),
             notes: runtime.notes.clone(),
             ..Summary::default()

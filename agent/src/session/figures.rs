@@ -1,12 +1,15 @@
 //! The figures of a recording that has ended.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use agent_ebpf::counters::Counter;
 
 use super::{
     Config, Recording, Session,
-    cost::{cpu_seconds, max_rss_bytes},
+    cost::{self, max_rss_bytes},
 };
 use crate::profile::{AttributionStats, RecordingMeta, Runtime, StackCopies, Unknown};
 
@@ -71,9 +74,8 @@ impl Session {
 
     fn runtime(&self, config: &Config, course: &Course) -> Runtime {
         let count = |counter| self.kernel.counter(counter);
-        let ticks = course.duration.as_secs_f64()
-            * f64::from(config.frequency)
-            * self.kernel.cpus().len() as f64;
+        let cpu_seconds = self.cpus.seconds(course.duration, self.kernel.cpus().len());
+        let ticks = cpu_seconds * f64::from(config.frequency);
         let first = self.ingest.first_unwound;
         let mut runtime = Runtime {
             expected_samples: ticks.round() as u64,
@@ -96,13 +98,14 @@ impl Session {
                 ]),
             },
             attribution: self.attribution(config),
+            sizes: self.sizes(),
             ..Runtime::default()
         };
         runtime.ticks.idle = count(Counter::Idle);
         runtime.ticks.filtered = count(Counter::Filtered);
         runtime.ticks.missed = count(Counter::MissedTicks);
         runtime.agent.cpu_seconds.startup = course.startup_cpu;
-        runtime.agent.cpu_seconds.recording = cpu_seconds() - course.startup_cpu;
+        runtime.agent.cpu_seconds.recording = cost::cpu_seconds() - course.startup_cpu;
         runtime.agent.max_rss_bytes.recording = max_rss_bytes();
         runtime.kernel.map_bytes = self.kernel.map_bytes();
         // By the program's own clock, so that ticks which were no samples do not count.
@@ -110,6 +113,19 @@ impl Session {
         runtime.kernel.run_ns_per_sample = mean(nanos, count(Counter::Sampled));
         self.note_bounds(&mut runtime);
         runtime
+    }
+
+    /// How much the kernel's maps and the agent hold at the end.
+    fn sizes(&self) -> BTreeMap<String, u64> {
+        let mut sizes = self.kernel.entries();
+        let held = self.control.sizes().into_iter();
+        let held = held.chain(self.tables.sizes()).chain([
+            ("files", self.objects.len() as u64),
+            ("servers", self.tables.servers.len() as u64),
+            ("overdue_threads", self.objects.pool.overdue() as u64),
+        ]);
+        sizes.extend(held.map(|(name, size)| (name.to_owned(), size)));
+        sizes
     }
 
     /// Says which bounds were reached.
@@ -137,6 +153,9 @@ impl Session {
                 agent_ebpf::limits::MAX_SERVERS,
                 self.tables.servers.refused
             ));
+        }
+        for note in self.cpus.notes() {
+            runtime.note(note);
         }
         if let (refused, Some(reason)) = &self.refused {
             runtime.note(format!(

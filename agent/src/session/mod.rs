@@ -11,12 +11,14 @@ mod control;
 mod cost;
 mod counts;
 mod coverage;
+mod cpus;
 mod figures;
 mod ingest;
 mod names;
 mod objects;
 mod pool;
 mod processes;
+mod repair;
 mod servers;
 mod starts;
 mod status;
@@ -40,6 +42,7 @@ use anyhow::{Context as _, Result, bail};
 use self::{
     command::Held,
     control::Control,
+    cpus::Cpus,
     figures::Course,
     ingest::{Ingest, Wanted},
     objects::Objects,
@@ -47,7 +50,9 @@ use self::{
 };
 use crate::{
     kernel::{self, Kernel, LifecycleEvents, Options, Record},
-    process::{Backing, ObjectId, process_name},
+    process::{
+        Backing, ObjectId, exists, in_initial_pid_namespace, process_name, process_of_thread,
+    },
     profile::{RecordingMeta, Runtime, Window},
 };
 
@@ -71,6 +76,9 @@ const CLOSE_EVERY: u64 = 10_000_000_000;
 
 /// How long the agent may wait for files and processes before it samples, and again when it has stopped.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How often it is looked for what is still remembered of processes that are gone.
+const RECONCILE_EVERY: Duration = Duration::from_secs(5);
 
 /// How long a command may take to end after it was sent the signal that ends the recording.
 const COMMAND_GRACE: Duration = Duration::from_secs(5);
@@ -105,11 +113,7 @@ pub fn record(
     signal: &Arc<AtomicUsize>,
     progress: impl FnMut(Progress),
 ) -> Result<Recording> {
-    for pid in &config.pids {
-        if process_name(*pid).is_none() {
-            bail!("no process has the pid {pid}; `ps -e` lists those there are");
-        }
-    }
+    check_processes(&config.pids)?;
     let mut session = Session::open(config)?;
     let held = if config.command.is_empty() {
         None
@@ -124,7 +128,7 @@ pub fn record(
     let steal = cost::steal_seconds();
     let start = Instant::now();
     let start_unix = std::time::SystemTime::now();
-    session.kernel.start(config.period_ns())?;
+    session.kernel.start()?;
     let child = match held {
         Some(held) => {
             let name = &config.command[0];
@@ -150,6 +154,26 @@ pub fn record(
     Ok(session.into_recording(config, &course))
 }
 
+/// Processes are known by the pids that the kernel programs see, and these must be those of `/proc`.
+fn check_processes(pids: &[u32]) -> Result<()> {
+    if in_initial_pid_namespace() == Some(false) {
+        bail!(
+            "this is a pid namespace of its own (a container), where the machine's processes cannot be told apart; \
+             share the host's: `docker run --pid=host`, in Kubernetes `hostPID: true`"
+        );
+    }
+    for &pid in pids {
+        let Some(name) = process_name(pid) else {
+            bail!("no process has the pid {pid}; `ps -e` lists those there are");
+        };
+        if let Some(process) = process_of_thread(pid).filter(|process| *process != pid) {
+            let name = process_name(process).unwrap_or(name);
+            bail!("{pid} is a thread of process {process} ({name}): use --pid {process}");
+        }
+    }
+    Ok(())
+}
+
 struct Session {
     kernel: Kernel,
     control: Control,
@@ -157,6 +181,11 @@ struct Session {
     tables: Tables,
     ingest: Ingest,
     wanted: Vec<Wanted>,
+    cpus: Cpus,
+    /// When it was looked for processes that are gone.
+    reconciled: Instant,
+    /// Whether only selected processes are sampled.
+    filter: bool,
     /// Updates that the kernel refused, and the first reason.
     refused: (u64, Option<String>),
     /// When unused files were closed last, nanoseconds.
@@ -174,7 +203,11 @@ impl Session {
         // First the events, then the processes that exist: nothing falls between.
         let lifecycle = LifecycleEvents::open(kernel.cpus())?;
         let mut control = Control::new(lifecycle, config.names.clone());
-        control.registry.scan();
+        let mut objects = Objects::new();
+        objects.pool.be_patient(PATIENCE);
+        control
+            .registry
+            .scan(&mut |pid| objects.pool.mapped_objects(pid));
         // Servers are known before they are sampled, so that their clients' first sends are seen.
         control.changed = control
             .registry
@@ -185,14 +218,16 @@ impl Session {
         let mut session = Session {
             kernel,
             control,
-            objects: Objects::new(),
+            objects,
             tables: Tables::new(),
             ingest: Ingest::new(config.full_query_text),
             wanted: Vec::new(),
+            cpus: Cpus::new(),
+            reconciled: Instant::now(),
+            filter: config.has_target(),
             refused: (0, None),
             closed_at: now(),
         };
-        session.objects.pool.be_patient(PATIENCE);
         session.update_kernel();
         Ok(session)
     }
@@ -312,13 +347,20 @@ impl Session {
             }
             Record::Sample(sample) => {
                 control.advance(sample.header.time);
+                control.sampled(&sample);
                 let registry = &mut control.registry;
                 wanted.extend(ingest.sample(&sample, registry, objects, &tables.servers));
             }
         });
         control.advance(u64::MAX);
+        control.settle(&mut |pid| objects.pool.mapped_objects(pid));
+        self.cpus.settle(&mut self.kernel, &mut self.control);
         self.update_kernel();
-        let time = self.control.read_until;
+        if self.reconciled.elapsed() >= RECONCILE_EVERY {
+            self.reconciled = Instant::now();
+            self.reconcile();
+        }
+        let time = self.control.read_until();
         let settled = self
             .tables
             .settle(&mut self.kernel, &mut self.objects, time);
@@ -347,15 +389,21 @@ impl Session {
     /// Selects, gives and forgets what the events and samples of this cycle ask for.
     fn update_kernel(&mut self) {
         for pid in std::mem::take(&mut self.control.selected_late) {
+            if self.control.registry.has_ended(pid) {
+                continue;
+            }
             let selected = self.kernel.select_process(pid);
             self.note_refusal(selected);
+            // As in `Tables`: what ends from now on is told.
+            if !exists(pid) {
+                self.kernel.deselect_process(pid);
+            }
         }
         let mut changed = std::mem::take(&mut self.control.changed);
         changed.sort_unstable();
         changed.dedup();
         for pid in changed {
-            let Some(process) = self.control.registry.known(pid) else {
-                self.tables.forget(pid);
+            let Some(process) = self.control.registry.living(pid) else {
                 continue;
             };
             let (kernel, objects) = (&mut self.kernel, &mut self.objects);
@@ -380,20 +428,47 @@ impl Session {
             self.note_refusal(given);
         }
         for pid in std::mem::take(&mut self.control.ended) {
-            self.tables.forget(pid);
+            self.forget(pid);
+        }
+    }
+
+    /// Forgets a process that has ended, unless its pid lives again.
+    fn forget(&mut self, pid: u32) {
+        if self.control.registry.living(pid).is_some() {
+            return;
+        }
+        self.control.repair.forget(pid);
+        self.tables.forget(&mut self.kernel, pid);
+        if self.filter {
+            self.kernel.deselect_process(pid);
+        }
+    }
+
+    /// Forgets what is gone though no event told so: events can be lost, and what the kernel was told can be late.
+    fn reconcile(&mut self) {
+        self.control.end_missing();
+        for pid in std::mem::take(&mut self.control.ended) {
+            self.forget(pid);
+        }
+        self.tables
+            .forget_missing(&mut self.kernel, &self.control.registry);
+        for pid in self.kernel.selected() {
+            if !exists(pid) {
+                self.kernel.deselect_process(pid);
+            }
         }
     }
 
     fn give(&mut self, Wanted { pid, mm }: Wanted) -> Result<(), kernel::Error> {
         let (kernel, objects) = (&mut self.kernel, &mut self.objects);
         let registry = &self.control.registry;
-        let Some(process) = registry.known(pid) else {
+        let Some(process) = registry.living(pid) else {
             return Ok(());
         };
         self.tables.give(kernel, objects, pid, mm, &process.space)?;
         // Its next children should not have to be sampled first: a server that forks workers is itself
         // hardly ever on a CPU.
-        match process.parent.and_then(|parent| registry.known(parent)) {
+        match process.parent.and_then(|parent| registry.living(parent)) {
             Some(parent) => self
                 .tables
                 .give_unseen(kernel, objects, parent.pid, &parent.space),

@@ -33,7 +33,7 @@ use crate::{
     },
     kernel::{FileKey, MappedObject},
     object::{Object, Segment, bias},
-    process::{Backing, Mapping, ObjectId, mapped_objects},
+    process::{Backing, Mapping, ObjectId, living_thread, mapped_objects},
     unwind::Cfi,
 };
 
@@ -461,7 +461,9 @@ fn debug_dir(pid: u32, dirs: &DebugDirs) -> Option<Arc<File>> {
 /// its name here. By name the inode must be the mapped one.
 fn open(pid: u32, mapping: &MappedObject, key: FileKey) -> io::Result<File> {
     let (start, end) = (mapping.start, mapping.end);
-    let by_mapping = format!("/proc/{pid}/map_files/{start:x}-{end:x}");
+    // Of a process whose first thread has ended another knows the mappings.
+    let thread = living_thread(pid).unwrap_or(pid);
+    let by_mapping = format!("/proc/{thread}/map_files/{start:x}-{end:x}");
     open_regular(Path::new(&by_mapping)).or_else(|error| {
         // No other way leads to a descriptor where there is none left.
         if let Some(libc::EMFILE | libc::ENFILE) = error.raw_os_error() {

@@ -20,6 +20,7 @@ use std::{
 };
 
 use super::cost::go_first;
+use crate::{kernel::MappedObject, process::mapped_objects};
 
 /// How long the loop waits for one answer. The ring buffer has room for an eighth of a second in which every sample
 /// carries the largest stack copy ([`agent_ebpf::limits::ring_bytes`]).
@@ -229,6 +230,12 @@ impl WorkerPool {
         let user = user_of(subject.pid);
         let of_user = self.overdue.iter().filter(|overdue| overdue.user == user);
         (of_user.count() < MAX_OVERDUE_OF_USER).then_some(user)
+    }
+
+    /// The executable mappings of a process; none when it does not answer.
+    pub fn mapped_objects(&mut self, pid: u32) -> Vec<MappedObject> {
+        let answer = self.call(Subject::process(pid), move || mapped_objects(pid));
+        answer.done().unwrap_or_default()
     }
 
     /// How long the loop waits for the next answer.

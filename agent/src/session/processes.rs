@@ -56,7 +56,7 @@ impl Processes {
         registry: &mut Registry,
         pool: &mut WorkerPool,
     ) -> ProcessIndex {
-        if let Some(process) = registry.get(pid) {
+        if let Some(process) = registry.get(pid, &mut |pid| pool.mapped_objects(pid)) {
             return self.index(window, process, time, pool);
         }
         let unknown = Process {

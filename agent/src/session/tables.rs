@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     kernel::{BlockPool, Error, Kernel},
-    process::{AddressSpace, Backing, ObjectId},
+    process::{AddressSpace, Backing, ObjectId, Registry, exists},
     profile::UnwindTables,
     unwind::{self, Table, space, space::Mapping, tree},
 };
@@ -97,19 +97,22 @@ impl Placed {
         if self.waiting.is_empty() {
             log::debug!("pid {pid}: every table is there");
         }
-        kernel.set_space(
-            pid,
-            Space {
-                mm,
-                root: self.root,
-                depth: self.depth,
-                number: self.number,
-                server: self.facts.server,
-                trace_offset: self.facts.trace_offset,
-                padding: 0,
-                told: Told::default(),
-            },
-        )
+        let space = Space {
+            mm,
+            root: self.root,
+            depth: self.depth,
+            number: self.number,
+            server: self.facts.server,
+            trace_offset: self.facts.trace_offset,
+            padding: 0,
+            told: Told::default(),
+        };
+        // The program at the exit of a process that has gone ran before there was something to remove. One that
+        // goes from now on is told, and forgotten then.
+        if kernel.set_space(pid, space)? && !exists(pid) {
+            kernel.remove_space(pid);
+        }
+        Ok(())
     }
 }
 
@@ -167,7 +170,10 @@ impl Tables {
         space: &Rc<AddressSpace>,
     ) -> Result<(), Error> {
         let key = Rc::as_ptr(space);
-        if self.given.get(&pid) == Some(&(mm, key)) || space.mappings().is_empty() {
+        // What was given may be gone: an exec removes it, and may have come after.
+        let is_given = self.given.get(&pid) == Some(&(mm, key))
+            && kernel.space(pid).is_some_and(|space| space.mm == mm);
+        if is_given || space.mappings().is_empty() {
             return Ok(());
         }
         if !self.placed.contains_key(&key) {
@@ -200,7 +206,7 @@ impl Tables {
         pid: u32,
         space: &Rc<AddressSpace>,
     ) -> Result<(), Error> {
-        if self.given.contains_key(&pid) {
+        if self.given.contains_key(&pid) && kernel.space(pid).is_some() {
             return Ok(());
         }
         self.give(kernel, objects, pid, UNSEEN, space)
@@ -234,9 +240,33 @@ impl Tables {
         }
     }
 
-    /// A process has ended, or runs another program.
-    pub fn forget(&mut self, pid: u32) {
-        self.given.remove(&pid);
+    /// A process has ended. The program at its exit has removed it from the kernel, but if it was given something
+    /// after that, this is still there.
+    pub fn forget(&mut self, kernel: &mut Kernel, pid: u32) {
+        if self.given.remove(&pid).is_some() {
+            kernel.remove_space(pid);
+        }
+    }
+
+    /// Forgets the processes that live no more, though nothing told so.
+    pub fn forget_missing(&mut self, kernel: &mut Kernel, registry: &Registry) {
+        self.given.retain(|pid, _| registry.living(*pid).is_some());
+        // One that is not known here may be new.
+        for pid in kernel.spaces() {
+            if registry.living(pid).is_none() && !exists(pid) {
+                kernel.remove_space(pid);
+            }
+        }
+    }
+
+    /// How many processes were given something, address spaces are placed and tables are known.
+    pub fn sizes(&self) -> [(&'static str, u64); 4] {
+        [
+            ("given", self.given.len() as u64),
+            ("placed", self.placed.len() as u64),
+            ("tables", self.states.len() as u64),
+            ("blocks", self.pool.in_use() as u64),
+        ]
     }
 
     /// Takes up tables that were compiled since the last call, and gives back what nobody uses.
@@ -301,11 +331,6 @@ impl Tables {
     pub fn referred(&self) -> impl Iterator<Item = ObjectId> + '_ {
         let placed = self.placed.values();
         placed.flat_map(|p| p.objects.iter().chain(&p.waiting).copied())
-    }
-
-    /// Address spaces in the kernel, and tables of objects whose state is known.
-    pub fn sizes(&self) -> (usize, usize) {
-        (self.placed.len(), self.states.len())
     }
 
     /// Threads of the compiler that wait for a file and were abandoned.

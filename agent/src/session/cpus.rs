@@ -1,0 +1,81 @@
+//! CPUs that come online and go offline while a recording lasts.
+
+use std::time::{Duration, Instant};
+
+use super::control::Control;
+use crate::kernel::{Kernel, cpus_online};
+
+/// How often it is looked which CPUs are online.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The CPUs of a recording.
+pub struct Cpus {
+    began: Instant,
+    looked: Instant,
+    /// CPU time that there was beyond that of the CPUs that are there at the end, seconds.
+    beyond: f64,
+    /// CPUs that are not sampled, and why.
+    unsampled: Vec<(u32, String)>,
+}
+
+impl Cpus {
+    /// The recording begins now.
+    pub fn new() -> Cpus {
+        let began = Instant::now();
+        Cpus {
+            began,
+            looked: began,
+            beyond: 0.0,
+            unsampled: Vec::new(),
+        }
+    }
+
+    /// Samples the CPUs that have come online, about once a second.
+    pub fn settle(&mut self, kernel: &mut Kernel, control: &mut Control) {
+        if self.looked.elapsed() < LOOK_EVERY {
+            return;
+        }
+        self.looked = Instant::now();
+        let Ok(online) = cpus_online() else {
+            return;
+        };
+        let followed = kernel.cpus().to_vec();
+        for &cpu in followed.iter().filter(|cpu| !online.contains(cpu)) {
+            log::info!("CPU {cpu} is offline");
+            control.leave_cpu(cpu);
+            if let Err(error) = kernel.remove_cpu(cpu) {
+                log::warn!("CPU {cpu}: {error}");
+            }
+            self.beyond += self.began.elapsed().as_secs_f64();
+        }
+        self.unsampled.retain(|(cpu, _)| online.contains(cpu));
+        for &cpu in online.iter().filter(|cpu| !followed.contains(cpu)) {
+            if self.unsampled.iter().any(|(known, _)| *known == cpu) {
+                continue;
+            }
+            let added = control
+                .lifecycle
+                .follow(cpu)
+                .and_then(|()| kernel.add_cpu(cpu));
+            match added {
+                Ok(()) => {
+                    log::info!("CPU {cpu} is online");
+                    self.beyond -= self.began.elapsed().as_secs_f64();
+                }
+                Err(error) => self.unsampled.push((cpu, error.to_string())),
+            }
+        }
+    }
+
+    /// Time of all CPUs in a recording of this length, seconds; `now` is the number of them at its end.
+    pub fn seconds(&self, duration: Duration, now: usize) -> f64 {
+        duration.as_secs_f64() * now as f64 + self.beyond
+    }
+
+    /// What the reader of a profile should know.
+    pub fn notes(&self) -> impl Iterator<Item = String> {
+        self.unsampled.iter().map(|(cpu, reason)| {
+            format!("CPU {cpu} came online during the recording and is not sampled: {reason}")
+        })
+    }
+}

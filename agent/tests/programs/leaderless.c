@@ -1,0 +1,17 @@
+// leaderless MILLISECONDS
+// The first thread ends, another one burns MILLISECONDS: /proc/PID/maps is empty then and /proc/PID/exe unreadable.
+// True stack: (libc's thread start) → worker → burn.
+#include "burn.h"
+#include <pthread.h>
+
+FRAME void *worker(void *ms) {
+    burn((int64_t)(intptr_t)ms);
+    return NULL;
+}
+
+int main(int argc, char **argv) {
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, worker, (void *)(intptr_t)number(argc, argv, 1)))
+        fail("pthread_create");
+    pthread_exit(NULL);
+}
