@@ -19,6 +19,8 @@ pub struct Counts {
     pub between: u64,
     /// Of those with the query, with the caller's stack.
     pub with_caller: u64,
+    /// Of those with the query, with a part of the caller's stack.
+    pub with_partial_caller: u64,
     /// Of those with the query, by why the caller is not known.
     pub unknown: HashMap<Unknown, u64>,
 }
@@ -32,6 +34,7 @@ impl Counts {
         }
         match caller {
             Caller::Known { .. } => self.with_caller += samples,
+            Caller::Partial { .. } => self.with_partial_caller += samples,
             Caller::Process { reason, .. } | Caller::Unknown(reason) => {
                 *self.unknown.entry(*reason).or_default() += samples;
             }

@@ -50,7 +50,7 @@ pub struct Ingest {
     pub backends: Backends,
     kernel_frames: Vec<Frame>,
     user_frames: Vec<Frame>,
-    /// When the first sample with a whole user stack was taken, nanoseconds.
+    /// When the first sample whose user stack was walked to an end, proven or not, was taken, nanoseconds.
     pub first_unwound: Option<u64>,
     /// Samples whose stack was unwound here.
     pub continued: u64,
@@ -141,7 +141,8 @@ impl Ingest {
         }
         let mut user = std::mem::take(&mut self.user_frames);
         let (index, outcome) = self.unwound(sample, registry, objects, &mut user);
-        if outcome.is_complete() && !user.is_empty() && self.first_unwound.is_none() {
+        let ended = outcome.is_complete() || outcome == Outcome::GuessedEnd;
+        if ended && !user.is_empty() && self.first_unwound.is_none() {
             self.first_unwound = Some(header.time);
         }
         let Attributed {
@@ -173,12 +174,12 @@ impl Ingest {
         let (process, outcome) = self.unwound(caller, registry, objects, &mut user);
         self.processes
             .sent(&mut self.window, caller.header.pid, registry);
-        // What could not be walked is no caller. (Of a very deep stack the root end is missing, not the caller.)
-        if (outcome.is_complete() || outcome == Outcome::TooDeep)
+        // A stack that could not be walked to its end is a part of one; one without a frame is nothing.
+        if !user.is_empty()
             && let Some(stack) = self.window.intern(&user, &[])
         {
             let (cpu, time) = (caller.header.cpu, caller.header.time);
-            self.backends.caller(cpu, time, process, stack);
+            self.backends.caller(cpu, time, process, (stack, outcome));
         }
         self.user_frames = user;
         wanted(caller)
@@ -258,13 +259,8 @@ impl Ingest {
             base: copy.start,
             bytes: &copy.bytes,
         };
-        let outcome = unwind::walk(&mut cursor, find, &stack, addresses);
-        // What the kernel guessed is not proven by what came after.
-        let guessed = copy.guessed && outcome == Outcome::Complete;
+        let outcome = unwind::walk(&mut cursor, copy.guessed, find, &stack, addresses);
         self.spare.push(copy.bytes);
-        if guessed {
-            return Outcome::CompleteByFramePointer;
-        }
         outcome
     }
 
