@@ -42,3 +42,30 @@ impl Counts {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use agent_ebpf::sample::Outcome;
+
+    use super::*;
+    use crate::profile::{ProcessIndex, StackId};
+
+    /// Every sample with a query counts once: its caller is known, partial, or not known.
+    #[test]
+    fn partial_callers_count_apart() {
+        let (process, stack) = (ProcessIndex(0), StackId::EMPTY);
+        let mut counts = Counts::default();
+        counts.add_query(Phase::Executing, &Caller::Known { process, stack }, 1);
+        let outcome = Outcome::GuessedEnd;
+        let partial = Caller::Partial {
+            process,
+            stack,
+            outcome,
+        };
+        counts.add_query(Phase::Executing, &partial, 2);
+        counts.add_query(Phase::Executing, &Caller::Unknown(Unknown::NoSend), 4);
+        assert_eq!((counts.with_caller, counts.with_partial_caller), (1, 2));
+        assert_eq!(counts.unknown[&Unknown::NoSend], 4);
+        assert_eq!(counts.with_query, 7);
+    }
+}
