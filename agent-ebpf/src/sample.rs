@@ -35,10 +35,11 @@ pub const SIGNAL_FRAME_BIT: u64 = 1 << 63;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Outcome {
-    /// The stack's proven end was reached: an undefined or zero return address, by tables alone.
+    /// The stack's proven end was reached by tables alone: an undefined or zero return address.
     Complete = 0,
-    /// The end was reached, but at least one frame was unwound by its frame pointer, because its
-    /// mapping has no tables (just-in-time compiled code).
+    /// A table proves the end (the return address is undefined, or the code is an entry point's), but at least
+    /// one frame before it was unwound by its frame pointer, because its code has no tables (just-in-time
+    /// compiled code).
     CompleteByFramePointer = 1,
     /// A kernel thread, or a task without user registers, on its way out or in the middle of execve:
     /// there is no user stack.
@@ -63,11 +64,14 @@ pub enum Outcome {
     CopyTooShort = 11,
     /// A frame-pointer chain in code without tables ended somewhere that is no proven end.
     BrokenFramePointer = 12,
+    /// A frame pointer or a return address of zero, after at least one frame was unwound by its frame pointer. It
+    /// may be the end of the stack. It may as well be a number in a register that is no frame pointer.
+    GuessedEnd = 13,
 }
 
 impl Outcome {
     /// Every outcome, in the order of their numbers.
-    pub const ALL: [Outcome; 13] = [
+    pub const ALL: [Outcome; 14] = [
         Outcome::Complete,
         Outcome::CompleteByFramePointer,
         Outcome::KernelOnly,
@@ -81,6 +85,7 @@ impl Outcome {
         Outcome::TooDeep,
         Outcome::CopyTooShort,
         Outcome::BrokenFramePointer,
+        Outcome::GuessedEnd,
     ];
 
     /// The outcome with this number.
@@ -104,6 +109,7 @@ impl Outcome {
             Outcome::TooDeep => "too_deep",
             Outcome::CopyTooShort => "copy_too_short",
             Outcome::BrokenFramePointer => "broken_frame_pointer",
+            Outcome::GuessedEnd => "guessed_end",
         }
     }
 
@@ -113,6 +119,17 @@ impl Outcome {
             self,
             Outcome::Complete | Outcome::CompleteByFramePointer | Outcome::KernelOnly
         )
+    }
+
+    /// The outcome of a walk that came to an end. `proven`: a table says that this is the end
+    /// ([`crate::unwind::Step::End`]); otherwise a zero stands where a caller would. `guessed`: a frame pointer was
+    /// followed on the way, so the walk may have lost the stack and found any zero.
+    pub const fn of_end(proven: bool, guessed: bool) -> Outcome {
+        match (proven, guessed) {
+            (_, false) => Outcome::Complete,
+            (true, true) => Outcome::CompleteByFramePointer,
+            (false, true) => Outcome::GuessedEnd,
+        }
     }
 
     /// Whether user space may get further than the kernel did, given a copy of the stack: the
@@ -203,3 +220,28 @@ pub struct StackCopyHeader {
 }
 
 const _: () = assert!(size_of::<StackCopyHeader>() == 24 + size_of::<Registers>());
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// After a guess only a table proves the end.
+    #[test]
+    fn ends() {
+        assert_eq!(Outcome::of_end(true, false), Outcome::Complete);
+        assert_eq!(Outcome::of_end(false, false), Outcome::Complete);
+        assert_eq!(Outcome::of_end(true, true), Outcome::CompleteByFramePointer);
+        let guessed = Outcome::of_end(false, true);
+        assert_eq!(guessed, Outcome::GuessedEnd);
+        assert!(!guessed.is_complete() && !guessed.is_continuable());
+    }
+
+    /// Numbers travel from the kernel and back.
+    #[test]
+    fn numbers() {
+        for (number, outcome) in Outcome::ALL.into_iter().enumerate() {
+            assert_eq!(outcome as usize, number);
+            assert_eq!(Outcome::from_u8(number as u8), Some(outcome));
+        }
+    }
+}

@@ -287,7 +287,7 @@ impl Cursor {
 pub enum Step {
     /// The cursor is at the caller.
     Caller = 0,
-    /// The stack ends here, proven by an undefined or zero return address.
+    /// The stack ends here: the rule says that there is no caller.
     End = 1,
     /// No function covers the address.
     NotCovered = 2,
@@ -297,6 +297,8 @@ pub enum Step {
     Unreadable = 4,
     /// The caller's frame does not lie above.
     NoProgress = 5,
+    /// The return address is zero: the end, if the rules so far were right.
+    ZeroReturn = 6,
 }
 
 /// Moves `cursor` from a frame to its caller by `rule`.
@@ -356,7 +358,7 @@ pub fn step(
         return Step::Unreadable;
     };
     if ra == 0 {
-        return Step::End;
+        return Step::ZeroReturn;
     }
     // One by one: an array would be cleared first, and a loop needs the numbers of the registers from memory.
     macro_rules! saved {
@@ -450,7 +452,7 @@ fn signal_step(
     // What the signal interrupted is an instruction, not a call.
     cursor.exact_ip = 1;
     if cursor.regs.ip == 0 {
-        return Step::End;
+        return Step::ZeroReturn;
     }
     Step::Caller
 }
@@ -644,7 +646,7 @@ mod tests {
         );
         assert_eq!(
             step(&mut cursor, &sp_rule(8), memory(0x8000, &[0])),
-            Step::End
+            Step::ZeroReturn
         );
         assert_eq!(step(&mut cursor, &Rule::END, memory(0, &[])), Step::End);
         assert_eq!(

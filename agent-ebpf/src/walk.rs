@@ -269,17 +269,17 @@ fn next<const SLOT: u32>(walk: &mut Walk) -> Option<Outcome> {
     let guess = rule.is_guess();
     if guess {
         walk.frame_pointers = 1;
-        // The psABI marks the deepest frame so.
+        // The psABI marks the deepest frame so. But code without tables may use the register for anything.
         if walk.cursor.regs.fp() == 0 {
-            return Some(Outcome::CompleteByFramePointer);
+            return Some(Outcome::GuessedEnd);
         }
     }
     let stretch = &mut walk.stretch;
     let read = |address: u64, words: &mut [u64]| stretch.read(address, words);
     match step(&mut walk.cursor, rule, read) {
         Step::Caller => None,
-        Step::End if walk.frame_pointers != 0 => Some(Outcome::CompleteByFramePointer),
-        Step::End => Some(Outcome::Complete),
+        Step::End => Some(Outcome::of_end(true, walk.frame_pointers != 0)),
+        Step::ZeroReturn => Some(Outcome::of_end(false, walk.frame_pointers != 0)),
         Step::NotCovered => Some(Outcome::NotCovered),
         Step::Unsupported => Some(Outcome::UnsupportedRule),
         Step::Unreadable if is_exiting() => Some(Outcome::KernelOnly),

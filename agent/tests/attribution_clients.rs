@@ -15,8 +15,8 @@ use std::{
 use serde_json::Value;
 
 use common::{
-    Cluster, MachineLock, Running, Stack, Workshop,
-    attributed::{Recorded, Recorder},
+    Cluster, MachineLock, Running, Stack, Workshop, agent,
+    attributed::{Recorded, Recorder, client},
     can_record, free_port, start, tool, unprivileged,
 };
 
@@ -236,6 +236,76 @@ fn short_statements() {
     assert!(query["samples"].as_u64() > Some(1000), "{query:#}");
     let id = query["query_id"].as_str().expect("an id");
     assert!(id.parse::<i64>().is_ok(), "{id}");
+}
+
+/// A client that sends from just-in-time compiled code: where that keeps frame pointers, its caller is known. Where it
+/// does not, what was found of the stack stands above the query, under a frame that says that the rest is missing.
+#[test]
+fn partial_callers() {
+    if !can_record() {
+        return;
+    }
+    let Some(cluster) = Cluster::start("") else {
+        return;
+    };
+    let workshop = Workshop::new();
+    let program = workshop.cc("jit_client.c", "jit_client", &[]);
+    let _lock = MachineLock::exclusive();
+    let recorder = Recorder::of(&["jit_client"], &[], &[&cluster]);
+    let place = cluster.socket();
+    for mode in ["kept", "lost"] {
+        let query = counting(&format!("by_{mode}"), 50_000);
+        let asking = client(&program, &[&place, mode, "120", &query, mode]);
+        asking.finish().succeeded();
+    }
+    let recorded = recorder.finish();
+    let missing = "[caller's stack incomplete: guessed_end]";
+    let is_query = |stack: &Stack| stack.frames.iter().any(|f| f.contains("AS by_"));
+    let of = |labels: &[&str]| recorded.of(labels).filtered(is_query);
+    let kept = of(&["application=kept"]);
+    assert!(kept.total() > 50, "{kept}");
+    kept.assert_share(0.99, "kept: the whole stack", |stack| {
+        stack.has_in_order(&["main", "ask"]) && has_in_order(stack, &["ask", "[jit]", "flush"])
+    });
+    let lost = of(&["application=lost"]);
+    let total = lost.total() as f64;
+    assert!(total > 50.0, "{lost}");
+    lost.assert_share(0.99, "lost: a part of the stack", |stack| {
+        stack.frames[0] == missing && has_in_order(stack, &["[jit]", "flush"]) && !stack.has("ask")
+    });
+    let labels = [
+        "application=lost",
+        "caller=partial",
+        "caller_outcome=guessed_end",
+    ];
+    let partial = of(&labels).total();
+    assert!(partial as f64 >= 0.99 * total, "{lost}");
+    assert_eq!(of(&["application=lost", "caller=known"]).total(), 0);
+    assert!(recorded.number("with_partial_caller") >= partial as f64);
+    let with_query = recorded.number("with_query");
+    assert!(recorded.number("with_caller") <= with_query - partial as f64);
+    check_partial_query(&recorded);
+}
+
+/// The query's table names the function that was found, and says that it is not all.
+fn check_partial_query(recorded: &Recorded) {
+    let queries = recorded.queries(&["application=lost"]);
+    let is_ours = |query: &&Value| {
+        let text = query["query"].as_str();
+        text.is_some_and(|text| text.contains("AS by_lost"))
+    };
+    let query = queries.iter().find(is_ours);
+    let query = query.unwrap_or_else(|| panic!("{queries:#?}"));
+    assert_eq!(query["caller_share"], 0.0, "{query:#}");
+    assert!(query["caller_partial_share"].as_f64() >= Some(0.99));
+    assert_eq!(query["callers"][0]["service"], "jit_client");
+    assert_eq!(query["callers"][0]["function"], "flush");
+    assert_eq!(query["callers"][0]["partial"], true);
+    let mut command = agent(["queries"]);
+    command.arg(recorded.path("a.pb.gz"));
+    let table = start(command).finish().succeeded().stdout;
+    let marked = |line: &str| line.contains("flush") && line.ends_with("(stack incomplete)");
+    assert!(table.lines().any(marked), "{table}");
 }
 
 fn wait_for_autovacuum(cluster: &Cluster) {

@@ -210,11 +210,12 @@ fn keys_of_queries() {
         "executions",
         "callers",
         "caller_share",
+        "caller_partial_share",
         "trace_ids",
     ] {
         assert!(value[0].get(key).is_some(), "{key}");
     }
-    for key in ["service", "function", "file", "line", "share"] {
+    for key in ["service", "function", "file", "line", "partial", "share"] {
         assert!(value[0]["callers"][0].get(key).is_some(), "{key}");
     }
 }

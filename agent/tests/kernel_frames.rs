@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 
-use common::{Recording, Workshop, can_record};
+use common::{Recording, Stack, Workshop, can_record};
 
 const MILLISECONDS: f64 = 2000.0;
 
@@ -63,6 +63,32 @@ fn just_in_time_compiled_code() {
         "{by_frame_pointer} of {}",
         burning.total()
     );
+}
+
+/// Code without tables whose rbp is an ordinary register: a zero in it, or where it points to, may be anything. Nothing
+/// proves the end of such a stack, and the frame that was found is kept.
+#[test]
+fn just_in_time_compiled_code_without_frame_pointers() {
+    if !can_record() {
+        return;
+    }
+    let workshop = Workshop::new();
+    let program = workshop.cc("jit_register.c", "jit_register", &[]);
+    for mode in ["register", "return"] {
+        let recording = Recording::of(&program, &[&MILLISECONDS.to_string(), mode]);
+        let at_leaf = |stack: &Stack| stack.user().last().is_some_and(|f| f.contains("[jit]"));
+        let counting = recording.profile.filtered(at_leaf);
+        let total = counting.total() as f64;
+        assert!(total >= 0.9 * MILLISECONDS / 10.0, "{mode}: {counting}");
+        counting.assert_share(1.0, mode, |stack| stack.user().count() == 1);
+        let summary = &recording.summary;
+        assert_eq!(summary.outcome("guessed_end"), total, "{mode}: {summary}");
+        let whole = summary.outcome("complete") + summary.outcome("kernel_only");
+        let all = summary.number("/samples");
+        assert!(whole <= all - total, "{mode}: {summary}");
+        let rooted = summary.number("/rooted_share");
+        assert!(rooted <= 1.0 - total / all, "{mode}: {summary}");
+    }
 }
 
 /// A Rust program: a closure has its name, and so has what was inlined into it.

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::pair::{Kind, Pair, Recording};
 use crate::encode::folded;
-use crate::profile::{PROCESS_MODULE, QUERY_MODULE, ResolvedProfile, ResolvedSample};
+use crate::profile::{
+    CALLER_MODULE, PROCESS_MODULE, QUERY_MODULE, ResolvedProfile, ResolvedSample,
+};
 use crate::report::place;
 
 /// Differences within so many standard deviations are what chance alone does one time in twenty.
@@ -224,7 +226,7 @@ impl<'a> Functions<'a> {
     ) {
         let frames = profile
             .frames(sample)
-            .filter(|frame| &*frame.mapping.name != PROCESS_MODULE);
+            .filter(|frame| !matches!(&*frame.mapping.name, PROCESS_MODULE | CALLER_MODULE));
         for (depth, frame) in frames.enumerate() {
             let key = (&*frame.function.name, frame.mapping.short_name());
             let tally = self.0.entry(key).or_default();

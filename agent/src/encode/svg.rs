@@ -8,7 +8,7 @@ use inferno::flamegraph::color::{BackgroundColor, Color, PaletteMap};
 use inferno::flamegraph::{self, Direction, Options};
 
 use super::folded;
-use crate::profile::{PROCESS_MODULE, QUERY_MODULE, ResolvedProfile};
+use crate::profile::{CALLER_MODULE, PROCESS_MODULE, QUERY_MODULE, ResolvedProfile};
 
 /// Frames narrower than this share (per cent) of the picture are left out: half a pixel on a wide
 /// screen. They are in the `.folded` and the `.pb.gz`.
@@ -184,7 +184,7 @@ fn palette(profile: &ResolvedProfile) -> PaletteMap {
     for frame in profile.locations.iter().flat_map(|l| profile.frames_at(l)) {
         let kind = if &*frame.mapping.name == QUERY_MODULE {
             Kind::Query
-        } else if &*frame.mapping.name == PROCESS_MODULE {
+        } else if matches!(&*frame.mapping.name, PROCESS_MODULE | CALLER_MODULE) {
             Kind::Process
         } else if frame.mapping.is_kernel {
             Kind::Kernel

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use agent_ebpf::sample::TraceContext;
+use agent_ebpf::sample::{Outcome, TraceContext};
 
 use super::wait_event::WaitEvent;
 use super::window::{ProcessIndex, StackId};
@@ -91,6 +91,15 @@ pub enum Caller {
         /// Its stack.
         stack: StackId,
     },
+    /// A process of this machine, and the leaf end of its stack: the walk did not come to the root.
+    Partial {
+        /// The process.
+        process: ProcessIndex,
+        /// The frames that were found.
+        stack: StackId,
+        /// How the walk ended.
+        outcome: Outcome,
+    },
     /// A process of this machine, whose stack is not known.
     Process {
         /// The process.
@@ -102,12 +111,30 @@ pub enum Caller {
     Unknown(Unknown),
 }
 
+impl Caller {
+    /// The value of the label: `known`, `partial`, or why not. `None` of nobody.
+    pub const fn label(&self) -> Option<&'static str> {
+        match self {
+            Caller::None => None,
+            Caller::Known { .. } => Some(KNOWN),
+            Caller::Partial { .. } => Some(PARTIAL),
+            Caller::Process { reason, .. } | Caller::Unknown(reason) => Some(reason.name()),
+        }
+    }
+}
+
+/// Label of a caller whose stack is known.
+pub const KNOWN: &str = "known";
+
+/// Label of a caller of whose stack the leaf end is known.
+pub const PARTIAL: &str = "partial";
+
 /// Why a caller, or its stack, is not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Unknown {
     /// The budget of stacks was spent.
     Budget,
-    /// The stack was taken, but could not be walked to its end, or not kept (a bound was reached).
+    /// The stack was taken, but no frame of it was found, or it was not kept (a bound was reached).
     Lost,
     /// No send was seen on the connection: it is older than the recording, or it was made by a way that is
     /// not watched.

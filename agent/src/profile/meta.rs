@@ -178,6 +178,8 @@ pub struct AttributionStats {
     pub between_statements: u64,
     /// Of those with the query, with the caller's stack.
     pub with_caller: u64,
+    /// Of those with the query, with a part of the caller's stack: its walk did not come to a proven end.
+    pub with_partial_caller: u64,
     /// Of those with the query, by why the caller's stack is not known
     /// ([`crate::profile::Unknown::name`]).
     pub without_caller: BTreeMap<String, u64>,

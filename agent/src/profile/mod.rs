@@ -9,14 +9,16 @@ mod resolved;
 mod wait_event;
 mod window;
 
-pub use attribution::{Attribution, Backend, Caller, Phase, Query, QueryIndex, Unknown};
+pub use attribution::{
+    Attribution, Backend, Caller, KNOWN, PARTIAL, Phase, Query, QueryIndex, Unknown,
+};
 pub use meta::{
     AgentCost, AttributionStats, CpuSeconds, KernelCost, MaxRss, RecordingMeta, Runtime,
     StackCopies, Ticks, UnwindTables,
 };
 pub use resolved::{
-    FrameRef, Function, FunctionId, Labels, Line, Location, LocationId, Mapping, MappingId,
-    PROCESS_MODULE, QUERY_MODULE, ResolvedProfile, ResolvedSample, key,
+    CALLER_MODULE, FrameRef, Function, FunctionId, Labels, Line, Location, LocationId, Mapping,
+    MappingId, PROCESS_MODULE, QUERY_MODULE, ResolvedProfile, ResolvedSample, key,
 };
 pub use wait_event::WaitEvent;
 pub use window::{

@@ -50,8 +50,10 @@ pub mod key {
     pub const APPLICATION: &str = "application";
     /// Client's address.
     pub const CLIENT: &str = "client";
-    /// `known`, or why the caller is not known ([`crate::profile::Unknown::name`]).
+    /// `known`, `partial`, or why the caller is not known ([`crate::profile::Caller::label`]).
     pub const CALLER: &str = "caller";
+    /// How the walk of a partial caller's stack ended ([`agent_ebpf::sample::Outcome::name`]).
+    pub const CALLER_OUTCOME: &str = "caller_outcome";
     /// Name of the calling process; or, in brackets, why it is not known. The root of a stitched stack.
     pub const CALLER_COMM: &str = "caller_comm";
     /// Process id of the caller.
@@ -63,6 +65,9 @@ pub const QUERY_MODULE: &str = "[query]";
 
 /// Module of the frame that stands for the process in which a stitched stack goes on.
 pub const PROCESS_MODULE: &str = "[process]";
+
+/// Module of the frame at the root end of a caller's stack that says why the rest is missing.
+pub const CALLER_MODULE: &str = "[caller]";
 
 /// Index into [`ResolvedProfile::mappings`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -7,7 +7,7 @@ use std::{
 
 use super::view::Marks;
 use crate::{
-    profile::{FrameRef, LocationId, ResolvedProfile, ResolvedSample, key},
+    profile::{CALLER_MODULE, FrameRef, KNOWN, LocationId, ResolvedProfile, ResolvedSample, key},
     symbolize::readable,
 };
 
@@ -73,7 +73,8 @@ fn calling_frame<'a>(
         let locations = caller
             .iter()
             .filter_map(|id| profile.locations.get(id.0 as usize));
-        locations.flat_map(|location| profile.frames_at(location))
+        let frames = locations.flat_map(|location| profile.frames_at(location));
+        frames.filter(|frame| &*frame.mapping.name != CALLER_MODULE)
     };
     frames()
         .find(is_own_source)
@@ -133,7 +134,7 @@ pub fn caller_notes(profile: &ResolvedProfile) -> Vec<String> {
     let mut callers = Callers::of(profile);
     let mut poor: BTreeMap<&str, (u64, u64, bool)> = BTreeMap::new();
     for sample in &profile.samples {
-        if sample.label(key::CALLER) != Some("known") {
+        if sample.label(key::CALLER) != Some(KNOWN) {
             continue;
         }
         let service = sample.label(key::SERVICE).unwrap_or_default();

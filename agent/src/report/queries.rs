@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::callers::{Callers, Place, is_pooler};
 use super::{Style, table};
 use crate::encode::svg::grouped;
-use crate::profile::{Phase, ResolvedProfile, ResolvedSample, key};
+use crate::profile::{KNOWN, PARTIAL, Phase, ResolvedProfile, ResolvedSample, key};
 
 /// Traces named for a query: those that cost most.
 const TRACES: usize = 3;
@@ -40,6 +40,9 @@ pub struct QueryCost {
     pub callers: Vec<CallerCost>,
     /// Samples whose caller is known, of all.
     pub caller_share: f64,
+    /// Samples of whose caller's stack a part is known, of all.
+    #[serde(default)]
+    pub caller_partial_share: f64,
     /// Samples whose caller is not known, by reason.
     pub callers_unknown: BTreeMap<String, u64>,
     /// Traces that cost most.
@@ -57,6 +60,9 @@ pub struct CallerCost {
     pub file: String,
     /// Source line of the call; 0 when unknown.
     pub line: u32,
+    /// Whether its stack's end is not proven: functions further out are missing, or not its own.
+    #[serde(default)]
+    pub partial: bool,
     /// Whether it is a connection pooler: who asked that one is not known.
     pub pooler: bool,
     /// Samples.
@@ -69,8 +75,10 @@ pub struct CallerCost {
 struct Group<'a> {
     cost: QueryCost,
     nanoseconds: u64,
-    callers: HashMap<(&'a str, Place), u64>,
+    /// Samples by service, place, and whether the stack is partial.
+    callers: HashMap<(&'a str, Place, bool), u64>,
     known: u64,
+    partial: u64,
     traces: BTreeMap<&'a str, u64>,
 }
 
@@ -133,10 +141,14 @@ impl<'a> Group<'a> {
             *self.traces.entry(trace).or_default() += sample.count;
         }
         match sample.label(key::CALLER) {
-            Some("known") => {
-                self.known += sample.count;
+            Some(label @ (KNOWN | PARTIAL)) => {
+                let is_partial = label == PARTIAL;
+                *match is_partial {
+                    true => &mut self.partial,
+                    false => &mut self.known,
+                } += sample.count;
                 let service = sample.label(key::SERVICE).unwrap_or_default();
-                let caller = (service, callers.place(sample));
+                let caller = (service, callers.place(sample), is_partial);
                 *self.callers.entry(caller).or_default() += sample.count;
             }
             Some(reason) => {
@@ -150,6 +162,7 @@ impl<'a> Group<'a> {
     fn merge(&mut self, part: Group<'a>) {
         self.nanoseconds += part.nanoseconds;
         self.known += part.known;
+        self.partial += part.partial;
         self.cost.samples += part.cost.samples;
         self.cost.samples_between_statements += part.cost.samples_between_statements;
         self.cost.executions += part.cost.executions;
@@ -177,7 +190,8 @@ fn finish(
     let mut callers: Vec<_> = group
         .callers
         .into_iter()
-        .map(|((service, place), count)| CallerCost {
+        .map(|((service, place, partial), count)| CallerCost {
+            partial,
             pooler: is_pooler(service),
             service: service.to_owned(),
             function: place.function,
@@ -191,6 +205,7 @@ fn finish(
         b.samples
             .cmp(&a.samples)
             .then_with(|| (&a.function, a.line).cmp(&(&b.function, b.line)))
+            .then_with(|| a.partial.cmp(&b.partial))
     });
     let mut traces: Vec<_> = group.traces.into_iter().collect();
     traces.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
@@ -208,6 +223,7 @@ fn finish(
         },
         callers,
         caller_share: group.known as f64 / samples,
+        caller_partial_share: group.partial as f64 / samples,
         trace_ids: traces
             .into_iter()
             .take(TRACES)
@@ -242,7 +258,7 @@ pub fn queries_table(queries: &[QueryCost], style: Style) -> String {
         for caller in query.callers.iter().take(3) {
             let place = super::top::place(&caller.file, caller.line);
             let row = format!(
-                "{:>49}{} {} {} {}",
+                "{:>49}{} {} {} {}{}",
                 "",
                 table::percent(caller.share),
                 table::printable(&match caller.pooler {
@@ -251,8 +267,13 @@ pub fn queries_table(queries: &[QueryCost], style: Style) -> String {
                 }),
                 table::printable(&caller.function),
                 table::printable(&place),
+                match caller.partial {
+                    true => " (stack incomplete)",
+                    false => "",
+                },
             );
-            table::push(&mut out, style.paint("36", row.trim_end()).as_str());
+            let color = if caller.partial { "33" } else { "36" };
+            table::push(&mut out, style.paint(color, row.trim_end()).as_str());
         }
         if let Some((reason, samples)) = query.callers_unknown.iter().max_by_key(|(_, n)| **n) {
             let share = *samples as f64 / query.samples.max(1) as f64;

@@ -249,6 +249,10 @@ fn attribution(out: &mut String, stats: &AttributionStats, style: Style) {
     }
     let with_caller = stats.caller_share().unwrap_or(1.0);
     let _ = write!(text, "{} have their caller", exact(with_caller));
+    if stats.with_partial_caller > 0 {
+        let share = stats.with_partial_caller as f64 / stats.with_query.max(1) as f64;
+        let _ = write!(text, ", {} a part of its stack", exact(share));
+    }
     let reasons: Vec<_> = stats
         .without_caller
         .iter()

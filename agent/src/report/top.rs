@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
-use crate::profile::{FunctionId, MappingId, PROCESS_MODULE, QUERY_MODULE, ResolvedProfile};
+use crate::profile::{
+    CALLER_MODULE, FunctionId, MappingId, PROCESS_MODULE, QUERY_MODULE, ResolvedProfile,
+};
 
 /// A function of a module, with its samples.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,7 +42,9 @@ pub fn top_functions(profile: &ResolvedProfile, limit: usize) -> Vec<TopFunction
                 continue;
             };
             let mapping = profile.mappings.get(location.mapping.0 as usize);
-            if mapping.is_some_and(|m| matches!(&*m.name, QUERY_MODULE | PROCESS_MODULE)) {
+            if mapping
+                .is_some_and(|m| matches!(&*m.name, QUERY_MODULE | PROCESS_MODULE | CALLER_MODULE))
+            {
                 continue;
             }
             for line in &location.lines {

@@ -9,7 +9,7 @@ use std::{
 
 use agent_ebpf::{
     postgres::{BackendHeader, CallerSearch, HAS_LEADER, status},
-    sample::{SampleHeader, TraceContext},
+    sample::{Outcome, SampleHeader, TraceContext},
 };
 
 use super::{
@@ -99,7 +99,13 @@ impl Backends {
     }
 
     /// Keeps the stack of a send.
-    pub fn caller(&mut self, cpu: u32, time: u64, process: ProcessIndex, stack: StackId) {
+    pub fn caller(
+        &mut self,
+        cpu: u32,
+        time: u64,
+        process: ProcessIndex,
+        stack: (StackId, Outcome),
+    ) {
         self.callers.keep(cpu, time, process, stack);
     }
 

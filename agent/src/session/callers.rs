@@ -2,8 +2,9 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use agent_ebpf::postgres::{
-    CallerSearch, CallerStack, HAS_CONNECTION, Send, statement_start, status,
+use agent_ebpf::{
+    postgres::{CallerSearch, CallerStack, HAS_CONNECTION, Send, statement_start, status},
+    sample::Outcome,
 };
 
 use super::{
@@ -27,6 +28,28 @@ type SendKey = (u32, u64);
 struct Known {
     process: ProcessIndex,
     stack: StackId,
+    outcome: Outcome,
+}
+
+impl Known {
+    fn caller(self) -> Caller {
+        let Known {
+            process,
+            stack,
+            outcome,
+        } = self;
+        match outcome {
+            // Of a very deep stack the root end is missing, not the caller.
+            Outcome::Complete | Outcome::CompleteByFramePointer | Outcome::TooDeep => {
+                Caller::Known { process, stack }
+            }
+            _ => Caller::Partial {
+                process,
+                stack,
+                outcome,
+            },
+        }
+    }
 }
 
 /// The sends whose stacks came up.
@@ -37,15 +60,26 @@ pub struct Callers {
 }
 
 impl Callers {
-    /// Keeps the stack of a send.
-    pub fn keep(&mut self, cpu: u32, time: u64, process: ProcessIndex, stack: StackId) {
+    /// Keeps the stack of a send, and how its walk ended.
+    pub fn keep(
+        &mut self,
+        cpu: u32,
+        time: u64,
+        process: ProcessIndex,
+        (stack, outcome): (StackId, Outcome),
+    ) {
         if self.oldest.len() >= MAX_CALLERS
             && let Some(oldest) = self.oldest.pop_front()
         {
             self.known.remove(&oldest);
         }
         let key = (cpu, time);
-        if self.known.insert(key, Known { process, stack }).is_none() {
+        let known = Known {
+            process,
+            stack,
+            outcome,
+        };
+        if self.known.insert(key, known).is_none() {
             self.oldest.push_back(key);
         }
     }
@@ -84,10 +118,7 @@ impl Callers {
             });
         }
         if let Some(known) = self.known.get(&(send.cpu, send.time)) {
-            return Caller::Known {
-                process: known.process,
-                stack: known.stack,
-            };
+            return known.caller();
         }
         Caller::Process {
             process: sender(send.pid, &send.comm),
@@ -95,6 +126,27 @@ impl Callers {
                 true => Unknown::Budget,
                 false => Unknown::Lost,
             },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A caller is known when its stack's end is proven, or too deep to be reached; else a part of it is.
+    #[test]
+    fn partial_callers() {
+        for outcome in Outcome::ALL {
+            let caller = Known {
+                process: ProcessIndex(1),
+                stack: StackId::EMPTY,
+                outcome,
+            }
+            .caller();
+            let is_known = matches!(caller, Caller::Known { .. });
+            let expected = ["complete", "complete_by_frame_pointer", "too_deep"];
+            assert_eq!(is_known, expected.contains(&outcome.name()), "{outcome:?}");
         }
     }
 }

@@ -19,6 +19,8 @@ pub struct Counts {
     pub between: u64,
     /// Of those with the query, with the caller's stack.
     pub with_caller: u64,
+    /// Of those with the query, with a part of the caller's stack.
+    pub with_partial_caller: u64,
     /// Of those with the query, by why the caller is not known.
     pub unknown: HashMap<Unknown, u64>,
 }
@@ -32,10 +34,38 @@ impl Counts {
         }
         match caller {
             Caller::Known { .. } => self.with_caller += samples,
+            Caller::Partial { .. } => self.with_partial_caller += samples,
             Caller::Process { reason, .. } | Caller::Unknown(reason) => {
                 *self.unknown.entry(*reason).or_default() += samples;
             }
             Caller::None => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use agent_ebpf::sample::Outcome;
+
+    use super::*;
+    use crate::profile::{ProcessIndex, StackId};
+
+    /// Every sample with a query counts once: its caller is known, partial, or not known.
+    #[test]
+    fn partial_callers_count_apart() {
+        let (process, stack) = (ProcessIndex(0), StackId::EMPTY);
+        let mut counts = Counts::default();
+        counts.add_query(Phase::Executing, &Caller::Known { process, stack }, 1);
+        let outcome = Outcome::GuessedEnd;
+        let partial = Caller::Partial {
+            process,
+            stack,
+            outcome,
+        };
+        counts.add_query(Phase::Executing, &partial, 2);
+        counts.add_query(Phase::Executing, &Caller::Unknown(Unknown::NoSend), 4);
+        assert_eq!((counts.with_caller, counts.with_partial_caller), (1, 2));
+        assert_eq!(counts.unknown[&Unknown::NoSend], 4);
+        assert_eq!(counts.with_query, 7);
     }
 }

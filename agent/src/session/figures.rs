@@ -212,6 +212,7 @@ impl Session {
             starting_workers: counts.starting,
             between_statements: counts.between,
             with_caller: counts.with_caller,
+            with_partial_caller: counts.with_partial_caller,
             without_caller: by_cause(unknown),
             other_queries: self.ingest.backends.other_queries(),
             sends,

@@ -57,7 +57,7 @@ pub struct Ingest {
     pub backends: Backends,
     kernel_frames: Vec<Frame>,
     user_frames: Vec<Frame>,
-    /// When the first sample with a whole user stack was taken, nanoseconds.
+    /// When the first sample whose user stack was walked to an end, proven or not, was taken, nanoseconds.
     pub first_unwound: Option<u64>,
     /// Samples whose stack was unwound here.
     pub continued: u64,
@@ -155,7 +155,8 @@ impl Ingest {
         }
         let mut user = std::mem::take(&mut self.user_frames);
         let (index, outcome) = self.unwound(sample, registry, objects, &mut user);
-        if outcome.is_complete() && !user.is_empty() && self.first_unwound.is_none() {
+        let ended = outcome.is_complete() || outcome == Outcome::GuessedEnd;
+        if ended && !user.is_empty() && self.first_unwound.is_none() {
             self.first_unwound = Some(header.time);
         }
         let Attributed {
@@ -188,12 +189,12 @@ impl Ingest {
         let pid = caller.header.pid;
         self.processes
             .sent(&mut self.window, pid, registry, &mut objects.pool);
-        // What could not be walked is no caller. (Of a very deep stack the root end is missing, not the caller.)
-        if (outcome.is_complete() || outcome == Outcome::TooDeep)
+        // A stack that could not be walked to its end is a part of one; one without a frame is nothing.
+        if !user.is_empty()
             && let Some(stack) = self.window.intern(&user, &[])
         {
             let (cpu, time) = (caller.header.cpu, caller.header.time);
-            self.backends.caller(cpu, time, process, stack);
+            self.backends.caller(cpu, time, process, (stack, outcome));
         }
         self.user_frames = user;
         wanted(caller)
@@ -288,12 +289,8 @@ impl Ingest {
                 base: copy.start,
                 bytes: &copy.bytes,
             };
-            let outcome = unwind::walk(&mut cursor, |avma| code.rule(avma), &stack, &mut walked);
-            // What the kernel guessed is not proven by what came after.
-            let outcome = match (copy.guessed, outcome) {
-                (true, Outcome::Complete) => Outcome::CompleteByFramePointer,
-                (_, outcome) => outcome,
-            };
+            let rule = |avma| code.rule(avma);
+            let outcome = unwind::walk(&mut cursor, copy.guessed, rule, &stack, &mut walked);
             (outcome, walked, copy.bytes)
         };
         match objects.pool.call(Subject::process(pid), walk).done() {

@@ -14,8 +14,8 @@ use super::elf::Named;
 use super::{Options, Resolved, elf, guard, kernel, perf_map};
 use crate::file::FileVersion;
 use crate::profile::{
-    Attribution, Backend, Caller, Counted, Frame, LocationId, Module, ModuleId, PROCESS_MODULE,
-    Process, QUERY_MODULE, RecordingMeta, ResolvedProfile, ResolvedSample, Runtime,
+    Attribution, Backend, CALLER_MODULE, Caller, Counted, Frame, LocationId, Module, ModuleId,
+    PROCESS_MODULE, Process, QUERY_MODULE, RecordingMeta, ResolvedProfile, ResolvedSample, Runtime,
     STACK_TABLE_FULL, Source, Window, key,
 };
 
@@ -344,8 +344,14 @@ fn stitch(
         QUERY_MODULE,
         text.map_or("[query]", |query| &query.text),
     ));
-    if let Caller::Known { stack: caller, .. } = backend.caller {
+    if let Caller::Known { stack: caller, .. } | Caller::Partial { stack: caller, .. } =
+        backend.caller
+    {
         stack.extend(window.stack(caller).map(|frame| locations[frame]));
+    }
+    if let Caller::Partial { outcome, .. } = backend.caller {
+        let name = format!("[caller's stack incomplete: {}]", outcome.name());
+        stack.push(mark(CALLER_MODULE, &name));
     }
 }
 
@@ -368,7 +374,9 @@ fn attributed(
             .and_then(|query| window.queries().get(query.0 as usize));
         let (caller, reason) = match &backend.caller {
             Caller::None => (None, None),
-            Caller::Known { process, .. } => (Some(process), None),
+            Caller::Known { process, .. } | Caller::Partial { process, .. } => {
+                (Some(process), None)
+            }
             Caller::Process { process, reason } => (Some(process), Some(reason)),
             Caller::Unknown(reason) => (None, Some(reason)),
         };
@@ -379,9 +387,9 @@ fn attributed(
             (None, Some(reason)) => reason.frame(),
             (None, None) => "",
         };
-        let known = match backend.caller {
-            Caller::None => "",
-            _ => reason.map_or("known", |reason| reason.name()),
+        let caller_outcome = match backend.caller {
+            Caller::Partial { outcome, .. } => outcome.name(),
+            _ => "",
         };
         let number = |number: u32| match number {
             0 => String::new(),
@@ -401,7 +409,8 @@ fn attributed(
             (key::USER, &*backend.user),
             (key::APPLICATION, &*backend.application),
             (key::CLIENT, &*backend.client),
-            (key::CALLER, known),
+            (key::CALLER, backend.caller.label().unwrap_or("")),
+            (key::CALLER_OUTCOME, caller_outcome),
             (key::CALLER_COMM, name),
             (key::CALLER_PID, pid.as_str()),
         ] {

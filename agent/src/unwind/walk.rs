@@ -45,16 +45,16 @@ impl StackCopy<'_> {
 /// Walks from `cursor` to the end of the stack and appends each frame to `frames` in the form that
 /// samples have (`agent_ebpf::sample`). When frames are there already, the walk goes on from them.
 ///
-/// `resolve` is asked for the address to look up: for a return address that is the byte before it.
+/// `guessed`: a frame pointer was followed on the way to those. `resolve` is asked for the address to look up: for a return address that is the byte before it.
 /// A word that the stack copy does not hold ends the walk: above the copy it is
 /// [`Outcome::CopyTooShort`], below it, where no live stack can be, [`Outcome::UnreadableStack`].
 pub fn walk(
     cursor: &mut Cursor,
+    mut guessed: bool,
     mut resolve: impl FnMut(u64) -> Resolved,
     stack: &StackCopy<'_>,
     frames: &mut Vec<u64>,
 ) -> Outcome {
-    let mut by_frame_pointer = false;
     loop {
         if frames.len() >= MAX_USER_FRAMES as usize {
             return Outcome::TooDeep;
@@ -67,10 +67,11 @@ pub fn walk(
             Resolved::UnknownMapping => return Outcome::UnknownMapping,
             Resolved::TablesPending => return Outcome::TablesPending,
         };
-        by_frame_pointer |= !has_table;
+        guessed |= !has_table;
         if !has_table && cursor.regs.fp() == 0 {
-            // The psABI marks the deepest frame this way (3.2.2, 3.4.1).
-            return Outcome::CompleteByFramePointer;
+            // The psABI marks the deepest frame this way (3.2.2, 3.4.1). But code without tables may use the
+            // register for anything.
+            return Outcome::GuessedEnd;
         }
         let mut missing = 0;
         let mut result = step_on(cursor, &rule, stack, &mut missing);
@@ -80,8 +81,8 @@ pub fn walk(
         let above = missing >= stack.base;
         match result {
             Step::Caller => {}
-            Step::End if by_frame_pointer => return Outcome::CompleteByFramePointer,
-            Step::End => return Outcome::Complete,
+            Step::End => return Outcome::of_end(true, guessed),
+            Step::ZeroReturn => return Outcome::of_end(false, guessed),
             Step::Unreadable if above => return Outcome::CopyTooShort,
             Step::Unreadable | Step::NoProgress if !has_table => {
                 return Outcome::BrokenFramePointer;
@@ -158,7 +159,7 @@ mod tests {
             bytes: &bytes,
         };
         let mut frames = Vec::new();
-        let outcome = walk(&mut { cursor }, resolve, &stack, &mut frames);
+        let outcome = walk(&mut { cursor }, false, resolve, &stack, &mut frames);
         (frames, outcome)
     }
 
@@ -208,7 +209,7 @@ mod tests {
             base: 0x8000,
             bytes: &bytes,
         };
-        let outcome = walk(&mut cursor, resolve, &stack, &mut Vec::new());
+        let outcome = walk(&mut cursor, false, resolve, &stack, &mut Vec::new());
         assert_eq!(outcome, Outcome::Complete);
         assert_eq!(cursor.regs.gp[reg::RBX as usize], 77);
     }
@@ -231,19 +232,58 @@ mod tests {
         assert_eq!(outcome, Outcome::Complete);
     }
 
-    /// Without tables: the chain of frame pointers, to its zero, or broken.
+    /// Without tables: the chain of frame pointers, to its zero, which proves nothing, or broken.
     #[test]
     fn frame_pointers() {
         let resolve = |_| Resolved::FramePointer;
         let words = [0x8010, 0x2000, 0, 0x3000];
         let (frames, outcome) = run(at(0x1000, 0x8000, 0x8000), &words, resolve);
         assert_eq!(frames, [0x1000, 0x2000, 0x3000]);
-        assert_eq!(outcome, Outcome::CompleteByFramePointer);
+        assert_eq!(outcome, Outcome::GuessedEnd);
         let (_, outcome) = run(at(0x1000, 0x8000, 0x10), &words, resolve);
         assert_eq!(outcome, Outcome::BrokenFramePointer);
         let guessed = |_| Resolved::Rule(Rule::FRAME_POINTER);
         let (_, outcome) = run(at(0x1000, 0x8000, 0x8000), &words, guessed);
+        assert_eq!(outcome, Outcome::GuessedEnd);
+        // A return address of zero, read by the guess.
+        let (frames, outcome) = run(at(0x1000, 0x8000, 0x8000), &[0x8010, 0], resolve);
+        assert_eq!((frames.len(), outcome), (1, Outcome::GuessedEnd));
+    }
+
+    /// Behind a guess tables prove the end where they say that there is no caller. A return address of zero does
+    /// not: the guess may have led them astray.
+    #[test]
+    fn tables_behind_a_guess() {
+        let resolve = |avma| match avma {
+            0x1000 => Resolved::FramePointer,
+            0x1fff => Resolved::Rule(sp_rule(16)),
+            0x2fff => Resolved::Rule(Rule::END),
+            _ => Resolved::UnknownMapping,
+        };
+        let cursor = at(0x1000, 0x8000, 0x8000);
+        let (frames, outcome) = run(cursor, &[0, 0x2000, 7, 0x3000], resolve);
+        assert_eq!(frames, [0x1000, 0x2000, 0x3000]);
         assert_eq!(outcome, Outcome::CompleteByFramePointer);
+        let (frames, outcome) = run(cursor, &[0, 0x2000, 7, 0], resolve);
+        assert_eq!(frames, [0x1000, 0x2000]);
+        assert_eq!(outcome, Outcome::GuessedEnd);
+    }
+
+    /// A guess that the kernel made before it stopped counts as well.
+    #[test]
+    fn guessed_before() {
+        let outcome = |rule: Rule| {
+            let bytes = bytes(&[0]);
+            let stack = StackCopy {
+                base: 0x8000,
+                bytes: &bytes,
+            };
+            let mut cursor = at(0x1000, 0x8000, 0);
+            let resolve = |_| Resolved::Rule(rule);
+            walk(&mut cursor, true, resolve, &stack, &mut Vec::new())
+        };
+        assert_eq!(outcome(Rule::END), Outcome::CompleteByFramePointer);
+        assert_eq!(outcome(sp_rule(8)), Outcome::GuessedEnd);
     }
 
     /// A stack deeper than a sample can hold.
