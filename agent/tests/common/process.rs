@@ -82,6 +82,11 @@ impl Running {
         read(&self.output.path().join("stdout"))
     }
 
+    /// Its exit status, if it has ended.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("wait")
+    }
+
     /// Waits until `condition` holds. Panics when the process ends before, or patience does.
     pub fn wait_until(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
         let start = Instant::now();
