@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use crate::{
@@ -22,25 +22,47 @@ fn process(name: &'static str, args: &'static [&'static str]) -> Case {
 /// Memory and files whose owner decides how long a read takes.
 pub fn memory() -> Vec<Case> {
     vec![
-        Case::new("fuse_exe", executable_that_hangs).refused(),
-        process("env_hangs", &["environment", "hangs"]).named().refused(),
-        process("env_huge", &["environment", "huge"]).named().refused(),
-        process("context_hangs", &["context", "hangs"]).named().refused(),
-        process("context_lies", &["context", "lies"]).named(),
+        Case::new("fuse_exe", |stage, name| {
+            let content = fs::read(&stage.hostile).expect("a program of ours");
+            let (fuse, file) = mount(stage, name, name, content);
+            Started {
+                fuse: Some(fuse),
+                ..Started::of(stage.run(&file, &["gently"]))
+            }
+        })
+        .refused(),
+        Case::new("env_hangs", |stage, name| {
+            memory_on_fuse(stage, name, "environment", "environment")
+        })
+        .named()
+        .refused(),
+        process("env_huge", &["environment"]).named().refused(),
+        // By this name an OpenTelemetry SDK's context is known.
+        Case::new("context_hangs", |stage, name| {
+            memory_on_fuse(stage, name, "context", "memfd:OTEL_CTX")
+        })
+        .named()
+        .refused(),
+        process("context_lies", &["context"]),
     ]
 }
 
-/// A program on a file system whose server answers no more.
-fn executable_that_hangs(stage: &Stage, name: &'static str) -> Started {
-    let directory = stage.workshop.path().join("mounted");
+/// A file on a file system whose server will answer no more.
+fn mount(stage: &Stage, case: &str, file: &'static str, content: Vec<u8>) -> (Fuse, PathBuf) {
+    let directory = stage.workshop.path().join(format!("{case}.mounted"));
     let _ = fs::remove_dir(&directory);
-    let content = fs::read(&stage.hostile).expect("a program of ours");
-    let fuse = Fuse::mount(&directory, name, content)
+    let fuse = Fuse::mount(&directory, file, content)
         .unwrap_or_else(|error| panic!("a FUSE file system cannot be mounted: {error}"));
+    (fuse, directory.join(file))
+}
+
+/// A process that has memory there, which nobody has read yet.
+fn memory_on_fuse(stage: &Stage, name: &'static str, mode: &str, file: &'static str) -> Started {
+    let (fuse, file) = mount(stage, name, file, vec![b'A'; 1 << 16]);
+    let program = stage.copy(&stage.hostile, name);
     Started {
-        running: vec![stage.run(&directory.join(name), &["gently"])],
         fuse: Some(fuse),
-        ..Started::default()
+        ..Started::of(stage.run(&program, &[mode, file.to_str().expect("UTF-8")]))
     }
 }
 

@@ -135,7 +135,7 @@ pub struct Recorded {
     memory: u64,
 }
 
-/// Where it all happens, alone on the machine.
+/// Where it all happens.
 pub struct Stage {
     pub workshop: Workshop,
     /// The program of all hostile processes, and the same without symbols.
@@ -144,13 +144,12 @@ pub struct Stage {
     _honest: [Running; 2],
     alone: Chains,
     alone_memory: u64,
-    _lock: MachineLock,
 }
 
 impl Stage {
     /// Starts the honest programs, and records them alone.
     pub fn set() -> Self {
-        let lock = MachineLock::exclusive();
+        let _lock = MachineLock::exclusive();
         let workshop = Workshop::new();
         let hostile = workshop.cc("hostile.c", "hostile", &["-g", "-pthread"]);
         let stripped = workshop.cc("hostile.c", "stripped", &["-s", "-pthread"]);
@@ -186,7 +185,6 @@ impl Stage {
             _honest: honest,
             alone: chains,
             alone_memory: alone.memory,
-            _lock: lock,
         }
     }
 
@@ -249,6 +247,7 @@ impl Stage {
     }
 
     fn together(&self, cases: &[&Case]) -> Vec<String> {
+        let _lock = MachineLock::exclusive();
         let mut started: Vec<Started> = cases
             .iter()
             .map(|case| (case.begin)(self, case.name))

@@ -5,14 +5,11 @@
 #include "burn.h"
 #include <dlfcn.h>
 #include <fcntl.h>
-#include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <signal.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #ifdef FAKE_SERVER
@@ -45,14 +42,12 @@ static void *anonymous(size_t size, int protection) {
     return need(mmap(NULL, size, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0), "mmap");
 }
 
-// Whoever touches the memory waits until this process ends.
-static void hang_readers_of(void *memory, size_t size) {
-    int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
-    if (fd < 0) fail("userfaultfd");
-    struct uffdio_api api = {.api = UFFD_API};
-    if (ioctl(fd, UFFDIO_API, &api)) fail("UFFDIO_API");
-    struct uffdio_register range = {{(uint64_t)memory, size}, UFFDIO_REGISTER_MODE_MISSING, 0};
-    if (ioctl(fd, UFFDIO_REGISTER, &range)) fail("UFFDIO_REGISTER");
+// Memory that is a file's, of which nothing has been read yet.
+static void *file_memory(const char *path) {
+    int fd = open(path, O_RDONLY);
+    struct stat status;
+    if (fd < 0 || fstat(fd, &status)) fail(path);
+    return need(mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_PRIVATE, fd, 0), "mmap");
 }
 
 // As many executable mappings, which the kernel cannot merge: neighbours show the same page of the file.
@@ -82,6 +77,26 @@ static void forks(void) {
         waitpid(pid, NULL, 0);
         usleep(200);
     }
+}
+
+// So many new processes a second, for so long: every other one runs a program. Prints how many there were.
+static void storm(int64_t rate, int64_t seconds, char *program) {
+    char *words[] = {program, "0", NULL};
+    int64_t start = clock_nanoseconds(CLOCK_MONOTONIC), began = 0;
+    for (int64_t passed = 0; passed < seconds * 1000000000; passed = clock_nanoseconds(CLOCK_MONOTONIC) - start) {
+        for (; began < passed / 1000000 * rate / 1000; began++) {
+            pid_t pid = fork();
+            if (pid < 0) fail("fork");
+            if (pid == 0) {
+                if (began % 2) execv(program, words);
+                _exit(0);
+            }
+            while (waitpid(-1, NULL, WNOHANG) > 0) continue;
+        }
+        usleep(1000);
+    }
+    while (wait(NULL) > 0) continue;
+    printf("began %ld\n", (long)began);
 }
 
 static void *renaming(void *number) {
@@ -179,8 +194,8 @@ static void *context_memory(void) {
     if (fd < 0 || ftruncate(fd, 32 * PAGE)) fail("memfd_create");
     return need(mmap(NULL, 32 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), "mmap");
 }
-static void context_hangs(void) {
-    hang_readers_of(context_memory(), 32 * PAGE);
+static void context_hangs(const char *path) {
+    file_memory(path);
     ready();
     gently();
 }
@@ -222,11 +237,9 @@ static void move_environment(void *memory, size_t size) {
     };
     if (prctl(PR_SET_MM, PR_SET_MM_MAP, &map, sizeof map, 0)) fail("PR_SET_MM_MAP");
 }
-static void environment(int hangs) {
-    size_t size = hangs ? PAGE : (size_t)4 << 30;
-    char *memory = anonymous(size, PROT_READ | PROT_WRITE);
-    if (hangs) hang_readers_of(memory, size);
-    move_environment(memory, size);
+static void environment(const char *path) {
+    size_t size = *path ? PAGE : (size_t)4 << 30;
+    move_environment(*path ? file_memory(path) : anonymous(size, PROT_READ | PROT_WRITE), size);
     ready();
     gently();
 }
@@ -284,15 +297,20 @@ int main(int argc, char **argv) {
     if (!strcmp(mode, "mappings")) mappings(number(argc, argv, 2));
     if (!strcmp(mode, "again")) again_and_again(argv);
     if (!strcmp(mode, "forks")) forks();
+    if (!strcmp(mode, "storm") && argc > 4) {
+        alarm(0);
+        storm(number(argc, argv, 2), number(argc, argv, 3), argv[4]);
+        return 0;
+    }
     if (!strcmp(mode, "rename")) rename_threads();
     if (!strcmp(mode, "leader")) leader_ends();
     if (!strcmp(mode, "deep")) deep();
     if (!strcmp(mode, "code")) run_code(0);
     if (!strcmp(mode, "liar")) run_code(1);
     if (!strcmp(mode, "grow")) thread(grow_map, NULL, 0), run_code(0);
-    if (!strcmp(mode, "context") && !strcmp(second, "hangs")) context_hangs();
+    if (!strcmp(mode, "context") && *second) context_hangs(second);
     if (!strcmp(mode, "context")) context_lies();
-    if (!strcmp(mode, "environment")) environment(!strcmp(second, "hangs"));
+    if (!strcmp(mode, "environment")) environment(second);
     if (!strcmp(mode, "library")) library(second);
     if (!strcmp(mode, "servers")) servers(second, number(argc, argv, 3), number(argc, argv, 4));
     if (!strcmp(mode, "named")) prctl(PR_SET_NAME, second), ready(), gently();
