@@ -34,6 +34,26 @@ fn hostile_files_and_processes() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
+/// What hostile files and processes add to the time that a recording takes: at most five seconds. For `make bench`.
+#[test]
+#[ignore = "a measurement, for a machine that does nothing else"]
+fn a_recording_takes_no_longer() {
+    if !can_record() {
+        return;
+    }
+    let stage = Stage::set();
+    let mut most = 0.0f64;
+    for (group, cases) in groups() {
+        let (without, with) = stage
+            .times(&cases)
+            .unwrap_or_else(|error| panic!("{group}: {error}"));
+        println!("{group}: {without:?} without, {with:?} with");
+        most = most.max(with.as_secs_f64() - without.as_secs_f64());
+    }
+    println!("seconds_more {most:.2}");
+    assert!(most <= 5.0, "{most:.2} s more");
+}
+
 fn groups() -> Vec<(&'static str, Vec<Case>)> {
     vec![
         ("debug links", files::debug_links()),

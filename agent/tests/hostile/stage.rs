@@ -133,6 +133,8 @@ pub struct Recorded {
     stderr: String,
     /// Bytes.
     memory: u64,
+    /// From its start to its end.
+    took: Duration,
 }
 
 /// Where it all happens.
@@ -227,6 +229,21 @@ impl Stage {
         all
     }
 
+    /// How long a recording takes without these cases and with them, the shortest of three: the machine does other
+    /// work as well.
+    pub fn times(&self, cases: &[Case]) -> Result<(Duration, Duration), String> {
+        let _lock = MachineLock::exclusive();
+        let shortest = |started: &mut [Started]| {
+            let times: Result<Vec<Duration>, String> = (0..3)
+                .map(|_| record(started).map(|recorded| recorded.took))
+                .collect();
+            Ok::<_, String>(times?.into_iter().min().expect("three times"))
+        };
+        let without = shortest(&mut [])?;
+        let cases: Vec<&Case> = cases.iter().collect();
+        Ok((without, shortest(&mut self.start(&cases))?))
+    }
+
     fn try_together(&self, title: &str, cases: &[&Case]) -> Vec<String> {
         let started = Instant::now();
         let attempt = catch_unwind(AssertUnwindSafe(|| self.together(cases)));
@@ -248,14 +265,7 @@ impl Stage {
 
     fn together(&self, cases: &[&Case]) -> Vec<String> {
         let _lock = MachineLock::exclusive();
-        let mut started: Vec<Started> = cases
-            .iter()
-            .map(|case| (case.begin)(self, case.name))
-            .collect();
-        thread::sleep(Duration::from_millis(300));
-        for fuse in started.iter().filter_map(|started| started.fuse.as_ref()) {
-            fuse.hang();
-        }
+        let mut started = self.start(cases);
         let recorded = match record(&mut started) {
             Ok(recorded) => recorded,
             Err(error) => return vec![error],
@@ -269,6 +279,19 @@ impl Stage {
             println!("{}{}", recorded.summary, recorded.stderr);
         }
         failures
+    }
+
+    fn start(&self, cases: &[&Case]) -> Vec<Started> {
+        let started: Vec<Started> = cases
+            .iter()
+            .map(|case| (case.begin)(self, case.name))
+            .collect();
+        // They run for a moment before their files are gone.
+        thread::sleep(Duration::from_millis(300));
+        for fuse in started.iter().filter_map(|started| started.fuse.as_ref()) {
+            fuse.hang();
+        }
+        started
     }
 
     /// What is wrong about the honest programs.
@@ -413,6 +436,7 @@ fn record(started: &mut [Started]) -> Result<Recorded, String> {
         let _ = recording.finish();
         return Err(error);
     }
+    let took = began.elapsed();
     let finished = recording.finish();
     if !finished.status.success() {
         return Err(format!("{finished:#?}"));
@@ -425,6 +449,7 @@ fn record(started: &mut [Started]) -> Result<Recorded, String> {
         folded,
         stderr: finished.stderr,
         memory,
+        took,
     })
 }
 
