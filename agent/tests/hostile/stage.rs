@@ -143,7 +143,7 @@ pub struct Stage {
     /// The program of all hostile processes, and the same without symbols.
     pub hostile: PathBuf,
     pub stripped: PathBuf,
-    _honest: [Running; 2],
+    honest: [PathBuf; 2],
     alone: Chains,
     alone_memory: u64,
 }
@@ -157,14 +157,10 @@ impl Stage {
         let stripped = workshop.cc("hostile.c", "stripped", &["-s", "-pthread"]);
         let chain = workshop.cc("chain.c", "honest_chain", &["-g"]);
         let shares = workshop.cc("shares.c", "honest_shares", &["-g"]);
-        let honest = [chain, shares].map(|program| {
-            // Before the hostile ones, and whatever else runs.
-            let mut command = Command::new("nice");
-            command.args(["-n", "-5"]).arg(program).arg("1800000");
-            start(command)
-        });
-        thread::sleep(Duration::from_millis(300));
+        let honest = [chain, shares];
+        let running = begin_honest(&honest);
         let alone = record(&mut []).unwrap_or_else(|error| panic!("alone: {error}"));
+        drop(running);
         let chains = chains(&alone.profile);
         let expected = [
             vec!["main", "first", "second", "third", "burn"],
@@ -184,7 +180,7 @@ impl Stage {
             workshop,
             hostile,
             stripped,
-            _honest: honest,
+            honest,
             alone: chains,
             alone_memory: alone.memory,
         }
@@ -233,6 +229,7 @@ impl Stage {
     /// work as well.
     pub fn times(&self, cases: &[Case]) -> Result<(Duration, Duration), String> {
         let _lock = MachineLock::exclusive();
+        let _honest = begin_honest(&self.honest);
         let shortest = |started: &mut [Started]| {
             let times: Result<Vec<Duration>, String> = (0..3)
                 .map(|_| record(started).map(|recorded| recorded.took))
@@ -265,6 +262,7 @@ impl Stage {
 
     fn together(&self, cases: &[&Case]) -> Vec<String> {
         let _lock = MachineLock::exclusive();
+        let _honest = begin_honest(&self.honest);
         let mut started = self.start(cases);
         let recorded = match record(&mut started) {
             Ok(recorded) => recorded,
@@ -349,6 +347,17 @@ impl Stage {
         }
         failures
     }
+}
+
+/// Starts the honest programs. They end by themselves as well, in case that the test is killed.
+fn begin_honest(programs: &[PathBuf; 2]) -> [Running; 2] {
+    let running = programs.each_ref().map(|program| {
+        let mut command = Command::new(program);
+        command.arg("150000");
+        start(command)
+    });
+    thread::sleep(Duration::from_millis(300));
+    running
 }
 
 /// What is wrong about one case.
