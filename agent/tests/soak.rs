@@ -97,7 +97,9 @@ impl Soak {
         let directory = TempDir::new().expect("temporary directory");
         let mut command = agent(["record", "--summary", "json", "--frequency"]);
         command.arg(HERTZ.to_string());
-        command.arg("--output").arg(directory.path().join("a.pb.gz"));
+        command
+            .arg("--output")
+            .arg(directory.path().join("a.pb.gz"));
         let mut running = start(command);
         running.wait_until("it records", |agent| agent.stderr().contains("recording"));
         Self { directory, running }
@@ -237,7 +239,10 @@ fn assert_known(soaked: &Soaked, part: u32) {
     let known = open(&[&application, "caller=known"]);
     println!("{}: {known} of {all} with a caller", part_name(part));
     assert!(all >= LEAST, "{application}: {all} samples");
-    assert!(known as f64 >= KNOWN * all as f64, "{application}: {known} of {all}");
+    assert!(
+        known as f64 >= KNOWN * all as f64,
+        "{application}: {known} of {all}"
+    );
 }
 
 /// Asserts that over the whole recording nearly all samples in statements have a query. A backend of which nothing is
@@ -266,7 +271,15 @@ fn a_thousand_new_processes_a_second() {
     let _lock = MachineLock::exclusive();
     let time = Duration::from_secs(60) * minutes();
     let soak = Soak::start();
-    let storming = run(&storm, &["storm", &STORM.to_string(), &time.as_secs().to_string(), tiny.to_str().expect("UTF-8")]);
+    let storming = run(
+        &storm,
+        &[
+            "storm",
+            &STORM.to_string(),
+            &time.as_secs().to_string(),
+            tiny.to_str().expect("UTF-8"),
+        ],
+    );
     let finished = storming
         .finish_within(time + Duration::from_secs(120))
         .succeeded();
@@ -277,7 +290,10 @@ fn a_thousand_new_processes_a_second() {
     let began = finished.stdout.trim().strip_prefix("began ");
     let began: u64 = began.and_then(|count| count.parse().ok()).expect("a count");
     println!("{began} processes");
-    assert!(began >= STORM * time.as_secs() * 9 / 10, "{began} processes");
+    assert!(
+        began >= STORM * time.as_secs() * 9 / 10,
+        "{began} processes"
+    );
     soaked.assert_small(alive());
     assert_honest(&soaked);
 }

@@ -196,6 +196,8 @@ pub fn circular_entries(count: u32) -> Vec<u8> {
 fn common_entry() -> Vec<u8> {
     let mut entry = 20u32.to_le_bytes().to_vec();
     entry.extend([0; 4]);
-    entry.extend([1, b'z', b'R', 0, 1, 0x78, 16, 1, 0x1b, 0x0c, 7, 8, 0x90, 1, 0, 0]);
+    entry.extend([
+        1, b'z', b'R', 0, 1, 0x78, 16, 1, 0x1b, 0x0c, 7, 8, 0x90, 1, 0, 0,
+    ]);
     entry
 }

@@ -42,7 +42,10 @@ impl Trap {
             Trap::Device(device) => symlink(device, path).expect("a link"),
             Trap::Sparse => {
                 fs::copy(foreign(stage), path).expect("a copy");
-                let file = File::options().write(true).open(path).expect("a file of ours");
+                let file = File::options()
+                    .write(true)
+                    .open(path)
+                    .expect("a file of ours");
                 file.set_len(HUGE).expect("a sparse file");
             }
             Trap::Directory => fs::create_dir(path).expect("a directory"),
@@ -62,19 +65,19 @@ impl Trap {
 fn foreign(stage: &Stage) -> PathBuf {
     let path = stage.workshop.path().join("foreign.debug");
     if !path.exists() {
-        let names = ["-g", "-pthread", "-Dwork=wrong_name", "-Dfor_ever=wrong_caller"];
+        let names = [
+            "-g",
+            "-pthread",
+            "-Dwork=wrong_name",
+            "-Dfor_ever=wrong_caller",
+        ];
         stage.workshop.cc("hostile.c", "foreign.debug", &names);
     }
     path
 }
 
 /// A copy of the hostile program that is changed before it runs.
-fn changed(
-    stage: &Stage,
-    name: &'static str,
-    program: &Path,
-    change: impl Fn(&Path),
-) -> Started {
+fn changed(stage: &Stage, name: &'static str, program: &Path, change: impl Fn(&Path)) -> Started {
     let program = stage.copy(program, name);
     change(&program);
     Started {
@@ -212,7 +215,10 @@ pub fn executables() -> Vec<Case> {
         }),
         Case::new("elf_sparse", |stage, name| {
             changed(stage, name, &stage.hostile, |program| {
-                let file = File::options().write(true).open(program).expect("a file of ours");
+                let file = File::options()
+                    .write(true)
+                    .open(program)
+                    .expect("a file of ours");
                 file.set_len(HUGE).expect("a sparse file");
             })
         }),
@@ -301,7 +307,12 @@ pub fn library(stage: &Stage, name: &str, functions: &str) -> PathBuf {
         .map(|renamed| format!("-D{renamed}"))
         .collect();
     let mut flags = vec!["-shared", "-fPIC"];
-    flags.extend(defines.iter().map(String::as_str).filter(|flag| flag.len() > 2));
+    flags.extend(
+        defines
+            .iter()
+            .map(String::as_str)
+            .filter(|flag| flag.len() > 2),
+    );
     stage.workshop.cc("plugin.c", name, &flags)
 }
 

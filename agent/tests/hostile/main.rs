@@ -25,7 +25,10 @@ fn hostile_files_and_processes() {
     for (group, cases) in groups() {
         let cases: Vec<Case> = cases
             .into_iter()
-            .filter(|case| only.as_ref().is_none_or(|only| only.split(',').any(|word| case.name.contains(word))))
+            .filter(|case| {
+                only.as_ref()
+                    .is_none_or(|only| only.split(',').any(|word| case.name.contains(word)))
+            })
             .collect();
         if !cases.is_empty() {
             failures.extend(stage.judge(group, &cases));
@@ -59,7 +62,10 @@ fn groups() -> Vec<(&'static str, Vec<Case>)> {
         ("debug links", files::debug_links()),
         ("alternate links and bombs", files::alternates_and_bombs()),
         ("broken executables", files::executables()),
-        ("perf maps and debug directories", files::maps_and_directories()),
+        (
+            "perf maps and debug directories",
+            files::maps_and_directories(),
+        ),
         ("memory that hangs", processes::memory()),
         ("processes", processes::processes()),
         ("servers that are none", processes::servers()),

@@ -101,7 +101,10 @@ pub fn processes() -> Vec<Case> {
             let file = stage.workshop.path().join("truncated.so");
             started.then = Some(Box::new(move || {
                 std::thread::sleep(std::time::Duration::from_millis(300));
-                let file = File::options().write(true).open(file).expect("a file of ours");
+                let file = File::options()
+                    .write(true)
+                    .open(file)
+                    .expect("a file of ours");
                 file.set_len(100).expect("a shorter file");
             }));
             started

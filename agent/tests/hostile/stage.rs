@@ -171,7 +171,11 @@ impl Stage {
             let is_whole = |(key, _): (&(String, Vec<String>), &u64)| {
                 key.0 == *comm
                     && key.1.first().is_some_and(|root| root == "_start")
-                    && key.1.ends_with(&end.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
+                    && key.1.ends_with(
+                        &end.iter()
+                            .map(|name| (*name).to_owned())
+                            .collect::<Vec<_>>(),
+                    )
             };
             assert!(chains.iter().any(is_whole), "{comm} alone: {chains:#?}");
         }
@@ -372,7 +376,10 @@ fn of_case(case: &Case, started: &Started, recorded: &Recorded) -> Vec<String> {
         let in_code = own.filtered(|stack| !stack.in_kernel());
         let named = in_code.count(|stack| stack.has("work"));
         if named * 10 < in_code.total() * 9 {
-            failures.push(format!("{name}: {named} named of {}:\n{in_code}", in_code.total()));
+            failures.push(format!(
+                "{name}: {named} named of {}:\n{in_code}",
+                in_code.total()
+            ));
         }
     }
     for wrong in &started.wrong {
@@ -477,7 +484,9 @@ fn memory_of(pid: u32) -> u64 {
     let threads = fs::read_dir(format!("/proc/{pid}/task"));
     let children = threads.into_iter().flatten().flatten().flat_map(|thread| {
         let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
-        let pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+        let pids = children
+            .split_whitespace()
+            .filter_map(|pid| pid.parse().ok());
         pids.collect::<Vec<u32>>()
     });
     (own << 10) + children.map(memory_of).sum::<u64>()
