@@ -24,9 +24,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const FREQUENCY: u32 = 499;
 /// How long is recorded.
 const SECONDS: u32 = 3;
-/// What hostile files and processes may add to the agent's memory, its children included; pages of mapped files apart,
-/// which the kernel takes back.
+/// What hostile files and processes may add to the agent's memory; pages of mapped files apart, which the kernel takes
+/// back.
 const MORE_MEMORY: u64 = 512 << 20;
+/// What the children may have in which files are read: the debug information of the largest programs needs it.
+const CHILDRENS_MEMORY: u64 = 6 << 30;
 /// Here the agent is stopped, before it takes the machine's memory.
 const TOO_MUCH_MEMORY: u64 = 3 << 30;
 /// Samples of each honest program at least. (The machine may be busy with other work.)
@@ -131,10 +133,36 @@ pub struct Recorded {
     pub summary: Summary,
     folded: String,
     stderr: String,
-    /// Bytes.
-    memory: u64,
+    memory: Memory,
     /// From its start to its end.
     took: Duration,
+}
+
+/// Bytes at the highest.
+#[derive(Clone, Copy, Debug, Default)]
+struct Memory {
+    agent: u64,
+    children: u64,
+}
+
+impl Memory {
+    fn of(pid: u32) -> Self {
+        Self {
+            agent: own_memory(pid),
+            children: children_of(pid).into_iter().map(with_children).sum(),
+        }
+    }
+
+    fn max(self, other: Self) -> Self {
+        Self {
+            agent: self.agent.max(other.agent),
+            children: self.children.max(other.children),
+        }
+    }
+
+    fn is_too_much(self) -> bool {
+        self.agent > TOO_MUCH_MEMORY || self.children > CHILDRENS_MEMORY + MORE_MEMORY
+    }
 }
 
 /// Where it all happens.
@@ -145,7 +173,7 @@ pub struct Stage {
     pub stripped: PathBuf,
     honest: [PathBuf; 2],
     alone: Chains,
-    alone_memory: u64,
+    alone_memory: Memory,
 }
 
 impl Stage {
@@ -179,7 +207,7 @@ impl Stage {
             };
             assert!(chains.iter().any(is_whole), "{comm} alone: {chains:#?}");
         }
-        println!("alone: {} MB", alone.memory >> 20);
+        println!("alone: {:?}", alone.memory);
         Self {
             workshop,
             hostile,
@@ -327,12 +355,9 @@ impl Stage {
     /// What is wrong about the recording itself.
     fn clean(&self, recorded: &Recorded) -> Vec<String> {
         let mut failures = Vec::new();
-        if recorded.memory > self.alone_memory + MORE_MEMORY {
-            failures.push(format!(
-                "{} MB of memory, {} MB alone",
-                recorded.memory >> 20,
-                self.alone_memory >> 20
-            ));
+        let (alone, now) = (self.alone_memory, recorded.memory);
+        if now.agent > alone.agent + MORE_MEMORY || now.children > CHILDRENS_MEMORY {
+            failures.push(format!("{now:?}, alone {alone:?}"));
         }
         for (name, text) in [
             ("standard error", &recorded.stderr),
@@ -424,7 +449,7 @@ fn record(started: &mut [Started]) -> Result<Recorded, String> {
     command.arg("--output").arg(&path);
     let began = Instant::now();
     let mut recording = start(command);
-    let mut memory = 0;
+    let mut memory = Memory::default();
     let stopped = loop {
         if recording.ended().is_some() {
             break None;
@@ -434,9 +459,9 @@ fn record(started: &mut [Started]) -> Result<Recorded, String> {
                 then();
             }
         }
-        memory = memory.max(memory_of(recording.pid()));
-        if memory > TOO_MUCH_MEMORY {
-            break Some(format!("{} MB of memory: stopped", memory >> 20));
+        memory = memory.max(Memory::of(recording.pid()));
+        if memory.is_too_much() {
+            break Some(format!("{memory:?}: stopped"));
         }
         if began.elapsed() > PATIENCE {
             break Some(format!("not ended after {PATIENCE:?}: stopped"));
@@ -469,25 +494,33 @@ fn record(started: &mut [Started]) -> Result<Recorded, String> {
     })
 }
 
-/// Memory of a process and its descendants that is not a file's, now.
-fn memory_of(pid: u32) -> u64 {
+/// Memory of a process that is not a file's, now.
+fn own_memory(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let own: u64 = status
-        .lines()
-        .filter_map(|line| {
-            let (_, value) = ["RssAnon:", "RssShmem:"]
-                .iter()
-                .find_map(|name| line.strip_prefix(name).map(|value| (name, value)))?;
-            value.trim().strip_suffix(" kB")?.parse::<u64>().ok()
-        })
-        .sum();
-    let threads = fs::read_dir(format!("/proc/{pid}/task"));
-    let children = threads.into_iter().flatten().flatten().flat_map(|thread| {
-        let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
-        let pids = children
-            .split_whitespace()
-            .filter_map(|pid| pid.parse().ok());
-        pids.collect::<Vec<u32>>()
+    let sizes = status.lines().filter_map(|line| {
+        let value = ["RssAnon:", "RssShmem:"]
+            .iter()
+            .find_map(|name| line.strip_prefix(name))?;
+        value.trim().strip_suffix(" kB")?.parse::<u64>().ok()
     });
-    (own << 10) + children.map(memory_of).sum::<u64>()
+    sizes.sum::<u64>() << 10
+}
+
+fn with_children(pid: u32) -> u64 {
+    own_memory(pid) + children_of(pid).into_iter().map(with_children).sum::<u64>()
+}
+
+fn children_of(pid: u32) -> Vec<u32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task"));
+    let children = threads
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|thread| fs::read_to_string(thread.path().join("children")).unwrap_or_default());
+    children
+        .flat_map(|pids| {
+            let pids = pids.split_whitespace().filter_map(|pid| pid.parse().ok());
+            pids.collect::<Vec<u32>>()
+        })
+        .collect()
 }
