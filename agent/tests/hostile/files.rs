@@ -243,23 +243,24 @@ fn perf_map(name: &'static str, write: impl Fn(&Stage, &Path, u64) + 'static) ->
         write(stage, &path, code.expect("where the code is"));
         started
     })
-    .refused()
 }
 
 /// Perf maps that cannot be read, and links in the debug directory of a container.
 pub fn maps_and_directories() -> Vec<Case> {
     vec![
-        perf_map("map_fifo", |stage, path, _| Trap::Fifo.lay(stage, path)),
+        perf_map("map_fifo", |stage, path, _| Trap::Fifo.lay(stage, path)).refused(),
         perf_map("map_link", |stage, path, _| {
             Trap::Device("/dev/zero").lay(stage, path);
-        }),
+        })
+        .refused(),
         perf_map("map_gigabyte", |_, path, code| {
             let mut file = File::create_new(path).expect("a perf map");
             let lines = format!("{code:x} 100 in_a_gigabyte\n").repeat(1 << 18);
             file.write_all(lines.as_bytes()).expect("a perf map");
             file.seek(SeekFrom::Start(1 << 30)).expect("a perf map");
             file.write_all(lines.as_bytes()).expect("a perf map");
-        }),
+        })
+        .refused(),
         perf_map("map_long_names", |_, path, code| {
             let mut file = File::create_new(path).expect("a perf map");
             for letter in 'a'..='z' {
@@ -280,7 +281,7 @@ pub fn maps_and_directories() -> Vec<Case> {
     ]
 }
 
-/// A process with a root of its own, in which the debug file of its build id is a link to a path that is nothing in
+/// A process with a root and mounts of its own, in which the debug file of its build id is a link to a path that is nothing in
 /// that root and a FIFO outside.
 fn root_with_links(stage: &Stage, name: &'static str) -> Started {
     let root = stage.workshop.path().join("root");
@@ -295,8 +296,9 @@ fn root_with_links(stage: &Stage, name: &'static str) -> Started {
     let _ = fs::remove_file(&fifo);
     Trap::Fifo.lay(stage, &fifo);
     symlink(&fifo, debug.join(format!("{}.debug", "23".repeat(19)))).expect("a link");
-    let mut command = Command::new("chroot");
-    command.arg(&root).arg(format!("/{name}")).arg("gently");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--root"]).arg(&root);
+    command.arg(format!("/{name}")).arg("gently");
     Started::of(stage.begin(command))
 }
 

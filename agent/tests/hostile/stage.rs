@@ -412,11 +412,21 @@ fn of_case(case: &Case, started: &Started, recorded: &Recorded) -> Vec<String> {
             failures.push(format!("{name}: {wrong} is not its function"));
         }
     }
+    // By its file or by its process.
+    let pids: Vec<String> = started
+        .running
+        .iter()
+        .map(|running| running.pid().to_string())
+        .collect();
+    let names = |note: &str| {
+        let mut numbers = note.split(|char: char| !char.is_ascii_digit());
+        note.contains(name) || numbers.any(|number| pids.iter().any(|pid| pid == number))
+    };
     let notes = recorded.summary.0["notes"].as_array();
     let is_noted = notes
         .into_iter()
         .flatten()
-        .any(|note| note.as_str().is_some_and(|note| note.contains(name)));
+        .any(|note| note.as_str().is_some_and(names));
     if case.refused && !is_noted {
         failures.push(format!("{name}: no note names it"));
     }
