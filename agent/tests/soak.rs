@@ -261,7 +261,6 @@ fn assert_attributed(soaked: &Soaked) {
     let server = server.unwrap_or_else(|| panic!("no postgres in {processes:#?}"));
     let share = server["rooted_share"].as_f64().expect("a share");
     assert!(share >= 0.98, "rooted: {share}");
-}");
 }
 
 /// A thousand new processes a second, every other one of which runs a program.
