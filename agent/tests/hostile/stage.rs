@@ -14,14 +14,12 @@ use std::{
 use tempfile::TempDir;
 
 use crate::{
-    common::{MachineLock, Profile, Running, Summary, Workshop, agent, start},
+    common::{HERTZ, MachineLock, Profile, Running, Summary, Workshop, agent, start},
     fuse::Fuse,
 };
 
 /// How long a recording of [`SECONDS`] may take, names included.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Samples a second and CPU.
-const FREQUENCY: u32 = 499;
 /// How long is recorded.
 const SECONDS: u32 = 3;
 /// What hostile files and processes may add to the agent's memory; pages of mapped files apart, which the kernel takes
@@ -455,7 +453,7 @@ fn record(started: &mut [Started]) -> Result<Recorded, String> {
     let path = directory.path().join("out.folded");
     let mut command = agent(["record", "--summary", "json", "--frames", "raw"]);
     command.args(["--duration", &format!("{SECONDS}s")]);
-    command.args(["--frequency", &FREQUENCY.to_string()]);
+    command.args(["--frequency", &HERTZ.to_string()]);
     command.arg("--output").arg(&path);
     let began = Instant::now();
     let mut recording = start(command);
