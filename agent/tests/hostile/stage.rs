@@ -43,6 +43,9 @@ const HONEST: [(&str, &str); 3] = [
 /// The stacks of the honest programs down to that function, by the program's name.
 type Chains = BTreeMap<(String, Vec<String>), u64>;
 
+/// Starts a case of that name.
+type Begin = dyn Fn(&Stage, &'static str) -> Started;
+
 /// One hostile file or process.
 pub struct Case {
     /// Of the case, and of its program and process.
@@ -53,7 +56,7 @@ pub struct Case {
     named: bool,
     /// No sample of it can be expected.
     unseen: bool,
-    begin: Box<dyn Fn(&Stage, &'static str) -> Started>,
+    begin: Box<Begin>,
 }
 
 /// What was started for a case. All of it ends with this, in the order of the fields.
@@ -62,6 +65,7 @@ pub struct Started {
     // By its end those who hang on the file system are released.
     pub fuse: Option<Fuse>,
     pub running: Vec<Running>,
+    #[expect(dead_code, reason = "removed when it is dropped")]
     pub files: Vec<Removed>,
     /// Done as soon as the recording has begun.
     pub then: Option<Box<dyn FnOnce()>>,
