@@ -9,6 +9,8 @@ ROUNDS  ?= 4
 OUTPUT  ?= flamegraphs
 # Seconds for each fuzzed reader.
 FUZZ    ?= 300
+# Minutes that each soak records.
+SOAK    ?= 30
 # More arguments for the demo, for example ARGS="--products 200000 --json".
 ARGS    ?=
 
@@ -18,7 +20,7 @@ AGENT   := target/release/flamestorm
 SHOP    := target/release/workload
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test setup-bench build demo shop test lint bench fuzz install uninstall clean
+.PHONY: help setup setup-test setup-bench build demo shop test lint bench soak fuzz install uninstall clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' Makefile | expand -t 20
@@ -57,6 +59,10 @@ test: setup-test lint ## Format, clippy, docs, and all tests (kernel and end-to-
 
 bench: setup-bench build ## Measure the agent beside perf  [PEERS=1: beside others too, slow]
 	@PEERS=$(PEERS) $(AS_ROOT) scripts/bench.sh
+
+soak: export FLAMESTORM_REQUIRE_BPF = 1
+soak: setup-test ## Record for long among processes that live for short  [SOAK=30 minutes each of two tests]
+	FLAMESTORM_SOAK_MINUTES=$(SOAK) $(CARGO) test --release --workspace --test soak -- --nocapture
 
 fuzz: setup ## Feed damaged files to the readers for longer  [FUZZ=300 seconds each]
 	FLAMESTORM_FUZZ_SECONDS=$(FUZZ) $(CARGO) test --release --package agent --test unwind_hostile --test symbolize --test encode_pprof --test query_hostile

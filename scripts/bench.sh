@@ -409,6 +409,16 @@ attribution_table() {
     row "P95 with the index, ms" "$(told p95_after_fix_ms)" "" "" "printed"
 }
 
+# --- hostile files and processes: how much longer a recording takes -------------------------------------------
+hostile=-
+if [ -z "$ONLY" ]; then
+    say "hostile files and processes"
+    FLAMESTORM_REQUIRE_BPF=1 "$here/scripts/cargo.sh" test --quiet --release --workspace --test hostile -- \
+        --ignored --exact --nocapture a_recording_takes_no_longer >"$work/out/hostile.log" 2>&1 ||
+        say "hostile files and processes: $(tail -n 3 "$work/out/hostile.log")"
+    hostile=$(sed -n 's/^seconds_more //p' "$work/out/hostile.log")
+fi
+
 # --- the table -----------------------------------------------------------------------------------------------
 figure() { field "$2" <"$work/out/$1.figures" | median; }
 all_short() { for run in $(seq "$RUNS"); do json "$work/out/short-$run.json" "$1"; done | median; }
@@ -448,6 +458,7 @@ row "samples lost in the pipeline" "$lost" - - 0
 row "expected − received (idle ticks apart), %" "$(percent "$absent" "$expected")" - - "≤ 1"
 row "  missed ticks; stolen CPU, s" "$(json "$long" missed_ticks); $(json "$long" steal_seconds | rounded %.2f)" - - "printed apart"
 row "start to first unwindable sample, ms" "$(all_short startup_ms | rounded %.0f)" - - "≤ 1000"
+row "seconds more among hostile files, processes" "${hostile:--}" - - "≤ 5"
 row "pgbench throughput with/without, $ratios ratios" "$ratio ± $ratio_error" - - "≥ 0.99"
 row "  for a second of its own CPU time" "$by_cpu ± $by_cpu_error" - - "printed apart"
 if [ "$PEERS" = 1 ]; then

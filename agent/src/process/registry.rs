@@ -347,6 +347,7 @@ fn program(exe: &Path) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::mapped_objects;
 
     fn mapping(start: u64, end: u64, offset: u64) -> MappedObject {
         MappedObject {
@@ -440,18 +441,18 @@ mod tests {
         let (own, gone) = (std::process::id(), u32::MAX);
         let name = String::new();
         registry.apply(event(gone, EventKind::Exec { name }));
-        registry.scan_process(own);
+        registry.scan_process(own, &mut mapped_objects);
         assert_eq!(registry.end_missing(), [gone]);
         assert!(registry.living(own).is_some() && registry.has_ended(gone));
-        assert!(!registry.read_again(own), "nothing was missed");
+        assert!(!registry.read_again(own, &mut mapped_objects), "nothing was missed");
         let known = registry.processes.get_mut(&own).unwrap();
         known.space = Rc::default();
         let incarnation = known.incarnation;
-        assert!(registry.read_again(own));
+        assert!(registry.read_again(own, &mut mapped_objects));
         assert!(!registry.processes[&own].space.mappings().is_empty());
         assert_eq!(registry.processes[&own].incarnation, incarnation);
         registry.processes.get_mut(&own).unwrap().exe = "/another".into();
-        assert!(registry.read_again(own));
+        assert!(registry.read_again(own, &mut mapped_objects));
         assert_ne!(registry.processes[&own].incarnation, incarnation);
     }
 }

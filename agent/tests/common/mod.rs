@@ -21,7 +21,7 @@ pub use cluster::{Cluster, cluster_directory, free_port, unprivileged};
 pub use namespace::Namespace;
 pub use process::{Finished, Running, agent, start};
 pub use profile::{Profile, Stack, Summary};
-pub use programs::Workshop;
+pub use programs::{Workshop, run};
 pub use recording::Recording;
 
 use std::{

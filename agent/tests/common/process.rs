@@ -82,6 +82,11 @@ impl Running {
         read(&self.output.path().join("stdout"))
     }
 
+    /// Its exit status, if it has ended.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("wait")
+    }
+
     /// Waits until `condition` holds. Panics when the process ends before, or patience does.
     pub fn wait_until(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
         let start = Instant::now();
@@ -118,15 +123,20 @@ impl Running {
     }
 
     /// Waits for its end.
-    pub fn finish(mut self) -> Finished {
+    pub fn finish(self) -> Finished {
+        self.finish_within(PATIENCE)
+    }
+
+    /// Waits for its end, so long at most.
+    pub fn finish_within(mut self, patience: Duration) -> Finished {
         let start = Instant::now();
         let status = loop {
             if let Some(status) = self.child.try_wait().expect("wait") {
                 break status;
             }
             assert!(
-                start.elapsed() < PATIENCE,
-                "still running after {PATIENCE:?}\n{}",
+                start.elapsed() < patience,
+                "still running after {patience:?}\n{}",
                 self.stderr()
             );
             thread::sleep(Duration::from_millis(5));

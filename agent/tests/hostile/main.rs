@@ -1,0 +1,73 @@
+//! Files and processes that are made to hang the agent, to fill its memory, or to make it lie. Beside each of them the
+//! agent tells of honest programs what it tells when they are alone, ends in time, and notes what it refused.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod elf;
+mod files;
+mod fuse;
+mod processes;
+mod stage;
+
+use common::can_record;
+use stage::{Case, Stage};
+
+/// Every case, in groups that are recorded together.
+#[test]
+fn hostile_files_and_processes() {
+    if !can_record() {
+        return;
+    }
+    let stage = Stage::set();
+    // To try some: words of which a case's name has one.
+    let only = std::env::var("FLAMESTORM_HOSTILE").ok();
+    let mut failures = Vec::new();
+    for (group, cases) in groups() {
+        let cases: Vec<Case> = cases
+            .into_iter()
+            .filter(|case| {
+                only.as_ref()
+                    .is_none_or(|only| only.split(',').any(|word| case.name.contains(word)))
+            })
+            .collect();
+        if !cases.is_empty() {
+            failures.extend(stage.judge(group, &cases));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// What hostile files and processes add to the time that a recording takes: at most five seconds. For `make bench`.
+#[test]
+#[ignore = "a measurement, for a machine that does nothing else"]
+fn a_recording_takes_no_longer() {
+    if !can_record() {
+        return;
+    }
+    let stage = Stage::set();
+    let mut most = 0.0f64;
+    for (group, cases) in groups() {
+        let (without, with) = stage
+            .times(&cases)
+            .unwrap_or_else(|error| panic!("{group}: {error}"));
+        println!("{group}: {without:?} without, {with:?} with");
+        most = most.max(with.as_secs_f64() - without.as_secs_f64());
+    }
+    println!("seconds_more {most:.2}");
+    assert!(most <= 5.0, "{most:.2} s more");
+}
+
+fn groups() -> Vec<(&'static str, Vec<Case>)> {
+    vec![
+        ("debug links", files::debug_links()),
+        ("alternate links and bombs", files::alternates_and_bombs()),
+        ("broken executables", files::executables()),
+        (
+            "perf maps and debug directories",
+            files::maps_and_directories(),
+        ),
+        ("memory that hangs", processes::memory()),
+        ("processes", processes::processes()),
+        ("servers that are none", processes::servers()),
+    ]
+}
