@@ -15,8 +15,8 @@ pub use meta::{
     StackCopies, Ticks, UnwindTables,
 };
 pub use resolved::{
-    FrameRef, Function, FunctionId, Labels, Line, Location, LocationId, Mapping, MappingId,
-    PROCESS_MODULE, QUERY_MODULE, ResolvedProfile, ResolvedSample, key,
+    ADDRESS_ONLY, FrameRef, Function, FunctionId, Labels, Line, Location, LocationId, Mapping,
+    MappingId, PROCESS_MODULE, QUERY_MODULE, ResolvedProfile, ResolvedSample, key,
 };
 pub use wait_event::WaitEvent;
 pub use window::{
