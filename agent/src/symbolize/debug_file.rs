@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use object::elf::{FileHeader64, NT_GNU_BUILD_ID};
 use object::read::elf::{FileHeader, SectionHeader};
-use object::{Endianness, ReadCache, ReadRef};
+use object::{Endianness, ReadCache};
 
 use super::open::{self, OpenError, own_path};
 use super::{Options, guard};
