@@ -407,7 +407,7 @@ fn tell_difference(
     };
     let mut text = diff::table(difference, sort, style);
     for file in written.files() {
-        text += &format!("wrote   {}\n", printable(file));
+        text += &format!("wrote   {}\n", printable(&file));
     }
     if stdout_taken {
         write!(stderr.lock(), "{text}")
