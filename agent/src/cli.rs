@@ -9,7 +9,7 @@ use flamestorm::{
     kernel::Senders,
     profile::ResolvedProfile,
     report::{self, Filter, View},
-    session,
+    session, symbolize,
 };
 
 /// Complete CPU stacks of everything on this machine, without frame pointers.
@@ -36,6 +36,9 @@ pub enum Command {
     Diff(Diff),
     /// Tell what this machine offers, and how to mend what is missing
     Doctor(Doctor),
+    /// Read symbols for a recording, on a socket at standard input: the agent starts this itself
+    #[command(name = symbolize::NAMER_ARGUMENT, hide = true)]
+    NameFunctions,
 }
 
 const RECORD_EXAMPLES: &str = "\
@@ -44,6 +47,9 @@ Examples:
   flamestorm record --duration 30s --comm postgres
   flamestorm record --output build.svg -- make   a command, from its first instruction
   flamestorm record --duration 5s --output - | head
+
+After the recording functions are named; Ctrl-C ends that early and writes what there is. Until it is done the
+recording without names is where the .pb.gz will be.
 
 Needs root, or the capabilities that `flamestorm doctor` names.";
 
@@ -75,7 +81,8 @@ pub struct Record {
     /// (may be repeated) [default: flamestorm.svg and flamestorm.pb.gz]
     #[arg(long, short, value_name = "FILE")]
     pub output: Vec<PathBuf>,
-    /// How to tell what was found
+    /// How to tell what was found. Where standard output carries json, or stacks (--output -), what COMMAND writes to
+    /// its standard output goes to standard error
     #[arg(long, value_name = "FORM", default_value = "text")]
     pub summary: SummaryForm,
     /// How stacks are shown.

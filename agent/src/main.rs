@@ -4,12 +4,16 @@ mod cli;
 mod front;
 
 use std::{
+    cell::RefCell,
     io::{IsTerminal as _, Write as _},
+    os::fd::OwnedFd,
+    path::Path,
     process::ExitCode,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -19,9 +23,9 @@ use flamestorm::{
     diff::{self, Figures, Kind, Pair},
     doctor, kernel,
     profile::ResolvedProfile,
-    report::{self, Outputs, Style, Summary, WriteReport},
+    report::{self, Outputs, Style, Summary, WriteReport, causes, printable},
     session::{self, Recording, UnwindEntries},
-    symbolize,
+    symbolize::{self, Namer},
 };
 
 use cli::{Cli, Command, SummaryForm};
@@ -34,8 +38,11 @@ const USAGE: u8 = 2;
 fn main() -> ExitCode {
     let started = session::now();
     return_large_allocations();
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let cli = Cli::parse();
+    // The namer says what went wrong in its answers only: its log would be in the words of hostile files.
+    if !matches!(cli.command, Command::NameFunctions) {
+        log_to_stderr();
+    }
     let result = match &cli.command {
         Command::Record(arguments) => {
             return front::run(|group| status_of(record(arguments, started, group)))
@@ -47,6 +54,11 @@ fn main() -> ExitCode {
         Command::Doctor(arguments) => {
             doctor::run(arguments.json).context("cannot write to standard output")
         }
+        Command::NameFunctions => {
+            let ready = session::survive_truncation();
+            let served = ready.and_then(|()| symbolize::serve_names(&UnwindEntries));
+            served.map(|()| 0).context("naming functions")
+        }
     };
     ExitCode::from(status_of(result))
 }
@@ -57,11 +69,22 @@ fn status_of(result: Result<u8>) -> u8 {
         Ok(status) => return status,
         Err(error) => error,
     };
-    eprintln!("flamestorm: {error:#}");
+    eprintln!("flamestorm: {}", causes(error.as_ref()));
     if error.chain().any(|cause| cause.is::<kernel::Error>()) {
         eprintln!("{}", hint());
     }
     FAILED
+}
+
+/// The log, with nothing in it that a terminal obeys.
+fn log_to_stderr() {
+    let default = env_logger::Env::default().default_filter_or("warn");
+    let mut builder = env_logger::Builder::from_env(default);
+    builder.format(|out, record| {
+        let text = printable(&record.args().to_string());
+        writeln!(out, "[{:<5} {}] {text}", record.level(), record.target())
+    });
+    builder.init();
 }
 
 /// Makes every allocation of 128 KiB and more a mapping of its own, which goes back to the kernel when
@@ -89,7 +112,7 @@ fn record(arguments: &cli::Record, started: u64, group: libc::pid_t) -> Result<u
             ..config
         },
         Err(error) => {
-            eprintln!("flamestorm: {error}");
+            eprintln!("flamestorm: {}", printable(&error));
             return Ok(USAGE);
         }
     };
@@ -97,15 +120,12 @@ fn record(arguments: &cli::Record, started: u64, group: libc::pid_t) -> Result<u
     check_streams(&outputs, arguments.summary)?;
     outputs.preflight()?;
     session::survive_truncation().context("cannot handle SIGBUS")?;
-    let signal = Arc::new(AtomicUsize::new(0));
-    // Once the recording is over, a signal ends the agent as usual.
-    let recorded = Arc::new(AtomicBool::new(false));
-    for number in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-        signal_hook::flag::register_conditional_default(number, Arc::clone(&recorded))
-            .context("cannot handle signals")?;
-        signal_hook::flag::register_usize(number, Arc::clone(&signal), number as usize)
-            .context("cannot handle signals")?;
-    }
+    let signals = Signals::register().context("cannot handle signals")?;
+    let stdout_taken = arguments.summary == SummaryForm::Json || outputs.uses_stdout();
+    let apart = (stdout_taken && !config.command.is_empty())
+        .then(StdoutApart::new)
+        .transpose()
+        .context("cannot send the command's output to standard error")?;
     let mut status = StatusLine::new();
     let until = match (config.duration, config.command.is_empty()) {
         (Some(duration), _) => format!("for {}", humantime::format_duration(duration)),
@@ -113,7 +133,7 @@ fn record(arguments: &cli::Record, started: u64, group: libc::pid_t) -> Result<u
         (None, false) => "until it ends".to_owned(),
     };
     let target = config.target();
-    let recording = session::record(&config, &signal, |progress| {
+    let recording = session::record(&config, &signals.last, |progress| {
         let elapsed = progress.elapsed.as_secs();
         // Not before: who waits for this line starts what is to be recorded.
         if elapsed == 0 {
@@ -121,17 +141,24 @@ fn record(arguments: &cli::Record, started: u64, group: libc::pid_t) -> Result<u
                 "recording {target} at {} Hz {until}",
                 config.frequency
             ));
-        } else {
+        } else if status.terminal {
             status.update(&format!("{elapsed} s, {} samples", progress.samples));
         }
     })?;
     status.clear();
-    recorded.store(true, Ordering::Relaxed);
+    if let Some(apart) = apart {
+        apart.restore().context("standard output is lost")?;
+    }
     let command_status = recording.command_status.unwrap_or(0);
-    let profile = symbolize(recording, &mut status);
+    let (profile, unnamed) = name_functions(recording, &outputs, &signals, &mut status);
     let shown = arguments.show.of(&profile);
     let written = outputs.write(&profile, &shown);
     status.clear();
+    match unnamed {
+        // Nothing else was kept of the recording.
+        Some(unnamed) if !written.errors.is_empty() && written.rescued.is_none() => unnamed.keep(),
+        unnamed => drop(unnamed),
+    }
     let told = tell(
         &profile,
         &shown,
@@ -142,8 +169,58 @@ fn record(arguments: &cli::Record, started: u64, group: libc::pid_t) -> Result<u
     Ok(if told == 0 { command_status } else { told })
 }
 
-/// Names every frame, and completes the figures of the recording with what that cost.
-fn symbolize(recording: Recording, status: &mut StatusLine) -> ResolvedProfile {
+/// Signals that end a recording: the first ends the recording, the next ends naming early, one more ends the agent.
+struct Signals {
+    /// The last signal; 0 when there was none, or when it was seen to.
+    last: Arc<AtomicUsize>,
+    /// Whether the next signal ends the agent as usual.
+    by_default: Arc<AtomicBool>,
+}
+
+impl Signals {
+    fn register() -> std::io::Result<Signals> {
+        let signals = Signals {
+            last: Arc::default(),
+            by_default: Arc::default(),
+        };
+        for number in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+            let by_default = Arc::clone(&signals.by_default);
+            signal_hook::flag::register_conditional_default(number, by_default)?;
+            let last = Arc::clone(&signals.last);
+            signal_hook::flag::register_usize(number, last, number as usize)?;
+        }
+        Ok(signals)
+    }
+}
+
+/// Standard output kept back from the recorded command: what it writes there goes to standard error.
+struct StdoutApart {
+    stdout: OwnedFd,
+}
+
+impl StdoutApart {
+    fn new() -> std::io::Result<StdoutApart> {
+        let stdout = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?;
+        rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
+        Ok(StdoutApart { stdout })
+    }
+
+    fn restore(self) -> std::io::Result<()> {
+        Ok(rustix::stdio::dup2_stdout(&self.stdout)?)
+    }
+}
+
+/// How long naming takes before it says where the recording is meanwhile.
+const LONG_NAMING: Duration = Duration::from_secs(3);
+
+/// Saves the recording, then names every frame, and completes the figures with what that cost. The saved recording
+/// is to be dropped when the outputs are written.
+fn name_functions(
+    recording: Recording,
+    outputs: &Outputs,
+    signals: &Signals,
+    status: &mut StatusLine,
+) -> (ResolvedProfile, Option<report::Unnamed>) {
     let Recording {
         window,
         meta,
@@ -151,17 +228,39 @@ fn symbolize(recording: Recording, status: &mut StatusLine) -> ResolvedProfile {
         ..
     } = recording;
     let before = session::cpu_seconds();
-    let options = symbolize::Options {
-        function_starts: &UnwindEntries,
-        ..symbolize::Options::default()
+    // A second signal while the recording ended asked for what the first did.
+    signals.last.store(0, Ordering::Relaxed);
+    let mut profile = symbolize::resolve_unnamed(&window, meta.clone());
+    profile.runtime = runtime.clone();
+    profile
+        .runtime
+        .note("functions were not named: the recording was saved before");
+    let unnamed = match outputs.write_unnamed(&profile) {
+        Ok(unnamed) => Some(unnamed),
+        Err(error) => {
+            status.say(&format!("not saved before naming: {}", causes(&error)));
+            None
+        }
     };
-    let mut profile = symbolize::resolve(window, &options, meta, |progress| {
-        let (done, modules) = (progress.done, progress.modules);
-        status.update(&format!(
-            "naming functions: {done} of {modules} files {}",
-            progress.module
+    drop(profile);
+    let naming = Naming {
+        status: RefCell::new(status),
+        module: RefCell::default(),
+        saved: unnamed.as_ref().map(|unnamed| unnamed.path.as_path()),
+        started: Instant::now(),
+        told: RefCell::new(false),
+        signals,
+    };
+    let mut go_on = || naming.go_on();
+    let mut namer = Namer::new(symbolize::Options::default(), &mut go_on);
+    let mut profile = symbolize::resolve_apart(&window, &mut namer, meta, |progress| {
+        naming.update(&format!(
+            "naming functions: {} of {} files {}",
+            progress.done, progress.modules, progress.module
         ));
     });
+    drop(namer);
+    signals.by_default.store(true, Ordering::Relaxed);
     let notes = std::mem::take(&mut profile.runtime.notes);
     profile.runtime = runtime;
     for note in notes {
@@ -172,7 +271,52 @@ fn symbolize(recording: Recording, status: &mut StatusLine) -> ResolvedProfile {
     }
     profile.runtime.agent.cpu_seconds.symbolising = session::cpu_seconds() - before;
     profile.runtime.agent.max_rss_bytes.peak = session::max_rss_bytes();
-    profile
+    (profile, unnamed)
+}
+
+/// What is said while functions are named, and whether to go on.
+struct Naming<'a> {
+    status: RefCell<&'a mut StatusLine>,
+    module: RefCell<String>,
+    saved: Option<&'a Path>,
+    started: Instant,
+    /// Whether it was said where the recording is.
+    told: RefCell<bool>,
+    signals: &'a Signals,
+}
+
+impl Naming<'_> {
+    fn update(&self, text: &str) {
+        self.status.borrow_mut().update(text);
+        text.clone_into(&mut self.module.borrow_mut());
+    }
+
+    fn go_on(&self) -> bool {
+        if self.signals.by_default.load(Ordering::Relaxed) {
+            return false;
+        }
+        if self.signals.last.load(Ordering::Relaxed) != 0 {
+            self.say_where(
+                "naming ends early, the outputs are written; a further signal ends at once",
+            );
+            self.signals.by_default.store(true, Ordering::Relaxed);
+            return false;
+        }
+        if self.started.elapsed() >= LONG_NAMING && !*self.told.borrow() {
+            self.say_where("functions are being named; Ctrl-C ends that early");
+        }
+        self.status.borrow_mut().update(&self.module.borrow());
+        true
+    }
+
+    fn say_where(&self, text: &str) {
+        *self.told.borrow_mut() = true;
+        let saved = match self.saved {
+            Some(path) => format!("; the recording without names is {}", path.display()),
+            None => String::new(),
+        };
+        self.status.borrow_mut().say(&format!("{text}{saved}"));
+    }
 }
 
 fn report(arguments: &cli::Report) -> Result<u8> {
@@ -254,7 +398,7 @@ fn diff(arguments: &cli::Diff) -> Result<u8> {
         told => told.context("cannot write to standard output")?,
     }
     for error in &written.errors {
-        eprintln!("flamestorm: {error}");
+        eprintln!("flamestorm: {}", causes(error));
     }
     Ok(if written.errors.is_empty() { 0 } else { FAILED })
 }
@@ -274,7 +418,7 @@ fn tell_difference(
     };
     let mut text = diff::table(difference, sort, style);
     for file in written.files() {
-        text += &format!("wrote   {file}\n");
+        text += &format!("wrote   {}\n", printable(&file));
     }
     if stdout_taken {
         write!(stderr.lock(), "{text}")
@@ -328,45 +472,62 @@ fn tell(
         told => told.context("cannot write the summary")?,
     }
     for error in &written.errors {
-        eprintln!("flamestorm: {error}");
+        eprintln!("flamestorm: {}", causes(error));
     }
     if let Some(rescued) = &written.rescued {
         eprintln!(
             "flamestorm: the recording was saved as {}",
-            rescued.path.display()
+            printable(&rescued.path.display().to_string())
         );
     }
     Ok(if written.errors.is_empty() { 0 } else { FAILED })
 }
 
-/// One line on standard error that says how far things are; only the first where that is no terminal.
+/// How often a line is written where standard error is no terminal.
+const PROGRESS_EVERY: Duration = Duration::from_secs(10);
+
+/// One line on standard error that says how far things are. Where that is no terminal, lines of the recording's
+/// progress are left out, and of those that follow one is written every ten seconds.
 struct StatusLine {
     terminal: bool,
+    last: Option<(Instant, String)>,
 }
 
 impl StatusLine {
     fn new() -> StatusLine {
         StatusLine {
             terminal: std::io::stderr().is_terminal(),
+            last: None,
         }
     }
 
     /// A line that stays.
     fn say(&mut self, text: &str) {
         self.clear();
-        eprintln!("flamestorm: {text}");
+        eprintln!("flamestorm: {}", printable(text));
     }
 
     /// Replaces the line that does not stay.
     fn update(&mut self, text: &str) {
         if self.terminal {
-            eprint!("\r\x1b[K{text}");
+            if self.last.as_ref().is_none_or(|(_, last)| last != text) {
+                eprint!("\r\x1b[K{}", printable(text));
+                self.last = Some((Instant::now(), text.to_owned()));
+            }
+        } else {
+            let now = Instant::now();
+            let (last, _) = self.last.get_or_insert_with(|| (now, String::new()));
+            if last.elapsed() >= PROGRESS_EVERY {
+                *last = now;
+                self.say(text);
+            }
         }
     }
 
     fn clear(&mut self) {
         if self.terminal {
             eprint!("\r\x1b[K");
+            self.last = None;
         }
     }
 }

@@ -615,7 +615,7 @@ fn hostile_perf_maps() {
                 let inside = address
                     .checked_sub(start)
                     .is_some_and(|offset| offset < size);
-                inside && line.ends_with(&name)
+                inside && line.ends_with(&*name)
             });
             assert!(covered, "{address:#x} is called {name:?} in {text:?}");
         }
@@ -645,4 +645,83 @@ fn hostile_libraries() {
         rounds += 1;
     }
     assert!(rounds > 10, "{rounds} rounds only");
+}
+
+/// Whatever a debug link names: the file's own symbols and function starts name it, at once, and one note says why
+/// the link was not followed.
+#[test]
+fn hostile_debug_links() {
+    let fixture = Fixture::c(LIBRARY, &["-Wl,--build-id=none"]);
+    let hidden = fixture.start("hidden");
+    let linked = fixture.dir.path().join("libfixture.debug");
+    fixture.split_debug(&linked);
+    fixture.strip();
+    let link = format!("--add-gnu-debuglink={}", linked.display());
+    run(Command::new("objcopy").arg(link).arg(&fixture.path));
+    let addresses = [hidden, fixture.start("exported")];
+    let look = || resolved(fixture.module(), &addresses, &options(&fixture));
+    // Beside the program, as it is.
+    let told_by_link = told(&look());
+    assert!(told_by_link[0][0].starts_with("hidden lib.c:"));
+
+    let good = fs::read(&linked).unwrap();
+    let cases: [(&str, &dyn Fn()); 7] = [
+        ("not a regular file", &|| {
+            run(Command::new("mkfifo").arg(&linked));
+        }),
+        ("not a regular file", &|| {
+            std::os::unix::fs::symlink("/dev/zero", &linked).unwrap();
+        }),
+        ("not a regular file", &|| {
+            std::os::unix::fs::symlink("/dev/tty", &linked).unwrap();
+        }),
+        ("not a regular file", &|| fs::create_dir(&linked).unwrap()),
+        ("larger than", &|| {
+            File::create(&linked).unwrap().set_len(20 << 30).unwrap();
+        }),
+        ("is refused", &|| {
+            File::create(&linked).unwrap().set_len(1 << 30).unwrap();
+        }),
+        ("checksum", &|| {
+            fs::write(&linked, [&good[..], b"changed"].concat()).unwrap();
+        }),
+    ];
+    let by_start = format!("libfixture.so+{hidden:#x}");
+    for (reason, make) in cases {
+        match linked.is_dir() {
+            true => fs::remove_dir(&linked).unwrap(),
+            false => fs::remove_file(&linked).unwrap(),
+        }
+        make();
+        let start = Instant::now();
+        let profile = look();
+        assert!(start.elapsed() < Duration::from_secs(20), "{reason}");
+        assert_eq!(told(&profile), [[by_start.as_str()], ["exported"]]);
+        let notes = &profile.runtime.notes;
+        assert_eq!(notes.len(), 1, "{notes:?}");
+        assert!(notes[0].contains(reason), "{notes:?}");
+    }
+    // Nothing there is no news.
+    fs::remove_file(&linked).unwrap();
+    assert_eq!(look().runtime.notes, Vec::<String>::new());
+}
+
+/// A debug link that is a path is not followed, wherever it leads.
+#[test]
+fn a_debug_link_that_is_a_path() {
+    let fixture = Fixture::c(LIBRARY, &["-Wl,--build-id=none"]);
+    let hidden = fixture.start("hidden");
+    fixture.strip();
+    let fifo = fixture.dir.path().join("fifo");
+    run(Command::new("mkfifo").arg(&fifo));
+    let mut link = format!("{}\0", fifo.display()).into_bytes();
+    link.resize(link.len().next_multiple_of(4) + 4, 0);
+    let content = fixture.dir.path().join("link");
+    fs::write(&content, link).unwrap();
+    let section = format!(".gnu_debuglink={}", content.display());
+    let mut objcopy = Command::new("objcopy");
+    run(objcopy.args(["--add-section", &section]).arg(&fixture.path));
+    let profile = resolved(fixture.module(), &[hidden], &options(&fixture));
+    assert_eq!(told(&profile), [[format!("libfixture.so+{hidden:#x}")]]);
+    assert!(profile.runtime.notes[0].contains("is a path"));
 }

@@ -68,10 +68,10 @@ pub struct Runtime {
 }
 
 /// Most [`Runtime::notes`] that are kept: beyond it they are noise.
-const MAX_NOTES: usize = 20;
+const MAX_NOTES: usize = 100;
 
 impl Runtime {
-    /// Adds a note, unless it was given already or there are 20.
+    /// Adds a note, unless it was given already or there are 100.
     pub fn note(&mut self, note: impl Into<String>) {
         let note = note.into();
         if self.notes.len() < MAX_NOTES && !self.notes.contains(&note) {

@@ -17,7 +17,7 @@ pub use meta::{
     StackCopies, Ticks, UnwindTables,
 };
 pub use resolved::{
-    CALLER_MODULE, FrameRef, Function, FunctionId, Labels, Line, Location, LocationId, Mapping,
+    ADDRESS_ONLY, CALLER_MODULE, FrameRef, Function, FunctionId, Labels, Line, Location, LocationId, Mapping,
     MappingId, PROCESS_MODULE, QUERY_MODULE, ResolvedProfile, ResolvedSample, key,
 };
 pub use wait_event::WaitEvent;

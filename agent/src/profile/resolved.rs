@@ -69,6 +69,10 @@ pub const PROCESS_MODULE: &str = "[process]";
 /// Module of the frame at the root end of a caller's stack that says why the rest is missing.
 pub const CALLER_MODULE: &str = "[caller]";
 
+/// [`Function::system_name`] of a frame of which neither function nor function start is known. No symbol has
+/// such a name.
+pub const ADDRESS_ONLY: &str = "[address]";
+
 /// Index into [`ResolvedProfile::mappings`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MappingId(pub u32);
@@ -107,7 +111,8 @@ impl Mapping {
 pub struct Function {
     /// Demangled name; or, without a symbol, module and function start (`postgres+0x31e800`).
     pub name: Arc<str>,
-    /// The symbol as the file has it. Empty when there was none and `name` tells the module only.
+    /// The symbol as the file has it. Empty when there was none and `name` tells the module and the function's
+    /// start; [`ADDRESS_ONLY`] when not even that is known and `name` tells the module and an address.
     pub system_name: Arc<str>,
     /// Source file; empty when unknown.
     pub file: Arc<str>,
@@ -116,7 +121,12 @@ pub struct Function {
 impl Function {
     /// Whether no symbol was found and the name tells the module and an address only.
     pub fn is_module_only(&self) -> bool {
-        self.system_name.is_empty()
+        self.system_name.is_empty() || self.is_address_only()
+    }
+
+    /// Whether neither the function nor its start is known.
+    pub fn is_address_only(&self) -> bool {
+        &*self.system_name == ADDRESS_ONLY
     }
 }
 

@@ -156,6 +156,25 @@ pub struct WriteReport {
     pub rescued: Option<Written>,
 }
 
+/// A recording without names, on disk while the names are looked up. A temporary one is removed when this is
+/// dropped.
+#[derive(Debug)]
+pub struct Unnamed {
+    /// Where it is.
+    pub path: PathBuf,
+    temporary: Option<tempfile::TempPath>,
+}
+
+impl Unnamed {
+    /// Leaves a temporary file where it is.
+    pub fn keep(mut self) {
+        if let Some(temporary) = self.temporary.take() {
+            // It stays in any case when its removal cannot be called off.
+            let _ = temporary.keep();
+        }
+    }
+}
+
 impl WriteReport {
     /// The files that were written, for `Summary::files`.
     pub fn files(&self) -> Vec<String> {
@@ -250,6 +269,45 @@ impl Outputs {
         report
     }
 
+    /// Writes a recording that has no names yet to where the `.pb.gz` will be, so that it is not lost whatever
+    /// happens while it is named; without a `.pb.gz` among the outputs to a temporary file in the directory for
+    /// those, or beside the first output.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_unnamed(&self, profile: &ResolvedProfile) -> Result<Unnamed, OutputError> {
+        let bytes = pprof::encode(profile);
+        let mut paths = self.0.iter().filter_map(|output| match &output.target {
+            // A device or a FIFO takes one recording only.
+            Target::Path(path) if !is_special(path) => Some((output.format, path)),
+            _ => None,
+        });
+        if let Some((_, path)) = paths.clone().find(|(format, _)| *format == Format::Pprof) {
+            write_path(path, &bytes).map_err(|source| OutputError::unwritable(path, source))?;
+            return Ok(Unnamed {
+                path: path.clone(),
+                temporary: None,
+            });
+        }
+        // The disk of the outputs last: they need the room there themselves.
+        let beside = paths.next().map(|(_, path)| directory_of(&real_path(path)));
+        let mut result = Err(io::ErrorKind::NotFound.into());
+        let mut place = PathBuf::new();
+        for directory in [std::env::temp_dir()].into_iter().chain(beside) {
+            result = write_temporary(&directory, &bytes);
+            place = directory;
+            if result.is_ok() {
+                break;
+            }
+        }
+        let temporary =
+            result.map_err(|error| OutputError::unwritable(&place, without_path(error)))?;
+        Ok(Unnamed {
+            path: temporary.to_path_buf(),
+            temporary: Some(temporary),
+        })
+    }
+
     /// Writes every output, each whole or not at all, with what `encode` makes for its format.
     pub fn write_each(
         &self,
@@ -316,14 +374,36 @@ fn written(path: &Path, bytes: &[u8]) -> Written {
 }
 
 fn write_path(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    if let Ok(metadata) = fs::metadata(path) {
-        let kind = metadata.file_type();
-        if kind.is_fifo() || kind.is_char_device() || kind.is_block_device() {
-            // Renaming over a device would replace it.
-            return File::options().write(true).open(path)?.write_all(bytes);
-        }
+    if is_special(path) {
+        // Renaming over a device would replace it.
+        return File::options().write(true).open(path)?.write_all(bytes);
     }
-    write_atomically(&real_path(path), bytes)
+    write_atomically(&real_path(path), bytes).map_err(without_path)
+}
+
+/// Whether it is a FIFO or a device.
+fn is_special(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| {
+        let kind = metadata.file_type();
+        kind.is_fifo() || kind.is_char_device() || kind.is_block_device()
+    })
+}
+
+/// The system's error alone: the name of a temporary file, which `tempfile` adds, says nothing to the user.
+fn without_path(error: io::Error) -> io::Error {
+    if error.raw_os_error().is_some() {
+        return error;
+    }
+    let text = error.to_string();
+    let reason = text.split(" at path ").next().unwrap_or_default();
+    io::Error::new(error.kind(), reason.to_owned())
+}
+
+fn directory_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
 }
 
 /// What a link points to, so that the link stays; the path itself when there is nothing yet.
@@ -333,10 +413,6 @@ fn real_path(path: &Path) -> PathBuf {
 
 /// A temporary file in the same directory, so that it can be renamed over its target.
 fn temporary_beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
-    let directory = match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     name.push(".");
@@ -345,16 +421,25 @@ fn temporary_beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
         .suffix(".part")
         // As for any new file; the umask takes its part.
         .permissions(fs::Permissions::from_mode(0o666))
-        .tempfile_in(directory)
+        .tempfile_in(directory_of(path))
+        .map_err(without_path)
 }
 
 fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = temporary_beside(path)?;
-    file.write_all(bytes)?;
+    file.as_file_mut().write_all(bytes)?;
     // A full disk may show only here.
     file.as_file().sync_data()?;
     file.persist(path).map_err(|error| error.error)?;
     Ok(())
+}
+
+fn write_temporary(directory: &Path, bytes: &[u8]) -> io::Result<tempfile::TempPath> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("flamestorm-").suffix(".pb.gz");
+    let file = builder.tempfile_in(directory)?;
+    file.as_file().write_all(bytes)?;
+    Ok(file.into_temp_path())
 }
 
 /// Saves the profile in the directory for temporary files.
@@ -396,6 +481,32 @@ mod tests {
             parse(&["a.svg", "a.svg"]),
             Err(OutputError::Twice { .. })
         ));
+    }
+
+    /// A recording without names is at the `.pb.gz` itself; else in a temporary file, which goes.
+    #[test]
+    fn unnamed_recordings() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let files = || fs::read_dir(dir.path()).unwrap().count();
+        let profile = ResolvedProfile::default();
+        let outputs = Outputs::parse(&[at("a.svg")]).unwrap();
+        let unnamed = outputs.write_unnamed(&profile).unwrap();
+        assert!(crate::report::load(&unnamed.path).is_ok());
+        let temporary = unnamed.path.clone();
+        drop(unnamed);
+        assert!(!temporary.exists());
+        assert_eq!(files(), 0);
+        let outputs = Outputs::parse(&[at("a.svg"), at("a.pb.gz")]).unwrap();
+        drop(outputs.write_unnamed(&profile).unwrap());
+        assert!(crate::report::load(&at("a.pb.gz")).is_ok());
+        assert_eq!(files(), 1);
+        let outputs = Outputs::parse(&[at("none/a.pb.gz")]).unwrap();
+        let error = outputs.write_unnamed(&profile).unwrap_err().to_string();
+        assert!(
+            error.contains("none/a.pb.gz") && !error.contains(".part"),
+            "{error}"
+        );
     }
 
     /// A missing directory is found before the recording, and named with the way out; a good

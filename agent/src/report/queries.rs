@@ -261,12 +261,12 @@ pub fn queries_table(queries: &[QueryCost], style: Style) -> String {
                 "{:>49}{} {} {} {}{}",
                 "",
                 table::percent(caller.share),
-                table::printable(&match caller.pooler {
+                super::printable(&match caller.pooler {
                     true => format!("{} (a pooler)", caller.service),
                     false => caller.service.clone(),
                 }),
-                table::printable(&caller.function),
-                table::printable(&place),
+                super::printable(&caller.function),
+                super::printable(&place),
                 match caller.partial {
                     true => " (stack incomplete)",
                     false => "",
@@ -281,14 +281,14 @@ pub fn queries_table(queries: &[QueryCost], style: Style) -> String {
                 "{:>49}{} {}",
                 "",
                 table::percent(share),
-                table::printable(reason)
+                super::printable(reason)
             );
             table::push(&mut out, &style.paint("33", &row));
         }
         if let Some(trace) = query.trace_ids.first() {
             table::push(
                 &mut out,
-                &format!("{:>49}trace {}", "", table::printable(trace)),
+                &format!("{:>49}trace {}", "", super::printable(trace)),
             );
         }
     }

@@ -50,9 +50,10 @@ pub struct Summary {
     /// Frames of all samples (a frame in ten samples counts ten times; what was inlined into it
     /// does not count again).
     pub frames: u64,
-    /// Of these, without any name.
+    /// Of these, without a name: neither the function nor its start is known, only module and address.
     pub frames_unnamed: u64,
-    /// Of these, named by module and function start, because the module has no symbol there.
+    /// Of these, named by module and function start, because the module has no symbol there. Not among those
+    /// without a name.
     pub frames_module_only: u64,
     /// Frames a sample.
     pub stack_depth: StackDepth,
@@ -207,7 +208,7 @@ fn named(profile: &ResolvedProfile, location: &Location) -> Named {
     }
     let mut best = Named::BySymbol;
     for frame in frames {
-        if frame.function.name.is_empty() {
+        if frame.function.name.is_empty() || frame.function.is_address_only() {
             return Named::No;
         }
         if frame.function.is_module_only() {

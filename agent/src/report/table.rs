@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::io::IsTerminal;
 
-use super::{Summary, queries, queries_table, top_functions};
+use super::{Summary, printable, queries, queries_table, top_functions};
 use crate::encode::svg::grouped;
 use crate::profile::{AgentCost, AttributionStats, KernelCost, ResolvedProfile, UnwindTables};
 
@@ -328,13 +328,6 @@ pub(super) fn percent(share: f64) -> String {
 fn exact(share: f64) -> String {
     let hundredths = (share * 10_000.0 + 1e-6).floor();
     format!("{:.2}%", hundredths / 100.0)
-}
-
-/// Without control characters: a process chooses its own name, and the terminal obeys escapes.
-pub(crate) fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect()
 }
 
 /// Exactly `width` columns: cut in the middle (both ends of a name tell something), or filled.

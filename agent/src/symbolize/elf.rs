@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
 
 use blazesym::symbolize::source::{Elf, Source};
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer};
 
-use super::{Options, Resolved, guard};
+use super::debug_file::{self, Found, Origin};
+use super::lookup::Stage;
+use super::open::own_path;
+use super::{Options, Resolved};
 
 /// How far a symbol without a size reaches at most, where no unwind entry says where the next
 /// function begins: hand-written assembly (`_start`, `_init`) is shorter.
@@ -22,45 +22,30 @@ const MAX_NAME: usize = 4096;
 #[derive(Debug, Default)]
 pub(super) struct Named {
     pub by_address: BTreeMap<u64, Vec<Resolved>>,
+    /// Where the functions start by the unwind tables, one per address; may be shorter.
+    pub starts: Vec<Option<u64>>,
     pub notes: Vec<String>,
 }
 
-/// What leads to a file's debug information, besides its debug link.
-#[derive(Debug, Default)]
-pub(super) struct DebugFile<'a> {
-    pub build_id: Option<&'a [u8]>,
-    /// It was found already, here.
-    pub found: Option<PathBuf>,
-}
-
-/// The debug file that a build id names in the directory of a container. Whoever made it may have made
-/// it to deceive, like any file of a process.
-pub(super) fn debug_file_in(dir: &File, build_id: &[u8]) -> Option<File> {
-    let fd = dir.as_raw_fd();
-    let path = format!(
-        "/proc/self/fd/{fd}/{}",
-        debug_file_name(build_id)?.display()
-    );
-    // Does not wait if it is a FIFO.
-    let mut options = File::options();
-    let options = options
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
-    let file = options.open(path).ok()?;
-    let sound = file.metadata().ok()?.is_file() && guard::check(&file).is_ok();
-    sound.then_some(file)
-}
-
-/// Looks up every address (svma, sorted) in the file at `path`, and in its debug files. `starts`
-/// are the functions' starts by the unwind tables, one per address.
+/// Looks up every address (svma, sorted) in a file, and in its debug file. `starts` are the functions'
+/// starts by the unwind tables, one per address.
 pub(super) fn symbolize(
-    path: &Path,
-    debug_file: &DebugFile<'_>,
+    origin: &Origin<'_>,
     addresses: &[u64],
     starts: &[Option<u64>],
     options: &Options<'_>,
+    report: &mut dyn FnMut(Stage<'_>),
 ) -> Named {
     let mut named = Named::default();
+    let found = if options.debug_info {
+        debug_file::find(origin, options)
+    } else {
+        Found::default()
+    };
+    named.notes.extend(found.note);
+    if let Some(file) = &found.file {
+        report(Stage::Reading(file));
+    }
     let start_of: BTreeMap<u64, u64> = addresses
         .iter()
         .zip(starts)
@@ -73,7 +58,7 @@ pub(super) fn symbolize(
         .enable_inlined_fns(options.debug_info)
         .set_debug_dirs(Some(&options.debug_dirs))
         .build();
-    for source in sources(path, debug_file, options) {
+    for source in sources(origin.file, found.file.as_ref(), options) {
         let open: Vec<u64> = addresses
             .iter()
             .copied()
@@ -98,34 +83,22 @@ pub(super) fn symbolize(
     named
 }
 
-/// Where symbols may be, the most telling first: the debug file that the build id names, the file
-/// itself (blazesym follows its debug link), the file without its debug information (which may be
-/// broken, or its link stale).
-fn sources(path: &Path, debug_file: &DebugFile<'_>, options: &Options<'_>) -> Vec<Elf> {
+/// Where symbols may be, the most telling first: the debug file, the file itself with its debug information
+/// (which may be broken), the file without it.
+fn sources(file: &File, debug_file: Option<&File>, options: &Options<'_>) -> Vec<Elf> {
     let mut sources = Vec::new();
     if options.debug_info {
-        let by_id = debug_file.build_id.and_then(debug_file_name);
-        let here = by_id.and_then(|name| {
-            let mut candidates = options.debug_dirs.iter().map(|dir| dir.join(&name));
-            candidates.find(|candidate| candidate.is_file())
-        });
-        sources.extend(debug_file.found.clone().or(here).map(Elf::new));
-        sources.push(Elf::new(path));
+        for file in debug_file.into_iter().chain([file]) {
+            let sound = debug_file::may_read_debug_info(file, options);
+            sources.extend(sound.then(|| Elf::new(own_path(file))));
+        }
     }
-    let mut plain = Elf::new(path);
-    plain.debug_syms = false;
-    sources.push(plain);
+    for file in debug_file.into_iter().chain([file]) {
+        let mut plain = Elf::new(own_path(file));
+        plain.debug_syms = false;
+        sources.push(plain);
+    }
     sources
-}
-
-/// `.build-id/ab/cdef….debug` (GDB's manual, "Separate Debug Files").
-fn debug_file_name(build_id: &[u8]) -> Option<PathBuf> {
-    let (first, rest) = build_id.split_first()?;
-    if rest.is_empty() {
-        return None;
-    }
-    let rest: String = rest.iter().map(|byte| format!("{byte:02x}")).collect();
-    Some(PathBuf::from(format!(".build-id/{first:02x}/{rest}.debug")))
 }
 
 /// Whether the symbol really covers the address that it was found for.
@@ -214,14 +187,5 @@ mod tests {
     fn long_names_are_cut() {
         let name = "é".repeat(MAX_NAME);
         assert_eq!(demangle(&name).len(), MAX_NAME);
-    }
-
-    #[test]
-    fn debug_files_are_named_by_build_id() {
-        assert_eq!(
-            debug_file_name(&[0xab, 0xcd, 0x01]),
-            Some(PathBuf::from(".build-id/ab/cd01.debug"))
-        );
-        assert_eq!(debug_file_name(&[0xab]), None);
     }
 }

@@ -34,8 +34,8 @@ pub(super) fn symbolize(addresses: &[u64], options: &Options<'_>) -> Named {
                 options.kallsyms.display()
             );
             return Named {
-                by_address: BTreeMap::new(),
                 notes: vec![note],
+                ..Named::default()
             };
         }
     };
@@ -57,7 +57,11 @@ pub(super) fn symbolize(addresses: &[u64], options: &Options<'_>) -> Named {
             options.kallsyms.display()
         ));
     }
-    Named { by_address, notes }
+    Named {
+        by_address,
+        notes,
+        ..Named::default()
+    }
 }
 
 fn named(symbol: &str) -> Resolved {

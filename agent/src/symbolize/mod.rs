@@ -7,19 +7,33 @@
 //!   function's start (`postgres+0x31e800`), and that is counted apart;
 //! - memory stays moderate: one module at a time, and what was read for it is dropped before the
 //!   next. Perf maps are streamed, only the lines that are asked for are kept.
+//!
+//! What is read was written by others and may be hostile. The agent therefore reads none of it: it asks a child
+//! process with limits ([`Namer`], [`serve_names`]), which is killed when it takes too long. What the hostile side
+//! chose the name of is opened by `open` and, if it is a debug file, checked by `debug_file`.
 
 mod builder;
+mod child;
+mod debug_file;
 mod elf;
 mod fold;
 mod guard;
 mod kernel;
+mod lookup;
+mod namer;
+mod open;
 mod perf_map;
 mod resolve;
+mod wire;
 
+pub use child::{NAMER_ARGUMENT, serve_names};
 pub use fold::{fold, readable};
-pub use perf_map::{MAX_LINE_BYTES, MAX_MAP_BYTES, PerfMapError, find_in_perf_map};
-pub use resolve::{Progress, resolve};
+pub use namer::Namer;
+pub use perf_map::{MAX_LINE_BYTES, MAX_MAP_BYTES, find_in_perf_map};
+pub use resolve::{Progress, resolve, resolve_apart, resolve_unnamed};
 
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use crate::profile::Module;
@@ -70,10 +84,18 @@ impl Default for Options<'_> {
 pub(crate) struct Resolved {
     /// Demangled name, or module and address.
     pub name: String,
-    /// The symbol as it was found; empty without one.
+    /// The symbol as it was found; without one see [`Function`](crate::profile::Function).
     pub system_name: String,
     /// Source file; empty when unknown.
     pub file: String,
     /// Source line; 0 when unknown.
     pub line: u32,
+}
+
+/// A file in memory, for an image that has no file.
+fn memory_file(bytes: &[u8]) -> io::Result<File> {
+    let fd = rustix::fs::memfd_create(c"vdso", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut file = File::from(fd);
+    file.write_all(bytes)?;
+    Ok(file)
 }

@@ -12,10 +12,10 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags};
-
 use super::Resolved;
 use super::elf::{Named, demangle};
+use super::lookup::Stage;
+use super::open::{self, OpenError};
 
 /// Bytes read of one perf map. A large Node.js or Java process writes some 20 MB.
 pub const MAX_MAP_BYTES: u64 = 256 * 1024 * 1024;
@@ -23,58 +23,74 @@ pub const MAX_MAP_BYTES: u64 = 256 * 1024 * 1024;
 /// Bytes of one line that are looked at; what is longer keeps its beginning.
 pub const MAX_LINE_BYTES: usize = 4096;
 
-/// Why a perf map could not be read.
-#[derive(Debug, thiserror::Error)]
-pub enum PerfMapError {
-    /// It could not be opened or read.
-    #[error("{path}: {source}")]
-    Io {
-        /// The map.
-        path: PathBuf,
-        /// The system's reason.
-        source: io::Error,
-    },
-    /// It is a device, a directory, a FIFO ….
-    #[error("{path} is not a regular file")]
-    NotAFile {
-        /// The map.
-        path: PathBuf,
-    },
-}
+/// Bytes of the names that one perf map may give: code that a hostile process compiled can have as many
+/// names of [`MAX_LINE_BYTES`] as addresses, a gigabyte.
+const MAX_NAMES_BYTES: usize = 64 * 1024 * 1024;
 
 /// Names of addresses (sorted) by the perf map at `path`, or by `opened` where the path leads
 /// nowhere any more. A missing map is no error: most processes write none.
-pub(super) fn symbolize(path: &Path, opened: Option<&Arc<File>>, addresses: &[u64]) -> Named {
-    let result = match open(path) {
-        Ok(Some(file)) => find_in_perf_map(BufReader::new(file.take(MAX_MAP_BYTES)), addresses)
-            .map_err(|source| PerfMapError::Io {
-                path: path.to_owned(),
-                source,
-            }),
-        Ok(None) => match opened {
-            Some(file) => find_in_perf_map(BufReader::new(FromStart::new(file)), addresses)
-                .map_err(|source| PerfMapError::Io {
-                    path: path.to_owned(),
-                    source,
-                }),
-            None => return Named::default(),
-        },
-        Err(error) => Err(error),
+pub(super) fn symbolize(
+    pid: u32,
+    path: &Path,
+    opened: Option<&Arc<File>>,
+    addresses: &[u64],
+    report: &mut dyn FnMut(Stage<'_>),
+) -> Named {
+    let current = match open(path) {
+        Ok(file) => is_own(pid, &file).map(|()| Some(Arc::new(file))),
+        Err(OpenError::Missing) => Ok(opened.cloned()),
+        Err(error) => Err(error.to_string()),
     };
-    match result {
+    let found = current.and_then(|file| match file {
+        Some(file) => {
+            report(Stage::Reading(&file));
+            let reader = BufReader::new(FromStart::new(&file));
+            find_in_perf_map(reader, addresses).map_err(|error| error.to_string())
+        }
+        None => Ok(Vec::new()),
+    });
+    match found {
         Ok(names) => Named {
             by_address: addresses
                 .iter()
                 .zip(names)
                 .filter_map(|(address, name)| Some((*address, vec![named(&name?)])))
                 .collect(),
-            notes: Vec::new(),
+            ..Named::default()
         },
-        Err(error) => Named {
-            notes: vec![error.to_string()],
+        Err(reason) => Named {
+            notes: vec![format!("perf map {} not read: it {reason}", path.display())],
             ..Named::default()
         },
     }
+}
+
+/// Opens a regular file that is no link. A path through a process's root does not leave that root.
+fn open(path: &Path) -> Result<File, OpenError> {
+    let through_root: Vec<_> = path.components().take(4).collect();
+    if let [_, proc, _, root] = through_root[..]
+        && proc.as_os_str() == "proc"
+        && root.as_os_str() == "root"
+    {
+        let root: PathBuf = through_root.iter().collect();
+        let below = path.strip_prefix(&root).unwrap_or(path);
+        return open::regular_in_no_link(open::directory(&root)?, below);
+    }
+    open::regular_in_no_link(open::directory(Path::new("/"))?, path)
+}
+
+/// Refuses a map that neither the process's user nor root wrote: in `/tmp` anybody may make a file of this
+/// name. Of a process that has gone the user is not known.
+fn is_own(pid: u32, file: &File) -> Result<(), String> {
+    let owner = file.metadata().map_err(|error| error.to_string())?.uid();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let Some(ids) = ids else { return Ok(()) };
+    let mut ids = ids.split_ascii_whitespace().map(str::parse);
+    if owner == 0 || ids.any(|id| id == Ok(owner)) {
+        return Ok(());
+    }
+    Err(format!("belongs to another user ({owner})"))
 }
 
 fn named(symbol: &str) -> Resolved {
@@ -84,31 +100,6 @@ fn named(symbol: &str) -> Resolved {
         file: String::new(),
         line: 0,
     }
-}
-
-/// Opens a regular file without following a link at its end and without waiting for a FIFO.
-fn open(path: &Path) -> Result<Option<File>, PerfMapError> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = match rustix::fs::open(path, flags, Mode::empty()) {
-        Ok(fd) => File::from(fd),
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::SRCH) => return Ok(None),
-        Err(errno) => {
-            return Err(PerfMapError::Io {
-                path: path.to_owned(),
-                source: errno.into(),
-            });
-        }
-    };
-    let metadata = file.metadata().map_err(|source| PerfMapError::Io {
-        path: path.to_owned(),
-        source,
-    })?;
-    if metadata.mode() & 0o170_000 != 0o100_000 {
-        return Err(PerfMapError::NotAFile {
-            path: path.to_owned(),
-        });
-    }
-    Ok(Some(file))
 }
 
 /// Reads a shared file from its start, whatever its cursor is.
@@ -140,12 +131,13 @@ impl Read for FromStart<'_> {
 /// proportional to the addresses, not to the map.
 ///
 /// # Errors
-/// Those of the reader; hostile content is no error.
+/// Those of the reader, and names of more than 64 MiB; other hostile content is no error.
 pub fn find_in_perf_map(
     mut reader: impl BufRead,
     addresses: &[u64],
-) -> io::Result<Vec<Option<String>>> {
-    let mut names = vec![None; addresses.len()];
+) -> io::Result<Vec<Option<Arc<str>>>> {
+    let mut names: Vec<Option<Arc<str>>> = vec![None; addresses.len()];
+    let mut bytes = 0;
     let mut line = Vec::new();
     while next_line(&mut reader, &mut line)? {
         let Some((start, size, name)) = parse_line(&line) else {
@@ -155,11 +147,29 @@ pub fn find_in_perf_map(
         let first = addresses.partition_point(|address| *address < start);
         let covered = addresses[first..].iter().take_while(|a| **a < end).count();
         if covered > 0 {
-            let name = String::from_utf8_lossy(name).into_owned();
+            let name: Arc<str> = String::from_utf8_lossy(name).into();
+            bytes += name.len();
             names[first..first + covered].fill(Some(name));
+            if bytes > MAX_NAMES_BYTES {
+                // Names that later lines replaced no longer count.
+                bytes = kept(&names);
+                if bytes > MAX_NAMES_BYTES / 2 {
+                    return Err(io::Error::other("has more names than fit into memory"));
+                }
+            }
         }
     }
     Ok(names)
+}
+
+/// Bytes of all names, each counted once where neighbours share it.
+fn kept(names: &[Option<Arc<str>>]) -> usize {
+    let chunks = names.chunk_by(|a, b| match (a, b) {
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        _ => false,
+    });
+    let first = chunks.filter_map(|chunk| chunk.first()?.as_deref());
+    first.map(str::len).sum()
 }
 
 /// Reads up to the next newline, keeping at most [`MAX_LINE_BYTES`]. False at the end.
@@ -213,7 +223,7 @@ fn hexadecimal(field: &[u8]) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn find(map: &str, addresses: &[u64]) -> Vec<Option<String>> {
+    fn find(map: &str, addresses: &[u64]) -> Vec<Option<Arc<str>>> {
         find_in_perf_map(map.as_bytes(), addresses).unwrap()
     }
 
@@ -234,7 +244,7 @@ mod tests {
     fn the_last_entry_wins() {
         assert_eq!(
             find("1000 10 old\n1008 10 new\n", &[0x1004, 0x1009]),
-            [Some("old".to_owned()), Some("new".to_owned())]
+            [Some("old".into()), Some("new".into())]
         );
     }
 
@@ -262,15 +272,15 @@ mod tests {
     fn only_regular_files() {
         let dir = tempfile::tempdir().unwrap();
         let fifo = dir.path().join("fifo");
-        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, Mode::RUSR).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
         let link = dir.path().join("link");
         std::os::unix::fs::symlink("/etc/passwd", &link).unwrap();
         for path in [&fifo, &link, &dir.path().to_owned()] {
-            let named = symbolize(path, None, &[0x1000]);
+            let named = symbolize(1, path, None, &[0x1000], &mut |_| {});
             assert_eq!(named.notes.len(), 1, "{}", path.display());
             assert!(named.notes[0].contains(path.to_str().unwrap()));
         }
-        let named = symbolize(&dir.path().join("none"), None, &[0x1000]);
+        let named = symbolize(1, &dir.path().join("none"), None, &[0x1000], &mut |_| {});
         assert!(named.notes.is_empty() && named.by_address.is_empty());
     }
 
@@ -283,7 +293,7 @@ mod tests {
         let mut file = File::open(&path).unwrap();
         io::copy(&mut file, &mut io::sink()).unwrap();
         std::fs::remove_file(&path).unwrap();
-        let named = symbolize(&path, Some(&Arc::new(file)), &[0x1001]);
+        let named = symbolize(1, &path, Some(&Arc::new(file)), &[0x1001], &mut |_| {});
         assert_eq!(named.by_address[&0x1001][0].name, "compiled");
     }
 }

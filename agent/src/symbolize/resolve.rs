@@ -3,18 +3,15 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::builder::Builder;
 use super::elf::Named;
-use super::{Options, Resolved, elf, guard, kernel, perf_map};
+use super::lookup::name_module;
+use super::{Namer, Options, Resolved};
 use crate::file::FileVersion;
 use crate::profile::{
-    Attribution, Backend, CALLER_MODULE, Caller, Counted, Frame, LocationId, Module, ModuleId,
+    ADDRESS_ONLY, Attribution, Backend, CALLER_MODULE, Caller, Counted, Frame, LocationId, Module, ModuleId,
     PROCESS_MODULE, Process, QUERY_MODULE, RecordingMeta, ResolvedProfile, ResolvedSample, Runtime,
     STACK_TABLE_FULL, Source, Window, key,
 };
@@ -30,7 +27,7 @@ pub struct Progress<'a> {
     pub module: &'a str,
 }
 
-/// Names every frame of the window.
+/// Names every frame of the window, in this process: for files that are known to be good.
 ///
 /// There is no error: what cannot be read is named by module and address, and said in
 /// [`Runtime::notes`].
@@ -40,12 +37,46 @@ pub fn resolve(
     meta: RecordingMeta,
     mut progress: impl FnMut(Progress<'_>),
 ) -> ResolvedProfile {
+    let mut name =
+        |module: &Module, addresses: &[u64]| name_module(module, addresses, options, &mut |_| {});
+    resolve_by(&window, &mut name, meta, &mut progress)
+}
+
+/// Names every frame of the window as [`resolve`] does, in a child process with limits.
+pub fn resolve_apart(
+    window: &Window,
+    namer: &mut Namer<'_>,
+    meta: RecordingMeta,
+    mut progress: impl FnMut(Progress<'_>),
+) -> ResolvedProfile {
+    let mut name = |module: &Module, addresses: &[u64]| namer.name(module, addresses);
+    let mut profile = resolve_by(window, &mut name, meta, &mut progress);
+    if let Some(note) = namer.notes() {
+        profile.runtime.note(note);
+    }
+    profile
+}
+
+/// Names every frame by module and address, which takes no time and reads nothing.
+pub fn resolve_unnamed(window: &Window, meta: RecordingMeta) -> ResolvedProfile {
+    resolve_by(window, &mut |_, _| Named::default(), meta, &mut |_| {})
+}
+
+/// Looks up the names of a module's addresses.
+type NameModule<'a> = dyn FnMut(&Module, &[u64]) -> Named + 'a;
+
+fn resolve_by(
+    window: &Window,
+    name: &mut NameModule<'_>,
+    meta: RecordingMeta,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> ResolvedProfile {
     let mut builder = Builder::default();
     let mut runtime = Runtime::default();
-    let locations = locate(&window, options, &mut builder, &mut runtime, &mut progress);
+    let locations = locate(window, name, &mut builder, &mut runtime, progress);
     let period = meta.period_ns();
-    let mut samples = samples(&window, &locations, &mut builder, period);
-    samples.extend(overflowed(&window, &mut builder, period));
+    let mut samples = samples(window, &locations, &mut builder, period);
+    samples.extend(overflowed(window, &mut builder, period));
     let (mappings, functions, locations) = builder.finish();
     ResolvedProfile {
         meta,
@@ -60,10 +91,10 @@ pub fn resolve(
 /// A location for every frame of the window, in the order of its frames.
 fn locate(
     window: &Window,
-    options: &Options<'_>,
+    name: &mut NameModule<'_>,
     builder: &mut Builder,
     runtime: &mut Runtime,
-    progress: &mut impl FnMut(Progress<'_>),
+    progress: &mut dyn FnMut(Progress<'_>),
 ) -> Vec<LocationId> {
     let is_kernel = |id: ModuleId| {
         let module = window.modules().get(id.0 as usize);
@@ -94,7 +125,7 @@ fn locate(
             modules,
             module: &module.name,
         });
-        let names = name_frames(module, &frames, options, runtime);
+        let names = name_frames(module, &frames, name, runtime);
         let mapping = builder.mapping(&module.name, module.build_id.as_deref(), is_kernel);
         let mut lines = BTreeMap::new();
         for (address, resolved) in names {
@@ -117,7 +148,7 @@ fn locate(
 fn name_frames(
     module: &Module,
     frames: &[(usize, Frame)],
-    options: &Options<'_>,
+    name: &mut NameModule<'_>,
     runtime: &mut Runtime,
 ) -> BTreeMap<u64, Vec<Resolved>> {
     let recorded = as_recorded(module);
@@ -131,81 +162,19 @@ fn name_frames(
     let mut addresses: Vec<u64> = frames.iter().map(|(_, f)| f.lookup_address()).collect();
     addresses.sort_unstable();
     addresses.dedup();
-    // What is read here was written by others. A reader that trips over it costs this module its
-    // symbols, not the user the recording.
-    let starts = catch_unwind(AssertUnwindSafe(|| starts(module, &addresses, options)));
-    let starts = starts.unwrap_or_else(|_| vec![None; addresses.len()]);
-    let attempt = catch_unwind(AssertUnwindSafe(|| {
-        look_up(module, &addresses, &starts, options)
-    }));
-    let named = attempt.unwrap_or_else(|_| Named {
-        notes: vec!["its symbols could not be read (hostile or broken file)".to_owned()],
-        ..Named::default()
-    });
+    let named = name(module, &addresses);
     for note in named.notes {
         runtime.note(format!("{}: {note}", module.name));
     }
     let mut names = named.by_address;
-    for (address, start) in addresses.iter().zip(starts) {
-        names
-            .entry(*address)
-            .or_insert_with(|| vec![by_module(module, start.unwrap_or(*address))]);
+    for (index, address) in addresses.iter().enumerate() {
+        let start = named.starts.get(index).copied().flatten();
+        let functions = names.entry(*address).or_default();
+        if functions.is_empty() {
+            functions.push(by_module(module, *address, start));
+        }
     }
     names
-}
-
-/// One function start per address, where the module has unwind tables.
-fn starts(module: &Module, addresses: &[u64], options: &Options<'_>) -> Vec<Option<u64>> {
-    let mut starts = match module.source {
-        Source::File(_) | Source::Vdso(_) => {
-            options.function_starts.function_starts(module, addresses)
-        }
-        _ => Vec::new(),
-    };
-    starts.resize(addresses.len(), None);
-    starts
-}
-
-fn look_up(
-    module: &Module,
-    addresses: &[u64],
-    starts: &[Option<u64>],
-    options: &Options<'_>,
-) -> Named {
-    let build_id = module.build_id.as_deref();
-    match &module.source {
-        Source::File(file) => match guard::check(file) {
-            Ok(()) => {
-                let container = module.debug_dir.as_deref().zip(build_id);
-                let debug_file = container.and_then(|(dir, id)| elf::debug_file_in(dir, id));
-                let debug_file = debug_file.as_ref().map(own_path);
-                let ids = elf::DebugFile {
-                    build_id,
-                    found: debug_file,
-                };
-                elf::symbolize(&own_path(file), &ids, addresses, starts, options)
-            }
-            Err(refused) => Named {
-                notes: vec![format!("symbols not read: {refused}")],
-                ..Named::default()
-            },
-        },
-        Source::Vdso(bytes) => match memory_file(bytes) {
-            Ok(file) => {
-                let none = elf::DebugFile::default();
-                elf::symbolize(&own_path(&file), &none, addresses, starts, options)
-            }
-            Err(error) => Named {
-                notes: vec![format!("memfd_create: {error}")],
-                ..Named::default()
-            },
-        },
-        Source::Kernel => kernel::symbolize(addresses, options),
-        Source::Jit { perf_map, file, .. } => {
-            perf_map::symbolize(perf_map, file.as_ref(), addresses)
-        }
-        Source::Unknown => Named::default(),
-    }
 }
 
 /// A module whose file holds what was recorded: the copy of one that was overwritten since, which leads to no debug
@@ -226,47 +195,25 @@ fn as_recorded(module: &Module) -> Cow<'_, Module> {
     }
 }
 
-/// Whether a file still holds the code that was recorded: it was not changed, or only its attributes were, which the
-/// build id tells.
+/// Whether a file still holds the code that was recorded. One that was renamed or removed since has another time of
+/// change, but not of modification.
 fn is_as_recorded(module: &Module, file: &File) -> bool {
     let Some(recorded) = module.version else {
         return true;
     };
-    let Ok(now) = FileVersion::of(file) else {
-        return false;
+    FileVersion::of(file)
+        .is_ok_and(|now| (now.size, now.modified) == (recorded.size, recorded.modified))
+}
+
+/// The name of a frame without a symbol: by its function's start, else by its address.
+fn by_module(module: &Module, address: u64, start: Option<u64>) -> Resolved {
+    let system_name = match start {
+        Some(_) => String::new(),
+        None => ADDRESS_ONLY.to_owned(),
     };
-    now == recorded
-        || (now.size == recorded.size
-            && now.modified == recorded.modified
-            && module.build_id.is_some()
-            && build_id_of(file) == module.build_id)
-}
-
-fn build_id_of(file: &File) -> Option<Vec<u8>> {
-    // SAFETY: as in `session::objects`.
-    let map = unsafe { memmap2::Mmap::map(file) }.ok()?;
-    let object = crate::object::Object::parse(&map).ok()?;
-    object.build_id.map(<[u8]>::to_vec)
-}
-
-/// A path to an open file that holds when its name has gone.
-fn own_path(file: &impl AsRawFd) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
-}
-
-/// A file in memory, for what has no file.
-fn memory_file(bytes: &[u8]) -> io::Result<OwnedFd> {
-    let fd = rustix::fs::memfd_create(c"vdso", rustix::fs::MemfdFlags::CLOEXEC)?;
-    let mut file = File::from(fd);
-    file.write_all(bytes)?;
-    Ok(file.into())
-}
-
-/// The name of a frame without a symbol.
-fn by_module(module: &Module, start: u64) -> Resolved {
     Resolved {
-        name: format!("{}+{start:#x}", module.short_name()),
-        system_name: String::new(),
+        name: format!("{}+{:#x}", module.short_name(), start.unwrap_or(address)),
+        system_name,
         file: String::new(),
         line: 0,
     }

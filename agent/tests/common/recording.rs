@@ -50,25 +50,20 @@ impl Recording {
         words.extend(args.iter().map(OsString::from));
         let finished = start(agent(words)).finish();
         assert!(folded.exists(), "no profile was written: {finished:#?}");
-        // What the command itself printed comes before the summary, which is one line or ends so.
-        let summary = finished
-            .stdout
-            .find('{')
-            .map_or("", |start| &finished.stdout[start..]);
         Self {
             profile: Profile::read(&folded),
-            summary: Summary::parse(summary),
+            summary: Summary::parse(&finished.stdout),
             stderr: finished.stderr.clone(),
             finished,
             hertz,
         }
     }
 
-    /// A value that the program printed as `name value`.
+    /// A value that the program printed as `name value`: on the agent's standard error, since the summary has its
+    /// standard output.
     #[track_caller]
     pub fn printed(&self, name: &str) -> f64 {
-        self.finished
-            .stdout
+        self.stderr
             .lines()
             .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
             .unwrap_or_else(|| panic!("the program printed no {name}: {:#?}", self.finished))

@@ -1,0 +1,68 @@
+//! Text on its way to a terminal.
+
+use std::error::Error;
+
+/// Without what a terminal obeys or what misleads a reader: control characters (escapes, line ends) and marks that
+/// change the direction of text or cannot be seen. Processes, files and functions are named by others.
+pub fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if misleads(c) { '?' } else { c })
+        .collect()
+}
+
+fn misleads(c: char) -> bool {
+    c.is_control()
+        || matches!(
+            c,
+            '\u{061c}' // Arabic letter mark
+            | '\u{200b}'..='\u{200f}' // zero width, left-to-right and right-to-left marks
+            | '\u{2028}'..='\u{202e}' // line and paragraph separators, embeddings, overrides
+            | '\u{2060}'..='\u{206f}' // invisible operators, isolates
+            | '\u{feff}' // zero width no-break space
+        )
+}
+
+/// An error with its causes, each once: a message often holds its cause's already.
+pub fn causes(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let message = error.to_string();
+        if !text.contains(&message) {
+            text.push_str(": ");
+            text.push_str(&message);
+        }
+        cause = error.source();
+    }
+    printable(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_a_terminal_obeys() {
+        let hostile = "a\x1b[2J\r\nb\u{9b}31m\u{202e}c\u{2066}é…";
+        assert_eq!(printable(hostile), "a?[2J??b?31m?c?é…");
+    }
+
+    /// A cause that the message holds already is not repeated, others are.
+    #[test]
+    fn each_cause_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("x cannot be read: {source}")]
+        struct Told {
+            source: std::io::Error,
+        }
+        let source = || std::io::Error::from_raw_os_error(libc::ENOSPC);
+        let told = Told { source: source() };
+        let message = format!("x cannot be read: {}", source());
+        assert_eq!(causes(&told), message);
+        let error = anyhow::Error::new(told).context("recording failed");
+        assert_eq!(
+            causes(error.as_ref()),
+            format!("recording failed: {message}")
+        );
+    }
+}

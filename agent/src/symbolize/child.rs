@@ -1,0 +1,171 @@
+//! The namer child: reads debug information that others wrote, under limits, and answers with names.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use super::lookup::{Stage, name_module};
+use super::wire::{self, Answer, Kind, Packed, Request};
+use super::{FunctionStarts, Options};
+use crate::profile::{Module, Source};
+
+/// Memory of its own (heap, unpacked sections): compressed debug information may unpack to 4 GiB
+/// (`guard::MAX_UNPACKED`), and its reader needs about half as much again.
+const MAX_MEMORY: u64 = 6 << 30;
+
+/// At least so much memory where the machine has little: a large C++ program's debug information needs it.
+const MIN_MEMORY: u64 = 512 << 20;
+
+/// Address space: files are mapped, a debug file of up to 8 GiB and its alternate beside the memory above.
+const MAX_ADDRESS_SPACE: u64 = 32 << 30;
+
+/// CPU seconds for one module: the debug information of a browser takes about half a minute.
+const MAX_CPU_SECONDS: u64 = 120;
+
+/// Answers requests on standard input, a socket, until the agent closes it.
+///
+/// # Errors
+/// The limits cannot be set, or the agent has gone.
+pub fn serve_names(function_starts: &dyn FunctionStarts) -> io::Result<()> {
+    limit()?;
+    let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    let mut socket = UnixStream::from(socket);
+    loop {
+        let mut header = [0; 4];
+        let (count, files) = wire::receive(&socket, &mut header)?;
+        if count == 0 {
+            return Ok(());
+        }
+        socket.read_exact(&mut header[count..])?;
+        let mut body = vec![0; wire::length(header)?];
+        socket.read_exact(&mut body)?;
+        let request = serde_json::from_slice(&body)?;
+        drop(body);
+        limit_cpu()?;
+        answer(&mut socket, request, files, function_starts)?;
+    }
+}
+
+/// Bounds what a hostile file can make of this process.
+fn limit() -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    // The first to go where memory is short; it may be refused, and is no must.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+    let half = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| {
+            let total = text
+                .lines()
+                .find_map(|line| line.strip_prefix("MemTotal:"))?;
+            let kib: u64 = total.split_ascii_whitespace().next()?.parse().ok()?;
+            Some(kib * 512)
+        });
+    let memory = half.map_or(MIN_MEMORY, |half| half.clamp(MIN_MEMORY, MAX_MEMORY));
+    for (resource, limit) in [
+        (Resource::Core, 0),
+        // It writes no file.
+        (Resource::Fsize, 0),
+        (Resource::Data, memory),
+        (Resource::As, MAX_ADDRESS_SPACE),
+    ] {
+        let lower = getrlimit(resource)
+            .maximum
+            .map_or(limit, |max| max.min(limit));
+        let limit = Rlimit {
+            current: Some(lower),
+            maximum: Some(lower),
+        };
+        setrlimit(resource, limit)?;
+    }
+    Ok(())
+}
+
+/// Allows the CPU time of one module more. At its end the kernel kills the process.
+fn limit_cpu() -> io::Result<()> {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    let maximum = getrlimit(Resource::Cpu).maximum;
+    let limit = used.tv_sec.unsigned_abs() + MAX_CPU_SECONDS;
+    let limit = Rlimit {
+        current: Some(maximum.map_or(limit, |max| max.min(limit))),
+        maximum,
+    };
+    Ok(setrlimit(Resource::Cpu, limit)?)
+}
+
+fn answer(
+    socket: &mut UnixStream,
+    request: Request,
+    files: Vec<File>,
+    function_starts: &dyn FunctionStarts,
+) -> io::Result<()> {
+    let options = Options {
+        function_starts,
+        debug_dirs: request.debug_dirs,
+        debug_info: request.debug_info,
+        kallsyms: request.kallsyms,
+    };
+    let mut files = files.into_iter().map(Arc::new);
+    let file = request.has_file.then(|| files.next()).flatten();
+    let debug_dir = request.has_debug_dir.then(|| files.next()).flatten();
+    let source = match (request.kind, file) {
+        (Kind::File, Some(file)) => Source::File(file),
+        (Kind::File, None) => return Err(io::ErrorKind::InvalidInput.into()),
+        (Kind::Kernel, _) => Source::Kernel,
+        (Kind::Jit { pid, perf_map }, file) => Source::Jit {
+            pid,
+            perf_map,
+            file,
+        },
+    };
+    let module = Module {
+        name: request.name,
+        build_id: request.build_id,
+        source,
+        debug_dir,
+        version: None,
+        snapshot: None,
+    };
+    let mut sent = Ok(());
+    let named = name_module(&module, &request.addresses, &options, &mut |stage| {
+        let message = match stage {
+            Stage::Starts(starts) => Answer::Starts(starts.to_vec()),
+            Stage::Reading(file) => Answer::Reading(stored_bytes(file)),
+        };
+        if sent.is_ok() {
+            sent = tell(socket, &message);
+        }
+    });
+    sent?;
+    let packed = Packed::new(&named.by_address, named.notes);
+    tell(socket, &Answer::Names(packed)).or_else(|error| match error.kind() {
+        io::ErrorKind::Other => {
+            let notes = vec![format!("names not read: {error}")];
+            let packed = Packed::new(&Default::default(), notes);
+            tell(socket, &Answer::Names(packed))
+        }
+        _ => Err(error),
+    })
+}
+
+fn tell(socket: &mut UnixStream, answer: &Answer) -> io::Result<()> {
+    socket.write_all(&wire::framed(answer)?)
+}
+
+/// Bytes that a file has on its disk: holes take no time to read.
+pub(super) fn stored_bytes(file: &File) -> u64 {
+    let metadata = file.metadata();
+    metadata.map_or(0, |metadata| metadata.len().min(metadata.blocks() * 512))
+}
+
+/// The argument with which the agent starts itself as a namer.
+pub const NAMER_ARGUMENT: &str = "name-functions";
+
+/// The program of the namer: this one, whatever its name is now.
+pub(super) fn program() -> PathBuf {
+    PathBuf::from("/proc/self/exe")
+}

@@ -1,0 +1,90 @@
+//! The names of one module's addresses, looked up in this process: what the namer child does.
+
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::debug_file::Origin;
+use super::elf::Named;
+use super::{Options, elf, guard, kernel, memory_file, perf_map};
+use crate::profile::{Module, Source};
+
+/// How far the look-up of a module has come.
+pub(super) enum Stage<'a> {
+    /// The functions' starts are known, one per address.
+    Starts(&'a [Option<u64>]),
+    /// This file will be read.
+    Reading(&'a File),
+}
+
+/// Looks up sorted addresses. A reader that panics over a broken file costs the module its names.
+pub(super) fn name_module(
+    module: &Module,
+    addresses: &[u64],
+    options: &Options<'_>,
+    report: &mut dyn FnMut(Stage<'_>),
+) -> Named {
+    let found = catch_unwind(AssertUnwindSafe(|| starts(module, addresses, options)));
+    let starts = found.unwrap_or_else(|_| vec![None; addresses.len()]);
+    report(Stage::Starts(&starts));
+    let attempt = catch_unwind(AssertUnwindSafe(|| {
+        look_up(module, addresses, &starts, options, report)
+    }));
+    let mut named = attempt.unwrap_or_else(|_| Named {
+        notes: vec!["its symbols could not be read (hostile or broken file)".to_owned()],
+        ..Named::default()
+    });
+    named.starts = starts;
+    named
+}
+
+/// One function start per address, where the module has unwind tables.
+fn starts(module: &Module, addresses: &[u64], options: &Options<'_>) -> Vec<Option<u64>> {
+    let mut starts = match module.source {
+        Source::File(_) | Source::Vdso(_) => {
+            options.function_starts.function_starts(module, addresses)
+        }
+        _ => Vec::new(),
+    };
+    starts.resize(addresses.len(), None);
+    starts
+}
+
+fn look_up(
+    module: &Module,
+    addresses: &[u64],
+    starts: &[Option<u64>],
+    options: &Options<'_>,
+    report: &mut dyn FnMut(Stage<'_>),
+) -> Named {
+    let failed = |note: String| Named {
+        notes: vec![note],
+        ..Named::default()
+    };
+    let copy;
+    let file = match &module.source {
+        Source::File(file) => &**file,
+        Source::Vdso(bytes) => match memory_file(bytes) {
+            Ok(file) => {
+                copy = file;
+                &copy
+            }
+            Err(error) => return failed(format!("memfd_create: {error}")),
+        },
+        Source::Kernel => return kernel::symbolize(addresses, options),
+        Source::Jit {
+            pid,
+            perf_map,
+            file,
+        } => return perf_map::symbolize(*pid, perf_map, file.as_ref(), addresses, report),
+        Source::Unknown => return Named::default(),
+    };
+    if let Err(refused) = guard::check(file) {
+        return failed(format!("symbols not read: {refused}"));
+    }
+    let origin = Origin {
+        file,
+        build_id: module.build_id.as_deref(),
+        container: module.debug_dir.as_deref(),
+    };
+    elf::symbolize(&origin, addresses, starts, options, report)
+}

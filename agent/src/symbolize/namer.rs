@@ -1,0 +1,407 @@
+//! The agent's side of naming: one child process at a time, asked module by module, killed when it fails.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use super::child::{NAMER_ARGUMENT, program, stored_bytes};
+use super::elf::Named;
+use super::wire::{self, Answer, Kind, Request};
+use super::{Options, memory_file};
+use crate::profile::{Module, Source};
+
+/// Time for any module: a hundred times what a small one takes, so that a busy machine is no reason to fail.
+const BASE: Duration = Duration::from_secs(10);
+
+/// Time for any module once [`PATIENCE`] was spent on modules that failed.
+const SHORT_BASE: Duration = Duration::from_secs(2);
+
+/// Time that modules which fail may take together before the others are given less.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Bytes of a file for which a module is given one second more. Symbols and debug information are read at ten
+/// times that speed by an idle CPU.
+const BYTES_A_SECOND: u64 = 16 << 20;
+
+/// Most time for one module: the debug information of a browser takes about a minute on a slow machine.
+const MAX_MODULE: Duration = Duration::from_secs(120);
+
+/// Most time for all modules: beyond it the recording is written with the names found so far.
+const MAX_NAMING: Duration = Duration::from_secs(600);
+
+/// How long a killed child is waited for. Only one that hangs in the kernel (a dead network file system)
+/// takes longer.
+const KILL_WAIT: Duration = Duration::from_secs(1);
+
+/// Children that may be left hanging in the kernel: each keeps its memory.
+const MAX_ABANDONED: usize = 4;
+
+/// How often the owner is asked whether to go on.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Why a module has no names.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("reading them took longer than {} s", .0.as_secs())]
+    TimedOut(Duration),
+    #[error("the process that read them {0}")]
+    Ended(String),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The owner wants no more.
+    #[error("naming was ended early")]
+    Interrupted,
+}
+
+impl From<Errno> for Failure {
+    fn from(errno: Errno) -> Failure {
+        Failure::Io(errno.into())
+    }
+}
+
+struct NamerChild {
+    process: Child,
+    socket: UnixStream,
+}
+
+/// Names modules in a child process with limits, so that no file can hang or kill the agent.
+pub struct Namer<'a> {
+    options: Options<'a>,
+    /// Called at least every 100 ms while the child works; false ends naming.
+    go_on: &'a mut dyn FnMut() -> bool,
+    child: Option<NamerChild>,
+    abandoned: usize,
+    wasted: Duration,
+    ends: Instant,
+    /// Why no more modules are asked for.
+    over: Option<String>,
+    left_out: usize,
+}
+
+impl<'a> Namer<'a> {
+    /// A namer whose child is started with the first module. Of the options the function starts are the child's
+    /// own (see [`serve_names`](super::serve_names)). `go_on` is called at least ten times a second while the child
+    /// works; when it returns false, what has no name yet gets none.
+    pub fn new(options: Options<'a>, go_on: &'a mut dyn FnMut() -> bool) -> Namer<'a> {
+        Namer {
+            options,
+            go_on,
+            child: None,
+            abandoned: 0,
+            wasted: Duration::ZERO,
+            ends: Instant::now() + MAX_NAMING,
+            over: None,
+            left_out: 0,
+        }
+    }
+
+    /// What the reader should know of modules that were not asked for.
+    pub(super) fn notes(&self) -> Option<String> {
+        let reason = self.over.as_ref()?;
+        Some(format!(
+            "{reason}: {} files are named by module and address only",
+            self.left_out
+        ))
+    }
+
+    pub(super) fn name(&mut self, module: &Module, addresses: &[u64]) -> Named {
+        if matches!(module.source, Source::Unknown) {
+            return Named::default();
+        }
+        if self.over.is_none() {
+            if Instant::now() >= self.ends {
+                let limit = MAX_NAMING.as_secs();
+                self.over = Some(format!("naming took longer than {limit} s"));
+            } else if !(self.go_on)() {
+                self.over = Some("naming was ended early".to_owned());
+            }
+        }
+        if self.over.is_some() {
+            self.left_out += 1;
+            return Named::default();
+        }
+        let start = Instant::now();
+        let mut named = Named::default();
+        let Err(failure) = self.ask(module, addresses, &mut named) else {
+            return named;
+        };
+        // An exit says more than a closed socket.
+        let ended = self.end_child();
+        self.wasted += start.elapsed();
+        if matches!(failure, Failure::Interrupted) {
+            self.over = Some("naming was ended early".to_owned());
+            self.left_out += 1;
+            return named;
+        }
+        let failure = match (failure, ended) {
+            (Failure::TimedOut(limit), _) => Failure::TimedOut(limit),
+            (_, Some(status)) => Failure::Ended(told(status)),
+            (failure, None) => failure,
+        };
+        named.notes.push(format!("symbols not read: {failure}"));
+        if self.abandoned >= MAX_ABANDONED {
+            let hung = self.abandoned;
+            self.over = Some(format!(
+                "{hung} processes that read symbols hang in the kernel"
+            ));
+        }
+        named
+    }
+
+    fn ask(
+        &mut self,
+        module: &Module,
+        addresses: &[u64],
+        named: &mut Named,
+    ) -> Result<(), Failure> {
+        self.start_child()?;
+        let base = if self.wasted < PATIENCE {
+            BASE
+        } else {
+            SHORT_BASE
+        };
+        let start = Instant::now();
+        let mut limit = base;
+        if let Source::File(file) = &module.source {
+            limit = longer(limit, stored_bytes(file));
+        }
+        let go_on = &mut *self.go_on;
+        let ends = self.ends;
+        let Some(child) = &self.child else {
+            return Err(Failure::Ended("is not there".to_owned()));
+        };
+        let mut wait = |socket: &UnixStream, flags: PollFlags, limit: Duration| {
+            loop {
+                if !go_on() {
+                    return Err(Failure::Interrupted);
+                }
+                if start.elapsed() >= limit || Instant::now() >= ends {
+                    return Err(Failure::TimedOut(limit));
+                }
+                let mut polled = [PollFd::new(socket, flags)];
+                let tick = Timespec {
+                    tv_sec: 0,
+                    tv_nsec: i64::from(TICK.subsec_nanos()),
+                };
+                match poll(&mut polled, Some(&tick)) {
+                    Ok(0) | Err(Errno::INTR) => {}
+                    Ok(_) => return Ok(()),
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+        };
+        let socket = &child.socket;
+        send_request(&self.options, module, addresses, &mut |bytes, files| {
+            wait(socket, PollFlags::OUT, limit)?;
+            Ok(wire::send(socket, bytes, files))
+        })?;
+        loop {
+            let body = receive_answer(socket, || wait(socket, PollFlags::IN, limit))?;
+            let answer = serde_json::from_slice(&body).map_err(io::Error::from)?;
+            match answer {
+                Answer::Starts(starts) => named.starts = starts,
+                Answer::Reading(bytes) => limit = longer(limit, bytes),
+                Answer::Names(packed) => {
+                    let names = packed.unpack();
+                    named.by_address = names.ok_or_else(|| io::Error::other("a broken answer"))?;
+                    named.notes = packed.notes;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn start_child(&mut self) -> io::Result<()> {
+        // One that ended between two modules is no module's fault.
+        if let Some(child) = &mut self.child
+            && child.process.try_wait()?.is_some()
+        {
+            self.child = None;
+        }
+        if self.child.is_some() {
+            return Ok(());
+        }
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let process = Command::new(program())
+            .arg0("flamestorm")
+            .arg(NAMER_ARGUMENT)
+            .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            // Ctrl-C is the agent's business.
+            .process_group(0)
+            .spawn()?;
+        self.child = Some(NamerChild {
+            process,
+            socket: ours,
+        });
+        Ok(())
+    }
+
+    /// Kills the child, or abandons one that hangs in the kernel. Its status, if it ended by itself.
+    fn end_child(&mut self) -> Option<ExitStatus> {
+        let mut child = self.child.take()?;
+        // A child that closed its socket is about to end.
+        let mut by_itself = None;
+        for _ in 0..10 {
+            by_itself = child.process.try_wait().ok().flatten();
+            if by_itself.is_some() || !closed(&child.socket) {
+                break;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        if by_itself.is_some() {
+            return by_itself;
+        }
+        let _ = child.process.kill();
+        let killed = Instant::now();
+        while killed.elapsed() < KILL_WAIT {
+            if let Ok(Some(_)) = child.process.try_wait() {
+                return None;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        self.abandoned += 1;
+        None
+    }
+}
+
+impl Drop for Namer<'_> {
+    fn drop(&mut self) {
+        self.end_child();
+    }
+}
+
+fn longer(limit: Duration, bytes: u64) -> Duration {
+    (limit + Duration::from_secs(bytes / BYTES_A_SECOND)).min(MAX_MODULE)
+}
+
+fn closed(socket: &UnixStream) -> bool {
+    let mut polled = [PollFd::new(socket, PollFlags::IN)];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    poll(&mut polled, Some(&now)).is_ok()
+        && polled[0]
+            .revents()
+            .intersects(PollFlags::HUP | PollFlags::ERR)
+}
+
+fn told(status: ExitStatus) -> String {
+    match status.signal() {
+        Some(libc::SIGXCPU) => "used up its CPU time".to_owned(),
+        Some(libc::SIGABRT) => "ran out of memory".to_owned(),
+        Some(signal) => format!("was ended by signal {signal}"),
+        None => "gave up".to_owned(),
+    }
+}
+
+type Sender<'a> = dyn FnMut(&[u8], &[std::os::fd::BorrowedFd<'_>]) -> Result<rustix::io::Result<usize>, Failure>
+    + 'a;
+
+fn send_request(
+    options: &Options<'_>,
+    module: &Module,
+    addresses: &[u64],
+    send: &mut Sender<'_>,
+) -> Result<(), Failure> {
+    let file;
+    let (kind, file) = match &module.source {
+        Source::File(file) => (Kind::File, Some(&**file)),
+        Source::Vdso(bytes) => {
+            file = memory_file(bytes)?;
+            (Kind::File, Some(&file))
+        }
+        Source::Jit {
+            pid,
+            perf_map,
+            file,
+        } => {
+            let kind = Kind::Jit {
+                pid: *pid,
+                perf_map: perf_map.clone(),
+            };
+            (kind, file.as_ref().map(Arc::as_ref))
+        }
+        Source::Kernel | Source::Unknown => (Kind::Kernel, None),
+    };
+    let debug_dir = module.debug_dir.as_deref();
+    let request = Request {
+        name: module.name.clone(),
+        kind,
+        build_id: module.build_id.clone(),
+        has_file: file.is_some(),
+        has_debug_dir: debug_dir.is_some(),
+        debug_dirs: options.debug_dirs.clone(),
+        debug_info: options.debug_info,
+        kallsyms: options.kallsyms.clone(),
+        addresses: addresses.to_vec(),
+    };
+    let bytes = wire::framed(&request)?;
+    let files: Vec<_> = file
+        .into_iter()
+        .chain(debug_dir)
+        .map(|f| f.as_fd())
+        .collect();
+    let mut sent = 0;
+    while sent < bytes.len() {
+        let files: &[_] = if sent == 0 { &files } else { &[] };
+        // The length goes alone, since the child takes it and the files at once.
+        let end = if sent < 4 { 4 } else { bytes.len() };
+        match send(&bytes[sent..end], files)? {
+            Ok(count) => sent += count,
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+fn receive_answer(
+    socket: &UnixStream,
+    mut wait: impl FnMut() -> Result<(), Failure>,
+) -> Result<Vec<u8>, Failure> {
+    let mut header = [0; 4];
+    receive_exact(socket, &mut header, &mut wait)?;
+    let length = wire::length(header)?;
+    let mut body = Vec::new();
+    while body.len() < length {
+        // Memory only for what has come.
+        let start = body.len();
+        body.resize(length.min(start + (1 << 20)), 0);
+        receive_exact(socket, &mut body[start..], &mut wait)?;
+    }
+    Ok(body)
+}
+
+fn receive_exact(
+    mut socket: &UnixStream,
+    bytes: &mut [u8],
+    wait: &mut impl FnMut() -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut received = 0;
+    while received < bytes.len() {
+        wait()?;
+        match io::Read::read(&mut socket, &mut bytes[received..]) {
+            Ok(0) => return Err(Failure::Ended("gave up".to_owned())),
+            Ok(count) => received += count,
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
