@@ -49,8 +49,8 @@ impl Recorded {
         self.directory.path().join(name)
     }
 
-    /// Sends a signal to the agent's next namer child, other than `not`, as soon as it is there. Its pid.
-    fn signal_child(&mut self, signal: i32, not: i32) -> i32 {
+    /// Sends a signal to the agent's next namer child as soon as it is there. Its pid.
+    fn signal_child(&mut self, signal: i32) -> i32 {
         let children = format!("/proc/{0}/task/{0}/children", self.agent.pid());
         let mut found = 0;
         self.agent.wait_until("naming", |_| {
@@ -58,7 +58,12 @@ impl Recorded {
             let mut pids = pids
                 .split_whitespace()
                 .map(|pid| pid.parse().expect("a pid"));
-            found = pids.find(|pid| *pid != not).unwrap_or(0);
+            // Not before it is the namer: the agent waits for that.
+            let ready = |pid: &i32| {
+                let words = fs::read_to_string(format!("/proc/{pid}/cmdline"));
+                words.is_ok_and(|words| words.contains("name-functions"))
+            };
+            found = pids.find(ready).unwrap_or(0);
             found != 0
         });
         // SAFETY: kill takes no pointers. The child is the agent's, which waits for it only when it has ended.
@@ -96,7 +101,7 @@ fn a_child_that_hangs_costs_one_file() {
     let workshop = Workshop::new();
     let program = workshop.cc("chain.c", "hanging", &[]);
     let mut recorded = Recorded::start(&program, &["a.folded"]);
-    let child = recorded.signal_child(libc::SIGSTOP, 0);
+    let child = recorded.signal_child(libc::SIGSTOP);
     let out = recorded.path("a.folded");
     let start = Instant::now();
     let finished = recorded.agent.finish().succeeded();
@@ -120,7 +125,7 @@ fn a_child_that_dies_costs_one_file_at_most() {
     let program = workshop.cc("chain.c", "dying", &[]);
     let mut recorded = Recorded::start(&program, &["a.folded"]);
     // Stopped first, so that it is killed with a request before it.
-    let child = recorded.signal_child(libc::SIGSTOP, 0);
+    let child = recorded.signal_child(libc::SIGSTOP);
     thread::sleep(Duration::from_millis(300));
     // SAFETY: kill takes no pointers; the stopped child is still the agent's.
     unsafe { libc::kill(child, libc::SIGKILL) };
@@ -144,7 +149,7 @@ fn a_signal_ends_naming_early() {
     let workshop = Workshop::new();
     let program = workshop.cc("chain.c", "impatient", &[]);
     let mut recorded = Recorded::start(&program, &["a.svg", "a.folded"]);
-    let child = recorded.signal_child(libc::SIGSTOP, 0);
+    let child = recorded.signal_child(libc::SIGSTOP);
     recorded.agent.signal(libc::SIGINT);
     let (out, picture) = (recorded.path("a.folded"), recorded.path("a.svg"));
     let start = Instant::now();
@@ -182,7 +187,7 @@ fn a_killed_agent_leaves_its_recording() {
     let program = workshop.cc("chain.c", "unlucky", &[]);
     for output in ["a.pb.gz", "a.svg"] {
         let mut recorded = Recorded::start(&program, &[output]);
-        let child = recorded.signal_child(libc::SIGSTOP, 0);
+        let child = recorded.signal_child(libc::SIGSTOP);
         recorded.agent.signal(libc::SIGKILL);
         let deadline = Instant::now() + Duration::from_secs(60);
         while alive(child) && Instant::now() < deadline {
