@@ -133,5 +133,5 @@ pub fn servers() -> Vec<Case> {
         let args = ["servers", directory.to_str().expect("UTF-8"), "300", &port];
         Started::of(stage.run(&program, &args))
     });
-    vec![case.named()]
+    vec![case]
 }
