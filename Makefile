@@ -52,8 +52,8 @@ lint:
 # have features of their own, with which most libraries would be built a second time.
 test: export FLAMESTORM_REQUIRE_BPF = 1
 test: export FLAMESTORM_REQUIRE_BROWSER = 1
-test: setup-test lint ## Format, clippy, docs, and all tests (kernel and end-to-end as well)
-	$(CARGO) test --release --workspace --quiet
+test: setup-test ## Format, clippy, docs, and all tests (kernel and end-to-end as well); says which parts failed
+	@scripts/test.sh
 
 bench: setup-bench build ## Measure the agent beside perf  [PEERS=1: beside others too, slow]
 	@PEERS=$(PEERS) $(AS_ROOT) scripts/bench.sh
