@@ -43,9 +43,7 @@ shop: build ## Open the shop at http://127.0.0.1:8010, until Ctrl-C; `workload s
 	@$(SHOP) all --demo --flamegraphs $(OUTPUT) $(ARGS)
 
 lint:
-	$(CARGO) fmt --all --check
-	$(CARGO) clippy --release --workspace --all-targets --quiet -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --workspace --no-deps --quiet
+	@scripts/test.sh lint
 
 # The tests are release builds: an unoptimised agent is too slow to be tested. (In the dev profile they take four
 # times as long, and recordings lose samples because the agent cannot follow.) Not built by `build` before: the tests
