@@ -45,17 +45,15 @@ shop: build ## Open the shop at http://127.0.0.1:8010, until Ctrl-C; `workload s
 	@$(SHOP) all --demo --flamegraphs $(OUTPUT) $(ARGS)
 
 lint:
-	$(CARGO) fmt --all --check
-	$(CARGO) clippy --release --workspace --all-targets --quiet -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --workspace --no-deps --quiet
+	@scripts/test.sh lint
 
 # The tests are release builds: an unoptimised agent is too slow to be tested. (In the dev profile they take four
 # times as long, and recordings lose samples because the agent cannot follow.) Not built by `build` before: the tests
 # have features of their own, with which most libraries would be built a second time.
 test: export FLAMESTORM_REQUIRE_BPF = 1
 test: export FLAMESTORM_REQUIRE_BROWSER = 1
-test: setup-test lint ## Format, clippy, docs, and all tests (kernel and end-to-end as well)
-	$(CARGO) test --release --workspace --quiet
+test: setup-test ## Format, clippy, docs, and all tests (kernel and end-to-end as well); says which parts failed
+	@scripts/test.sh
 
 bench: setup-bench build ## Measure the agent beside perf  [PEERS=1: beside others too, slow]
 	@PEERS=$(PEERS) $(AS_ROOT) scripts/bench.sh

@@ -11,6 +11,7 @@
 #   --file SOURCE[:TARGET]   also put this file (with its libraries) there; may be repeated
 #   --memory MIB             guest memory, 512
 #   --cpus N                 2
+#   --append PARAMETERS      also give these parameters to the kernel, for example "preempt=full"
 #   --seconds N              give up after this long (exit status 124), 120
 #   --console                also show the kernel's console, on standard error
 #
@@ -83,13 +84,14 @@ add_file() {
     done
 }
 
-memory=512 cpus=2 seconds=120 console=no fetch=no
+memory=512 cpus=2 append= seconds=120 console=no fetch=no
 files=()
 while [ $# -gt 0 ]; do
     case $1 in
     --file) files+=("$2"); shift 2 ;;
     --memory) memory=$2; shift 2 ;;
     --cpus) cpus=$2; shift 2 ;;
+    --append) append+=" $2"; shift 2 ;;
     --seconds) seconds=$2; shift 2 ;;
     --console) console=yes; shift ;;
     --fetch) fetch=yes; shift ;;
@@ -162,7 +164,7 @@ touch "$work"/{console,stdout,stderr,status}
 set +e
 timeout "$seconds" qemu-system-x86_64 -accel tcg -m "$memory" -smp "$cpus" \
     -kernel "$kernel" -initrd "$work/initramfs" \
-    -append 'console=ttyS0 quiet panic=-1 8250.nr_uarts=4' \
+    -append "console=ttyS0 quiet panic=-1 8250.nr_uarts=4$append" \
     -display none -monitor none -no-reboot -nodefaults \
     -serial "file:$work/console" -serial "file:$work/stdout" \
     -serial "file:$work/stderr" -serial "file:$work/status" </dev/null
