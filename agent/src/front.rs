@@ -87,12 +87,13 @@ fn report(writer: OwnedFd, status: u8) -> ! {
 
 /// Hands signals on until the child has ended, or has reported its status and does not end.
 fn follow(child: libc::pid_t, mut reader: File) -> Result<ExitCode> {
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])
-        .context("cannot handle signals")?;
+    let mut signals =
+        Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM]).context("cannot handle signals")?;
     thread::spawn(move || {
         let mut last: Option<(i32, Instant)> = None;
         for signal in signals.forever() {
-            let is_same = last.is_some_and(|(before, at)| before == signal && at.elapsed() < MERGED);
+            let is_same =
+                last.is_some_and(|(before, at)| before == signal && at.elapsed() < MERGED);
             if !is_same {
                 // SAFETY: the child is waited for at the end only, so the pid is its own.
                 unsafe { libc::kill(child, signal) };

@@ -507,7 +507,9 @@ fn a_false_server_is_not_believed() {
     command.env("RUST_LOG", "debug");
     let mut recording = start(command);
     let found = format!("pid {} runs what looks like PostgreSQL", server.pid());
-    recording.wait_until("it looks like a server", |agent| agent.stderr().contains(&found));
+    recording.wait_until("it looks like a server", |agent| {
+        agent.stderr().contains(&found)
+    });
     let believed = format!("pid {}, port {}", cluster.postmaster(), cluster.port);
     recording.wait_until("the true server is believed", |agent| {
         agent.stderr().contains(&believed)
@@ -516,5 +518,9 @@ fn a_false_server_is_not_believed() {
     server.wait_for_cpu(1000);
     recording.signal(libc::SIGINT);
     let finished = recording.finish().succeeded();
-    assert!(!finished.stderr.contains(&format!("port {port}")), "{}", finished.stderr);
+    assert!(
+        !finished.stderr.contains(&format!("port {port}")),
+        "{}",
+        finished.stderr
+    );
 }

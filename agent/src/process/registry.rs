@@ -8,9 +8,7 @@ use std::{
 };
 
 use super::{
-    proc::{
-        exists, has_threads, living_thread, parent_of, pids, process_exe, process_name,
-    },
+    proc::{exists, has_threads, living_thread, parent_of, pids, process_exe, process_name},
     space::AddressSpace,
 };
 use crate::kernel::{Event, EventKind, MappedObject};
@@ -444,7 +442,10 @@ mod tests {
         registry.scan_process(own, &mut mapped_objects);
         assert_eq!(registry.end_missing(), [gone]);
         assert!(registry.living(own).is_some() && registry.has_ended(gone));
-        assert!(!registry.read_again(own, &mut mapped_objects), "nothing was missed");
+        assert!(
+            !registry.read_again(own, &mut mapped_objects),
+            "nothing was missed"
+        );
         let known = registry.processes.get_mut(&own).unwrap();
         known.space = Rc::default();
         let incarnation = known.incarnation;

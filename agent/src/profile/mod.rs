@@ -17,8 +17,9 @@ pub use meta::{
     StackCopies, Ticks, UnwindTables,
 };
 pub use resolved::{
-    ADDRESS_ONLY, CALLER_MODULE, FrameRef, Function, FunctionId, Labels, Line, Location, LocationId, Mapping,
-    MappingId, PROCESS_MODULE, QUERY_MODULE, ResolvedProfile, ResolvedSample, key,
+    ADDRESS_ONLY, CALLER_MODULE, FrameRef, Function, FunctionId, Labels, Line, Location,
+    LocationId, Mapping, MappingId, PROCESS_MODULE, QUERY_MODULE, ResolvedProfile, ResolvedSample,
+    key,
 };
 pub use wait_event::WaitEvent;
 pub use window::{

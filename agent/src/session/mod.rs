@@ -119,7 +119,10 @@ pub fn record(
         None
     } else {
         let name = &config.command[0];
-        Some(Held::start(&config.command, config.process_group).with_context(|| format!("cannot start {name}"))?)
+        Some(
+            Held::start(&config.command, config.process_group)
+                .with_context(|| format!("cannot start {name}"))?,
+        )
     };
     // Not before the command was forked: its limits and its priority are its own.
     raise_file_limit();

@@ -70,11 +70,7 @@ impl Names {
 }
 
 /// Keeps or looks up the name of a number.
-fn explained(
-    names: &mut Recent<Number, Arc<str>>,
-    number: Number,
-    name: Arc<str>,
-) -> Arc<str> {
+fn explained(names: &mut Recent<Number, Arc<str>>, number: Number, name: Arc<str>) -> Arc<str> {
     if name.is_empty() {
         return names.get(&number).unwrap_or(name);
     }

@@ -11,9 +11,9 @@ use super::lookup::name_module;
 use super::{Namer, Options, Resolved};
 use crate::file::FileVersion;
 use crate::profile::{
-    ADDRESS_ONLY, Attribution, Backend, CALLER_MODULE, Caller, Counted, Frame, LocationId, Module, ModuleId,
-    PROCESS_MODULE, Process, QUERY_MODULE, RecordingMeta, ResolvedProfile, ResolvedSample, Runtime,
-    STACK_TABLE_FULL, Source, Window, key,
+    ADDRESS_ONLY, Attribution, Backend, CALLER_MODULE, Caller, Counted, Frame, LocationId, Module,
+    ModuleId, PROCESS_MODULE, Process, QUERY_MODULE, RecordingMeta, ResolvedProfile,
+    ResolvedSample, Runtime, STACK_TABLE_FULL, Source, Window, key,
 };
 
 /// How far symbolising has come.
