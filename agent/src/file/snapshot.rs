@@ -115,7 +115,7 @@ fn copy_by_reading(from: &File, to: File, mut at: u64, bytes: u64) -> io::Result
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read as _;
+    use std::io::{Read as _, Seek as _};
 
     use super::*;
 
@@ -132,7 +132,7 @@ mod tests {
         std::fs::write(&path, "after").unwrap();
         let mut text = String::new();
         let mut copied = &*snapshot.file;
-        std::io::Seek::rewind(&mut copied).unwrap();
+        copied.rewind().unwrap();
         copied.read_to_string(&mut text).unwrap();
         assert_eq!(text, "before");
         assert_eq!(room.used.load(Ordering::Relaxed), 6);

@@ -205,7 +205,7 @@ impl Session {
         });
         let (sends, stacks) = (count(Counter::Sends), count(Counter::CallerStacks));
         Some(AttributionStats {
-            servers: servers as u64,
+            servers,
             server_samples: counts.samples,
             backend_samples: counts.for_clients,
             with_query: counts.with_query,
