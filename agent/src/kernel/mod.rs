@@ -9,7 +9,12 @@ mod senders;
 mod sizes;
 mod times;
 
-use std::{collections::HashSet, io, os::fd::AsRawFd as _, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    io,
+    os::fd::{AsFd as _, AsRawFd as _},
+    time::Duration,
+};
 
 use agent_ebpf::{
     counters::{COUNTERS, Counter},
@@ -569,6 +574,23 @@ impl Kernel {
             }
         }
         maps.values().sum()
+    }
+}
+
+impl Kernel {
+    /// Runs of each program that the kernel skipped because another run of it was under way on the same CPU, by the
+    /// program's name (`recursion_misses` in `/proc/self/fdinfo`, since Linux 5.12). A program that may be preempted, as
+    /// one at a function's entry may, is skipped for whoever runs meanwhile. Programs without skipped runs are left out.
+    pub fn skipped_runs(&self) -> BTreeMap<String, u64> {
+        let skipped = |program: &aya::programs::Program| {
+            let fd = program.fd().ok()?.as_fd().as_raw_fd();
+            let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+            value(&text, "recursion_misses:").filter(|runs| *runs > 0)
+        };
+        let programs = self.ebpf.programs();
+        programs
+            .filter_map(|(name, program)| Some((name.to_owned(), skipped(program)?)))
+            .collect()
     }
 }
 

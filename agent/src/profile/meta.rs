@@ -63,6 +63,9 @@ pub struct Runtime {
     /// Entries of the maps of the kernel programs, and of what the agent remembers, at the end.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub sizes: BTreeMap<String, u64>,
+    /// Runs that the kernel skipped, by kernel program: what these would have seen is missing.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub skipped_runs: BTreeMap<String, u64>,
     /// Things the reader should know (a file without readable symbols, hidden kernel addresses …).
     pub notes: Vec<String>,
 }

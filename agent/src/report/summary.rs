@@ -69,6 +69,9 @@ pub struct Summary {
     /// Entries of the maps of the kernel programs, and of what the agent remembers, at the end.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub sizes: BTreeMap<String, u64>,
+    /// Runs that the kernel skipped, by kernel program.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub skipped_runs: BTreeMap<String, u64>,
     /// Processes by name, most samples first.
     pub processes: Vec<ProcessSummary>,
     /// How well the work of PostgreSQL's backends could be attributed. `None` where there was no server.
@@ -152,6 +155,7 @@ impl Summary {
             kernel: runtime.kernel,
             startup_ms: runtime.startup_ms,
             sizes: runtime.sizes.clone(),
+            skipped_runs: runtime.skipped_runs.clone(),
             attribution: runtime.attribution.clone(),
             notes: runtime.notes.clone(),
             ..Summary::default()

@@ -99,6 +99,7 @@ impl Session {
             },
             attribution: self.attribution(config),
             sizes: self.sizes(),
+            skipped_runs: self.kernel.skipped_runs(),
             ..Runtime::default()
         };
         runtime.ticks.idle = count(Counter::Idle);
@@ -152,6 +153,12 @@ impl Session {
                  queries",
                 agent_ebpf::limits::MAX_SERVERS,
                 self.tables.servers.refused
+            ));
+        }
+        for (program, runs) in runtime.skipped_runs.clone() {
+            runtime.note(format!(
+                "the kernel skipped {runs} runs of {program}, because another was under way on the same CPU: senders of as \
+                 many messages, or as many events of processes, are not known"
             ));
         }
         for note in self.cpus.notes() {

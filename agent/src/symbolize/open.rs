@@ -1,15 +1,15 @@
 //! Opening files whose names somebody else chose.
 //!
-//! A name may lead to a FIFO, a device or a link out of a container. A path is therefore resolved first
-//! without opening the file (`O_PATH`), and only a regular file is then opened for reading: opening a
-//! device can have effects of its own.
+//! [`crate::file`] opens them; here is told why one is not read.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+
+use crate::file::{find_beneath, open_found};
 
 /// Why a file is not read.
 #[derive(Debug, thiserror::Error)]
@@ -25,52 +25,40 @@ pub(super) enum OpenError {
     Io(io::Error),
 }
 
-impl From<rustix::io::Errno> for OpenError {
-    fn from(errno: rustix::io::Errno) -> OpenError {
-        use rustix::io::Errno;
-        match errno {
-            Errno::NOENT | Errno::SRCH | Errno::NOTDIR => OpenError::Missing,
-            errno => OpenError::Io(errno.into()),
+impl From<io::Error> for OpenError {
+    fn from(error: io::Error) -> OpenError {
+        match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => OpenError::Missing,
+            io::ErrorKind::InvalidInput => OpenError::NotRegular,
+            _ if error.raw_os_error() == Some(libc::ESRCH) => OpenError::Missing,
+            _ => OpenError::Io(error),
         }
     }
 }
 
 /// Opens a regular file by a path on this machine. Links are followed, magic ones (`/proc/PID/fd/…`) not.
 pub(super) fn regular(path: &Path) -> Result<File, OpenError> {
-    resolve(CWD, path, OFlags::empty(), ResolveFlags::NO_MAGICLINKS)
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_MAGICLINKS;
+    let found = rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve);
+    Ok(open_found(found.map_err(io::Error::from)?)?)
 }
 
 /// Opens a regular file below a directory, which is the root for every link on the way.
 pub(super) fn regular_in(root: impl AsFd, path: &Path) -> Result<File, OpenError> {
-    let flags = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    resolve(root, path, OFlags::empty(), flags)
+    Ok(open_found(find_beneath(root, path, OFlags::empty())?)?)
 }
 
 /// Opens a regular file below a directory as [`regular_in`] does; the file's own name must be no link.
 pub(super) fn regular_in_no_link(root: impl AsFd, path: &Path) -> Result<File, OpenError> {
-    let flags = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    resolve(root, path, OFlags::NOFOLLOW, flags)
+    Ok(open_found(find_beneath(root, path, OFlags::NOFOLLOW)?)?)
 }
 
 /// Opens a directory as a root for others.
 pub(super) fn directory(path: &Path) -> Result<File, OpenError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
-}
-
-fn resolve(
-    root: impl AsFd,
-    path: &Path,
-    flags: OFlags,
-    resolve: ResolveFlags,
-) -> Result<File, OpenError> {
-    let flags = flags | OFlags::PATH | OFlags::CLOEXEC;
-    let found = rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)?;
-    if FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) != FileType::RegularFile {
-        return Err(OpenError::NotRegular);
-    }
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(own_path(&found), flags, Mode::empty())?.into())
+    let opened = rustix::fs::open(path, flags, Mode::empty());
+    Ok(opened.map_err(io::Error::from)?.into())
 }
 
 /// A path to an open file that holds when its name has gone.
