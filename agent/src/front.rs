@@ -66,7 +66,7 @@ fn detach(parent: u32) -> Result<()> {
     let failed = unsafe {
         libc::setpgid(0, 0) != 0
             || libc::signal(libc::SIGTTOU, libc::SIG_IGN) == libc::SIG_ERR
-            || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) != 0
+            || libc::prctl(libc::PR_SET_PDEATHSIG, SIGTERM) != 0
     };
     if failed {
         return Err(io::Error::last_os_error()).context("cannot prepare the recording process");

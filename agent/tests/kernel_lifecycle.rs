@@ -223,10 +223,10 @@ fn lost_events_are_made_up_for() {
     let mut flood = start(command);
     flood.wait_until("ready", |flood| flood.stdout().contains("ready"));
     let (profile, summary) = attached(&workshop, &mut flood, |agent, flood| {
-        agent.signal(libc::SIGSTOP);
+        agent.signal_worker(libc::SIGSTOP);
         flood.signal(libc::SIGUSR1);
         flood.wait_until("flooded", |flood| flood.stdout().contains("flooded"));
-        agent.signal(libc::SIGCONT);
+        agent.signal_worker(libc::SIGCONT);
         flood.signal(libc::SIGUSR1);
         flood.wait_for_cpu(4000);
     });
@@ -240,13 +240,14 @@ fn lost_events_are_made_up_for() {
     });
 }
 
-/// Records a running process while `meanwhile` lasts.
+/// Records a running process while `meanwhile` lasts. What floods the kernel's buffers floods those of every recording,
+/// so nobody else records then.
 fn attached(
     workshop: &Workshop,
     running: &mut Running,
     meanwhile: impl FnOnce(&mut Running, &mut Running),
 ) -> (Profile, Summary) {
-    let _lock = MachineLock::shared();
+    let _lock = MachineLock::exclusive();
     let folded = workshop.path().join("attached.folded");
     let mut command = agent(["record", "--summary", "json", "--frames", "raw"]);
     command.args(["--frequency", &HERTZ.to_string()]);

@@ -51,7 +51,9 @@ impl Recorded {
 
     /// Sends a signal to the agent's next namer child as soon as it is there. Its pid.
     fn signal_child(&mut self, signal: i32) -> i32 {
-        let children = format!("/proc/{0}/task/{0}/children", self.agent.pid());
+        self.agent
+            .wait_until("recording", |agent| agent.stderr().contains("recording"));
+        let children = format!("/proc/{0}/task/{0}/children", self.agent.worker());
         let mut found = 0;
         self.agent.wait_until("naming", |_| {
             let pids = fs::read_to_string(&children).unwrap_or_default();
@@ -188,7 +190,7 @@ fn a_killed_agent_leaves_its_recording() {
     for output in ["a.pb.gz", "a.svg"] {
         let mut recorded = Recorded::start(&program, &[output]);
         let child = recorded.signal_child(libc::SIGSTOP);
-        recorded.agent.signal(libc::SIGKILL);
+        recorded.agent.signal_worker(libc::SIGKILL);
         let deadline = Instant::now() + Duration::from_secs(60);
         while alive(child) && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(10));

@@ -11,6 +11,8 @@ use crate::{process::ObjectId, profile::UnwindTables, unwind::Table};
 pub struct Coverage {
     counted: HashSet<ObjectId>,
     sum: UnwindTables,
+    /// The process of which most mappings were left out.
+    pub most_mapped: u32,
 }
 
 impl Coverage {
@@ -42,9 +44,11 @@ impl Coverage {
     }
 
     /// A process had so many mappings more than the kernel can be told.
-    pub fn left_out(&mut self, mappings: u64) {
-        let most = &mut self.sum.mappings_left_out;
-        *most = mappings.max(*most);
+    pub fn left_out(&mut self, pid: u32, mappings: u64) {
+        if mappings > self.sum.mappings_left_out {
+            self.sum.mappings_left_out = mappings;
+            self.most_mapped = pid;
+        }
     }
 
     /// The figures.

@@ -141,8 +141,9 @@ impl Session {
         }
         if runtime.unwind_tables.mappings_left_out > 0 {
             runtime.note(format!(
-                "{} mappings of one process were left out: the kernel is told {} of each",
+                "{} mappings of pid {} were left out: the kernel is told {} of each process",
                 runtime.unwind_tables.mappings_left_out,
+                self.tables.most_mapped(),
                 agent_ebpf::limits::MAX_MAPPINGS
             ));
         }
@@ -189,6 +190,11 @@ impl Session {
                 "{} files or processes did not answer in time (a dead network file system, FUSE?), {waiting} of them \
                  not at all; {} were not asked therefore, and {} stacks could not be completed",
                 pool.overdue, pool.refused, self.ingest.not_continued,
+            ));
+        }
+        for subject in self.objects.pool.unanswered() {
+            runtime.note(format!(
+                "{subject} does not answer: code there has neither whole stacks nor names"
             ));
         }
         if pool.panicked > 0 {

@@ -262,7 +262,7 @@ impl Objects {
         }
         let subject = Subject {
             pid,
-            device: Some((key.major, key.minor)),
+            file: Some((mapping.name.clone(), (key.major, key.minor))),
         };
         let opened = known.map(|(_, mapped)| mapped);
         let (wanted, shared) = (mapping.clone(), Arc::clone(&self.shared));

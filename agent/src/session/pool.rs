@@ -8,11 +8,12 @@
 //! be ended from here, so new work for the same user or the same device is refused while too many are overdue.
 
 use std::{
-    fs,
+    fmt, fs,
     panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{self, Receiver, RecvTimeoutError},
     },
     thread,
@@ -48,18 +49,31 @@ const MAX_IDLE: usize = 2;
 pub type Device = (u32, u32);
 
 /// Whose files or memory a piece of work touches.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Subject {
     /// The process.
     pub pid: u32,
-    /// The device of the file, for work on a file.
-    pub device: Option<Device>,
+    /// For work on a file, its path as the process sees it, and its device.
+    pub file: Option<(PathBuf, Device)>,
 }
 
 impl Subject {
     /// Work on a process alone.
     pub fn process(pid: u32) -> Subject {
-        Subject { pid, device: None }
+        Subject { pid, file: None }
+    }
+
+    fn device(&self) -> Option<Device> {
+        self.file.as_ref().map(|(_, device)| *device)
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.file {
+            Some((path, _)) => write!(f, "{} (of pid {})", path.display(), self.pid),
+            None => write!(f, "the memory of pid {}", self.pid),
+        }
     }
 }
 
@@ -120,6 +134,8 @@ pub struct WorkerPool {
     /// When `patience` was brought up to date.
     updated: Instant,
     counts: PoolCounts,
+    /// Pieces of work that panicked, also those that were overdue by then.
+    panicked: Arc<AtomicU64>,
 }
 
 impl WorkerPool {
@@ -131,6 +147,7 @@ impl WorkerPool {
             patience: FULL_PATIENCE,
             updated: Instant::now(),
             counts: PoolCounts::default(),
+            panicked: Arc::default(),
         }
     }
 
@@ -142,12 +159,22 @@ impl WorkerPool {
 
     /// What became of the work so far.
     pub fn counts(&self) -> PoolCounts {
-        self.counts
+        PoolCounts {
+            panicked: self.panicked.load(Ordering::Relaxed),
+            ..self.counts
+        }
     }
 
     /// Threads whose work is overdue.
     pub fn overdue(&self) -> usize {
         self.overdue.len()
+    }
+
+    /// What does not answer.
+    pub fn unanswered(&self) -> impl Iterator<Item = &Subject> {
+        let waiting = |overdue: &&Overdue| !overdue.is_done.load(Ordering::Acquire);
+        let waiting = self.overdue.iter().filter(waiting);
+        waiting.map(|overdue| &overdue.subject)
     }
 
     /// Does `work` in a thread, and waits for it for a short time.
@@ -157,7 +184,7 @@ impl WorkerPool {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Answer<T> {
         self.take_back();
-        let user = match self.admit(subject) {
+        let user = match self.admit(&subject) {
             Some(user) => user,
             None => {
                 self.counts.refused += 1;
@@ -171,12 +198,15 @@ impl WorkerPool {
         let (sender, receiver) = mpsc::channel();
         let is_done = Arc::new(AtomicBool::new(false));
         let done = Arc::clone(&is_done);
+        let panicked = Arc::clone(&self.panicked);
         let job = Box::new(move || {
-            if let Ok(answer) = catch_unwind(AssertUnwindSafe(work)) {
+            match catch_unwind(AssertUnwindSafe(work)) {
                 // Nobody may be waiting any more.
-                let _ = sender.send(answer);
-            } else {
-                drop(sender);
+                Ok(answer) => drop(sender.send(answer)),
+                Err(_) => {
+                    panicked.fetch_add(1, Ordering::Relaxed);
+                    drop(sender);
+                }
             }
             done.store(true, Ordering::Release);
         });
@@ -193,7 +223,6 @@ impl WorkerPool {
                 Answer::Done(answer)
             }
             Err(RecvTimeoutError::Disconnected) => {
-                self.counts.panicked += 1;
                 self.keep(worker);
                 Answer::Refused
             }
@@ -201,8 +230,8 @@ impl WorkerPool {
                 self.counts.overdue += 1;
                 self.overdue.push(Overdue {
                     worker,
-                    subject,
                     user: user.or_else(|| user_of(subject.pid)),
+                    subject,
                     since: begun,
                     is_done,
                 });
@@ -212,7 +241,7 @@ impl WorkerPool {
     }
 
     /// Whether work on this may begin: `None` when it may not, else the user if that had to be looked up.
-    fn admit(&self, subject: Subject) -> Option<Option<u32>> {
+    fn admit(&self, subject: &Subject) -> Option<Option<u32>> {
         if self.overdue.is_empty() {
             return Some(None);
         }
@@ -220,8 +249,8 @@ impl WorkerPool {
             return None;
         }
         let is_dead = |overdue: &&Overdue| {
-            subject.device.is_some()
-                && overdue.subject.device == subject.device
+            subject.file.is_some()
+                && overdue.subject.device() == subject.device()
                 && overdue.since.elapsed() > DEVICE_PATIENCE
         };
         if self.overdue.iter().any(|overdue| is_dead(&overdue)) {
@@ -307,9 +336,14 @@ mod tests {
         assert_eq!(pool.call(OWN(), || 7).done(), Some(7));
         let panicked: Answer<()> = pool.call(OWN(), || panic!("as a hostile file makes it"));
         assert!(panicked.done().is_none());
-        assert_eq!(pool.call(OWN(), || 8).done(), Some(8));
+        // The message of the panic may take longer than the loop waits.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while pool.counts().panicked == 0 && Instant::now() < deadline {
+            thread::yield_now();
+        }
         assert_eq!(pool.counts().panicked, 1);
-        assert_eq!(pool.idle.len(), 1);
+        pool.be_patient(Duration::from_secs(60));
+        assert_eq!(pool.call(OWN(), || 8).done(), Some(8));
     }
 
     /// Work that never ends costs its user further work beyond a bound, and nobody else's; the answer that comes late

@@ -333,6 +333,11 @@ impl Tables {
         placed.flat_map(|p| p.objects.iter().chain(&p.waiting).copied())
     }
 
+    /// The process of which most mappings were left out.
+    pub fn most_mapped(&self) -> u32 {
+        self.coverage.most_mapped
+    }
+
     /// Threads of the compiler that wait for a file and were abandoned.
     pub fn abandoned(&self) -> usize {
         self.compiler.abandoned
@@ -424,7 +429,7 @@ impl Tables {
         });
         result?;
         let left_out = mappings.len() - space::placeable(&mappings).len();
-        self.coverage.left_out(left_out as u64);
+        self.coverage.left_out(pid, left_out as u64);
         let (root, depth) = (written.root, written.depth);
         // After four billion it begins again, but not with that of an empty cache.
         self.last_number = self.last_number.wrapping_add(1).max(1);

@@ -41,8 +41,16 @@ pub(super) fn symbolize(
         Err(OpenError::Missing) => Ok(opened.cloned()),
         Err(error) => Err(error.to_string()),
     };
+    let mut notes = Vec::new();
     let found = current.and_then(|file| match file {
         Some(file) => {
+            if file.metadata().is_ok_and(|file| file.len() > MAX_MAP_BYTES) {
+                let read = MAX_MAP_BYTES >> 20;
+                notes.push(format!(
+                    "perf map {}: only its first {read} MiB are read",
+                    path.display()
+                ));
+            }
             report(Stage::Reading(&file));
             let reader = BufReader::new(FromStart::new(&file));
             find_in_perf_map(reader, addresses).map_err(|error| error.to_string())
@@ -56,6 +64,7 @@ pub(super) fn symbolize(
                 .zip(names)
                 .filter_map(|(address, name)| Some((*address, vec![named(&name?)])))
                 .collect(),
+            notes,
             ..Named::default()
         },
         Err(reason) => Named {

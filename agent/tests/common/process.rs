@@ -77,6 +77,23 @@ impl Running {
         read(&self.output.path().join("stderr"))
     }
 
+    /// The process behind a recording agent that does its work: the one that was started only stands in front of it.
+    pub fn worker(&self) -> u32 {
+        let pid = self.pid();
+        let path = format!("/proc/{pid}/task/{pid}/children");
+        let children = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let first = children.split_whitespace().next();
+        let first = first.unwrap_or_else(|| panic!("pid {pid} has no child"));
+        first.parse().expect("a pid")
+    }
+
+    /// Sends a signal to the [`Running::worker`].
+    pub fn signal_worker(&self, signal: i32) {
+        let worker = i32::try_from(self.worker()).expect("a pid");
+        // SAFETY: kill takes no pointers; the worker is waited for by the process in front, which runs.
+        unsafe { libc::kill(worker, signal) };
+    }
+
     /// What it has written to standard output so far.
     pub fn stdout(&self) -> String {
         read(&self.output.path().join("stdout"))

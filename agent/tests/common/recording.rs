@@ -20,6 +20,7 @@ impl Recording {
     /// Records `program` until it ends, beside other recordings.
     #[track_caller]
     pub fn of(program: &Path, args: &[&str]) -> Self {
+        let _lock = MachineLock::shared();
         Self::run(HERTZ, program, args)
     }
 
