@@ -18,6 +18,9 @@ const PATIENCE: Duration = Duration::from_secs(180);
 pub fn agent<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flamestorm"));
     command.args(args);
+    // Cargo's: the loader of each recorded program would look for libc in all of its directories, which takes as long
+    // as a short-lived program itself.
+    command.env_remove("LD_LIBRARY_PATH");
     command
 }
 
