@@ -75,7 +75,7 @@ const REST: Duration = Duration::from_millis(5);
 const CLOSE_EVERY: u64 = 10_000_000_000;
 
 /// How long the agent may wait for files and processes before it samples, and again when it has stopped.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How often it is looked for what is still remembered of processes that are gone.
 const RECONCILE_EVERY: Duration = Duration::from_secs(5);

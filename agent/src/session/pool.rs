@@ -24,11 +24,15 @@ use super::cost::go_first;
 use crate::{kernel::MappedObject, process::mapped_objects};
 
 /// How long the loop waits for one answer. The ring buffer has room for an eighth of a second in which every sample
-/// carries the largest stack copy ([`agent_ebpf::limits::ring_bytes`]).
-const LONGEST_WAIT: Duration = Duration::from_millis(100);
+/// carries the largest stack copy ([`agent_ebpf::limits::ring_bytes`]), and for much longer as a rule. A large file on
+/// a slow machine takes as long.
+const LONGEST_WAIT: Duration = Duration::from_millis(250);
+
+/// How long while nothing is sampled.
+const LONGEST_UNHURRIED_WAIT: Duration = Duration::from_secs(2);
 
 /// Time that the loop may spend waiting when it has waited for nothing lately.
-const FULL_PATIENCE: Duration = Duration::from_millis(200);
+const FULL_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The loop regains one part of this many of the time that passes, so that it waits for a third of it at most.
 const REGAINED_PART: u32 = 3;
@@ -274,7 +278,11 @@ impl WorkerPool {
         if self.patience < FULL_PATIENCE {
             self.patience = (self.patience + regained).min(FULL_PATIENCE);
         }
-        self.patience.min(LONGEST_WAIT)
+        let longest = match self.patience > FULL_PATIENCE {
+            true => LONGEST_UNHURRIED_WAIT,
+            false => LONGEST_WAIT,
+        };
+        self.patience.min(longest)
     }
 
     /// Takes threads back whose overdue work is done.
@@ -399,7 +407,7 @@ mod tests {
         assert_eq!(pool.longest_wait(), LONGEST_WAIT);
         assert_eq!(pool.patience, FULL_PATIENCE);
         pool.be_patient(Duration::from_secs(3));
-        assert_eq!(pool.longest_wait(), LONGEST_WAIT);
+        assert_eq!(pool.longest_wait(), LONGEST_UNHURRIED_WAIT);
         assert!(pool.patience > FULL_PATIENCE);
     }
 }

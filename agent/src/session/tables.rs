@@ -534,7 +534,12 @@ impl Tables {
                 .map(|(pid, (mm, _))| (*pid, *mm))
                 .collect();
             let pid = users.first().map_or(0, |(pid, _)| *pid);
-            if self.place(kernel, objects, pid, &old.space, old.facts)? {
+            // The file that tells a server may be the one that was missing.
+            let facts = match old.is_partial {
+                true => self.servers.facts(kernel, objects, pid, &old.space)?,
+                false => old.facts,
+            };
+            if self.place(kernel, objects, pid, &old.space, facts)? {
                 for (pid, mm) in users {
                     self.placed[&key].write(kernel, pid, mm)?;
                 }
