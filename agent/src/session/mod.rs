@@ -131,6 +131,7 @@ pub fn record(
     let steal = cost::steal_seconds();
     let start = Instant::now();
     let start_unix = std::time::SystemTime::now();
+    session.objects.pool.be_quick();
     session.kernel.start()?;
     let child = match held {
         Some(held) => {

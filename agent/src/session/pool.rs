@@ -161,6 +161,12 @@ impl WorkerPool {
         self.updated = Instant::now();
     }
 
+    /// Sampling begins: takes [`WorkerPool::be_patient`] back.
+    pub fn be_quick(&mut self) {
+        self.patience = FULL_PATIENCE;
+        self.updated = Instant::now();
+    }
+
     /// What became of the work so far.
     pub fn counts(&self) -> PoolCounts {
         PoolCounts {
