@@ -42,6 +42,27 @@ impl FileVersion {
     }
 }
 
+/// Magic numbers of file systems that answer by themselves, whoever uses them (include/uapi/linux/magic.h; those of XFS,
+/// ZFS and F2FS in their own headers). Not overlayfs: what lies below may be any other.
+const LOCAL_FILE_SYSTEMS: [u32; 9] = [
+    0xef53,      // ext2, ext3, ext4
+    0x5846_5342, // XFS
+    0x9123_683e, // Btrfs
+    0xf2f5_2010, // F2FS
+    0x2fc1_2fc1, // ZFS
+    0x0102_1994, // tmpfs
+    0x8584_58f6, // ramfs
+    0xe0f5_e1e2, // EROFS
+    0x7371_7368, // SquashFS
+];
+
+/// Whether a file lies on a file system of this machine, which answers as fast as its disk. `false` where that is not
+/// known.
+pub fn is_local(file: impl AsFd) -> bool {
+    let kind = rustix::fs::fstatfs(file).map(|found| found.f_type as u32);
+    kind.is_ok_and(|kind| LOCAL_FILE_SYSTEMS.contains(&kind))
+}
+
 /// Opens a regular file whose name somebody else chose.
 ///
 /// # Errors
@@ -155,6 +176,15 @@ mod tests {
         assert!(found("out").is_err() && found("up").is_err());
         assert!(found("/file").is_ok() && found("in").is_ok());
         assert!(found("../../etc/passwd").is_err());
+    }
+
+    /// A temporary file is on a file system of this machine, and what `/proc` makes up is not.
+    #[test]
+    fn local_files() {
+        let file = tempfile::tempfile().unwrap();
+        let overlay = rustix::fs::fstatfs(&file).unwrap().f_type as u32 == 0x794c_7630;
+        assert_eq!(is_local(&file), !overlay);
+        assert!(!is_local(File::open("/proc/self/maps").unwrap()));
     }
 
     /// Writing changes the version, reading does not.

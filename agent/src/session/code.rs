@@ -69,6 +69,15 @@ impl Code {
         !self.stretches.iter().any(is_pending)
     }
 
+    /// Whether to read its rules cannot wait for anybody but this machine's disk.
+    pub fn is_local(&self) -> bool {
+        let is_local = |stretch: &Stretch| match &stretch.rules {
+            Rules::File(mapped, _) => mapped.is_local,
+            Rules::FramePointer | Rules::Unknown | Rules::Pending => true,
+        };
+        self.stretches.iter().all(is_local)
+    }
+
     /// The rule for an address, read from its file directly: the table may not exist yet. May block.
     pub fn rule(&self, avma: u64) -> Resolved {
         let after = self.stretches.partition_point(|s| s.start <= avma);

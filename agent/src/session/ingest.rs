@@ -276,6 +276,7 @@ impl Ingest {
         };
         let copy = self.copies.swap_remove(found);
         let code = self.code(space, objects, pid);
+        let is_local = code.is_local();
         // The kernel took the frame at which it stopped out of the sample.
         let is_interrupted = copy.exact_ip && !addresses.is_empty();
         let stopped_at = copy.registers.ip | if is_interrupted { SIGNAL_FRAME_BIT } else { 0 };
@@ -293,7 +294,12 @@ impl Ingest {
             let outcome = unwind::walk(&mut cursor, copy.guessed, rule, &stack, &mut walked);
             (outcome, walked, copy.bytes)
         };
-        match objects.pool.call(Subject::process(pid), walk).done() {
+        // To hand it to another thread costs more than the walk, so that is done for files which may not answer.
+        let done = match is_local {
+            true => Some(walk()),
+            false => objects.pool.call(Subject::process(pid), walk).done(),
+        };
+        match done {
             Some((outcome, walked, bytes)) => {
                 self.continued += 1;
                 *addresses = walked;

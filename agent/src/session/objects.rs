@@ -28,8 +28,8 @@ use super::{
 };
 use crate::{
     file::{
-        FileVersion, Snapshot, SnapshotRoom, find, find_in_root_of, open_again, open_found,
-        open_regular,
+        FileVersion, Snapshot, SnapshotRoom, find, find_in_root_of, is_local, open_again,
+        open_found, open_regular,
     },
     kernel::{FileKey, MappedObject},
     object::{Object, Segment, bias},
@@ -98,6 +98,8 @@ pub struct Mapped {
     pub exports: Exports,
     /// The version that was read; `None` for what is no file.
     pub version: Option<FileVersion>,
+    /// Whether to read it cannot wait for anybody but this machine's disk.
+    pub is_local: bool,
     /// A copy, should the file be overwritten.
     pub snapshot: Option<Arc<Snapshot>>,
     /// The debug files where it was found, if that is another mount namespace than the agent's.
@@ -119,6 +121,7 @@ impl Mapped {
             build_id: object.build_id.map(<[u8]>::to_vec),
             exports: Exports::read(bytes),
             version: None,
+            is_local: true,
             snapshot: None,
             debug_dir: None,
             image,
@@ -423,6 +426,7 @@ fn open_object(
     let image = Image::File(Arc::clone(&file), Arc::new(map));
     Ok(Mapped::read(&mapping.name, image).map(|mapped| Mapped {
         version: Some(version),
+        is_local: is_local(&file),
         snapshot: shared.room.take(&file, version).map(Arc::new),
         debug_dir: match known {
             Some(known) => known.debug_dir.clone(),
