@@ -1,7 +1,7 @@
 //! Copies of files that may soon be overwritten.
 //!
 //! Names are read when a recording has ended. A program that is being developed or deployed may have been overwritten
-//! in place by then (`cp`), and its old contents exist nowhere else. So a file that was changed a short time ago is
+//! in place by then (`cp`), and its old contents exist nowhere else. So a program that was changed a short time ago is
 //! copied when it is first mapped, within bounds. Files of packages are replaced, not overwritten, and are old.
 
 use std::{

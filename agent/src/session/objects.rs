@@ -33,7 +33,7 @@ use crate::{
     },
     kernel::{FileKey, MappedObject},
     object::{Object, Segment, bias},
-    process::{Backing, Mapping, ObjectId, living_thread, mapped_objects},
+    process::{Backing, Mapping, ObjectId, living_thread, mapped_objects, process_exe},
     unwind::Cfi,
 };
 
@@ -427,7 +427,10 @@ fn open_object(
     Ok(Mapped::read(&mapping.name, image).map(|mapped| Mapped {
         version: Some(version),
         is_local: is_local(&file),
-        snapshot: shared.room.take(&file, version).map(Arc::new),
+        // Only programs are overwritten in place: a library that is mapped would break whoever uses it.
+        snapshot: (process_exe(pid).as_ref() == Some(&mapping.name))
+            .then(|| shared.room.take(&file, version).map(Arc::new))
+            .flatten(),
         debug_dir: match known {
             Some(known) => known.debug_dir.clone(),
             None => debug_dir(pid, &shared.debug_dirs),
