@@ -13,7 +13,7 @@ use std::{
     process::Command,
 };
 
-use common::{Cluster, Finished, Profile, Summary, Workshop, start};
+use common::{Cluster, Finished, MachineLock, Profile, Summary, Workshop, start};
 
 fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/qemu.sh")
@@ -46,6 +46,8 @@ fn image(kernel: &str) -> Result<String, String> {
 /// directory, or where they are here if they are system files. `None`: there is no such kernel here, which has been
 /// said.
 fn under(kernel: &str, files: &[&Path], shell: &str) -> Option<Finished> {
+    // One guest at a time: two of two processors each, emulated, are more than a small machine can run.
+    let _lock = MachineLock::exclusive();
     let image = match image(kernel) {
         Ok(image) => image,
         Err(why) => {
@@ -185,6 +187,8 @@ fn check_callers(kernel: &str) {
         "{finished:#?}"
     );
     let summary = Summary::parse(part("summary"));
+    // Shown when the test fails.
+    println!("{:#}", summary.0);
     assert_eq!(summary.lost(), 0.0);
     for socket in ["by_unix", "by_tcp"] {
         let profile = Profile::parse(part(socket).trim());
