@@ -17,6 +17,7 @@ use aya_build::{Package, Toolchain};
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 
 fn main() -> Result<()> {
+    same_programs_in_every_build();
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("../agent-ebpf");
     let root_dir = root
         .to_str()
@@ -47,6 +48,25 @@ fn main() -> Result<()> {
         "the kernel programs were not built: run `make setup`, which installs Debian's rustc-web and \
          libstd-rust-web-dev-bpf (or: rustup toolchain install nightly --component rust-src)",
     )
+}
+
+/// Takes away what would compile the kernel programs otherwise than a clean build does: the verifier judges
+/// instructions, and accepts those of one compilation and refuses those of the other.
+fn same_programs_in_every_build() {
+    let overrides: Vec<_> = env::vars_os()
+        .map(|(name, _)| name)
+        .filter(|name| {
+            name.to_str()
+                .is_some_and(|name| name.starts_with("CARGO_PROFILE_RELEASE_"))
+        })
+        .collect();
+    // SAFETY: the build script has no other thread.
+    unsafe {
+        for name in overrides {
+            env::remove_var(name);
+        }
+        env::set_var("CARGO_INCREMENTAL", "0");
+    }
 }
 
 /// Whether Debian's compiler is there with `core` for BPF.

@@ -80,14 +80,16 @@ fn child_of(parent: Space, mm: u64) -> Space {
 #[inline(always)]
 pub fn exec(task: *const c_void) {
     // SAFETY: the argument is a task_struct; the offset comes from the kernel's own BTF.
-    let mm: Option<u64> = unsafe { field(task, TASK_MM.load()) };
+    // A value for the failure as well: the compiler may compare before it looks whether there is one, and the
+    // verifier refuses a register that nothing was written to.
+    let mm = unsafe { field::<u64>(task, TASK_MM.load()) }.unwrap_or(0);
     let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     // SAFETY: the value is copied at once.
     let Some(space) = unsafe { PROCESSES.get(pid) }.copied() else {
         return;
     };
     // The agent may have been quick, and the entry is of the new program already.
-    if mm == Some(space.mm) {
+    if mm == space.mm {
         return;
     }
     backend::ended(pid, space.server);
