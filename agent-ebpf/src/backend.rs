@@ -9,7 +9,7 @@ use agent_ebpf::{
     postgres::{
         BackendHeader, BackendKey, CallerSearch, CallerStack, Connection, HAS_CONNECTION,
         HAS_LEADER, HAS_STATUS, START_TOLERANCE, STATUS_BYTES, Send, Served, Server, TEXT_BYTES,
-        TEXT_OF_DEBUG, TITLE_BYTES, Told, statement_start, status,
+        TEXT_OF_DEBUG, TITLE_BYTES, Told, status,
     },
     sample::{KIND_BACKEND, SampleHeader},
     table::Space,
@@ -28,7 +28,7 @@ use crate::{
     lifecycle::field,
     maps::{
         BACKEND, BACKENDS, CONNECTIONS, KNOWN, MM_ARG_START, PID_LEVEL, PID_NUMBERS, PROCESSES,
-        SERVERS, SIGNAL_PIDS, TASK_MM, TASK_SIGNAL, TASK_START_TIME, WALL_OFFSET,
+        SERVERS, SIGNAL_PIDS, TASK_MM, TASK_SIGNAL, TASK_START_TIME, WALL_CLOCK,
     },
     sampling::send,
     socket, words,
@@ -37,6 +37,10 @@ use crate::{
 /// Nanoseconds after a statement's start in which its send may not be noted yet: at a Unix socket the server can read
 /// it before.
 const YOUNG: u64 = 1_000_000;
+
+/// Nanoseconds after a statement's start in which a send that is not there yet is looked for again: longer than a client
+/// waits for a CPU between putting its bytes into a Unix socket and noting them, on a machine that is not hopeless.
+const SETTLED: u64 = 100_000_000;
 
 /// A record being built.
 #[repr(C)]
@@ -384,12 +388,22 @@ fn leader(entry: u64) -> Option<u32> {
 /// False when it may be another after all, which is not to be remembered.
 #[inline(always)]
 fn find_send(header: &mut BackendHeader, statement: u64, since: u64) -> bool {
-    let offset = WALL_OFFSET.get(0).copied().unwrap_or(0);
-    let start = statement_start(statement as i64, offset).wrapping_add(START_TOLERANCE);
+    let Some(clock) = WALL_CLOCK.get(0) else {
+        return false;
+    };
+    let mut start = clock.statement_start(statement as i64, header.time);
+    // Before the backend's own start, or in the future: the clock was set a moment ago, and the agent has not seen it yet.
+    // The turns alone decide then.
+    let is_strange = is_less(start, since) | is_less(header.time, start);
+    if is_strange != 0 {
+        start = header.time;
+    }
+    start = start.wrapping_add(START_TOLERANCE);
     let is_young = is_less(header.time, start.wrapping_add(YOUNG));
+    let is_settled = 1 ^ is_less(header.time, start.wrapping_add(SETTLED));
     let Some(ring) = CONNECTIONS.get_ptr_mut(header.connection) else {
         header.search = CallerSearch::NoSend as u32;
-        return is_young == 0;
+        return is_settled != 0;
     };
     // SAFETY: the client may write to the ring meanwhile, on another CPU: a send that is being written has
     // the time 0, and what is overwritten now is the oldest.
@@ -398,12 +412,18 @@ fn find_send(header: &mut BackendHeader, statement: u64, since: u64) -> bool {
         header.search = CallerSearch::Forgotten as u32;
         return false;
     }
+    // The last turn in which the statement can have been sent: it has not begun to answer a later one.
+    let turn = ring
+        .turn
+        .wrapping_sub(1 ^ differ(ring.answered, statement) as u32);
     let mut best = (0, 0);
     let mut later = 0;
     let mut slot = 0;
     while slot < SENDS {
-        let time = ring.sends[slot].time;
+        let mut time = ring.sends[slot].time;
         later |= is_less(start, time);
+        let is_of_later_turn = turn.wrapping_sub(ring.sends[slot].turn) >> 31;
+        time &= u64::from(is_of_later_turn).wrapping_sub(1);
         if time > best.0 && time <= start && time >= since {
             best = (time, slot);
         }
@@ -414,7 +434,7 @@ fn find_send(header: &mut BackendHeader, statement: u64, since: u64) -> bool {
             0 => CallerSearch::NoSend as u32,
             _ => CallerSearch::Forgotten as u32,
         };
-        return later | is_young == 0;
+        return later == 0 && is_settled != 0;
     }
     hand_over(ring, best.1, &mut header.send);
     // It has been answered, if not for this statement: another statement came with it, or the statement's own send was
@@ -430,7 +450,7 @@ fn find_send(header: &mut BackendHeader, statement: u64, since: u64) -> bool {
         }
         () => CallerSearch::Found as u32,
     };
-    is_answered == 0 && header.search != CallerSearch::Forgotten as u32
+    is_answered | is_strange == 0 && header.search != CallerSearch::Forgotten as u32
 }
 
 /// 1 where a number is less than another, and the distance below 2^63: without a branch, of which the verifier would

@@ -85,9 +85,15 @@ pub fn tcp(sock: socket::Pointer) -> Option<()> {
     passes(socket::sent_by_tcp(sock)?)
 }
 
+/// A Unix socket sends: in the sender's thread, before a byte has left.
+#[inline(always)]
+pub fn unix(socket: socket::Pointer) -> Option<()> {
+    passes(socket::sent_by_unix(socket)?)
+}
+
 /// A Unix socket has been given something to read: in the sender's thread, before the reader is woken.
 #[inline(always)]
-pub fn unix(sock: socket::Pointer) -> Option<()> {
+pub fn unix_received(sock: socket::Pointer) -> Option<()> {
     passes(socket::received_by_unix(sock)?)
 }
 
@@ -251,7 +257,7 @@ fn note(ring: &mut Ring, now: u64, trace_offset: i32) {
         ring.noting = 0;
         return;
     };
-    // SAFETY: this CPU's only user of its slot is this program.
+    // SAFETY: as in `take_stack`.
     let budget = unsafe { &mut *budget };
     let chosen = within_budget(budget, now);
     ring.sends[slot].stack = if chosen {
@@ -322,8 +328,9 @@ fn take_stack(ring: &mut Ring, slot: usize, now: u64) -> CallerStack {
     let Some(walk) = WALK.get_ptr_mut(walk::CALLER) else {
         return CallerStack::Refused;
     };
-    // SAFETY: this CPU's only user of this slot is this program, which nothing interrupts on its CPU but
-    // the sampling program, which uses the other.
+    // SAFETY: this CPU's only user of this slot is this program. The kernel runs it where nothing can preempt it
+    // (kernel/trace/bpf_trace.c, `__bpf_trace_run`; kernel/kprobes.c), so that nothing interrupts it but the sampling
+    // program, which uses the other slot.
     let walk = unsafe { &mut *walk };
     let send = &ring.sends[slot & (SENDS - 1)];
     walk.record.header.kind = KIND_CALLER;

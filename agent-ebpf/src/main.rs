@@ -21,8 +21,8 @@ mod walk;
 mod words;
 
 use aya_ebpf::{
-    macros::{fentry, perf_event, raw_tracepoint},
-    programs::{FEntryContext, PerfEventContext, RawTracePointContext},
+    macros::{kprobe, perf_event, raw_tracepoint},
+    programs::{PerfEventContext, ProbeContext, RawTracePointContext},
 };
 
 /// A tick of the sampling clock on this CPU.
@@ -63,21 +63,22 @@ pub fn flamestorm_tcp(ctx: RawTracePointContext) -> i32 {
 /// A socket has been given something to read. `TP_PROTO(const struct sock *sk)`; since Linux 6.4.
 #[raw_tracepoint(tracepoint = "sk_data_ready")]
 pub fn flamestorm_unix(ctx: RawTracePointContext) -> i32 {
-    let _ = caller::unix(ctx.arg(0));
+    let _ = caller::unix_received(ctx.arg(0));
     0
 }
 
-/// The function `tcp_sendmsg(struct sock *sk, …)`, where there is no tracepoint.
-#[fentry(function = "tcp_sendmsg")]
-pub fn flamestorm_tcp_call(ctx: FEntryContext) -> i32 {
-    let _ = caller::tcp(ctx.arg(0));
+/// The function `tcp_sendmsg(struct sock *sk, …)`, where there is no tracepoint. A kprobe, because an
+/// `fentry` program can be preempted, and meanwhile the kernel skips it for whoever else sends on this CPU.
+#[kprobe(function = "tcp_sendmsg")]
+pub fn flamestorm_tcp_call(ctx: ProbeContext) -> u32 {
+    let _ = ctx.arg(0).and_then(caller::tcp);
     0
 }
 
-/// The function `sock_def_readable(struct sock *sk)`, where there is no tracepoint.
-#[fentry(function = "sock_def_readable")]
-pub fn flamestorm_unix_call(ctx: FEntryContext) -> i32 {
-    let _ = caller::unix(ctx.arg(0));
+/// The function `unix_stream_sendmsg(struct socket *sock, …)`, where there is no tracepoint.
+#[kprobe(function = "unix_stream_sendmsg")]
+pub fn flamestorm_unix_call(ctx: ProbeContext) -> u32 {
+    let _ = ctx.arg(0).and_then(caller::unix);
     0
 }
 

@@ -13,7 +13,7 @@ use agent_ebpf::{
         BLOCK_WORDS, CACHES, MAX_BACKENDS, MAX_CONNECTIONS, MAX_PROCESSES, MAX_SEGMENTS,
         MAX_SERVERS, MAX_TARGET_NAMES, MAX_TARGETS, MIN_RING_BYTES, SEGMENT_BLOCKS,
     },
-    postgres::{BackendKey, Budget, Connection, Served, Server},
+    postgres::{BackendKey, Budget, Connection, Served, Server, WallClock},
     table::Space,
 };
 
@@ -102,9 +102,9 @@ pub static NEW_RING: Array<Ring> = Array::with_max_entries(1, 0);
 #[map]
 pub static CALLER_BUDGET: PerCpuArray<Budget> = PerCpuArray::with_max_entries(1, 0);
 
-/// `CLOCK_REALTIME` − `CLOCK_MONOTONIC`, nanoseconds, kept true by the agent.
+/// The wall clock, kept true by the agent.
 #[map]
-pub static WALL_OFFSET: Array<i64> = Array::with_max_entries(1, 0);
+pub static WALL_CLOCK: Array<WallClock> = Array::with_max_entries(1, 0);
 
 /// Stacks at sends that a CPU may take in a [`crate::caller::WINDOW`].
 #[unsafe(no_mangle)]

@@ -255,15 +255,38 @@ pub const fn may_start_statement(first: [u8; 2]) -> bool {
     )
 }
 
-/// The time of a statement's start on the clock of the samples, nanoseconds. `wall_offset` is
-/// `CLOCK_REALTIME` − `CLOCK_MONOTONIC`. 0 when it has none.
-pub const fn statement_start(microseconds: i64, wall_offset: i64) -> u64 {
-    if microseconds <= 0 {
-        return 0;
+/// The wall clock, by which PostgreSQL times its statements, against the clock of the samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct WallClock {
+    /// `CLOCK_REALTIME` − `CLOCK_MONOTONIC`, nanoseconds.
+    pub offset: i64,
+    /// The same before the wall clock was last set; as `offset` where it never was.
+    pub offset_before: i64,
+    /// When `offset_before` was last seen to be right, nanoseconds on the clock of the samples; 0 where it is `offset`.
+    pub set_after: u64,
+}
+
+impl WallClock {
+    /// The time of a statement's start on the clock of the samples, nanoseconds, from PostgreSQL's microseconds. 0 when
+    /// it has none. `now` is not before it, on the clock of the samples.
+    pub const fn statement_start(&self, microseconds: i64, now: u64) -> u64 {
+        if microseconds <= 0 {
+            return 0;
+        }
+        let unix = (microseconds + EPOCH_MICROSECONDS) * 1000;
+        let start = since_boot(unix - self.offset);
+        // A statement that began before the clock was set has its start from the clock as it was.
+        if start < self.set_after || start > now {
+            since_boot(unix - self.offset_before)
+        } else {
+            start
+        }
     }
-    let unix = (microseconds + EPOCH_MICROSECONDS) * 1000;
-    let start = unix - wall_offset;
-    if start < 0 { 0 } else { start as u64 }
+}
+
+const fn since_boot(time: i64) -> u64 {
+    if time < 0 { 0 } else { time as u64 }
 }
 
 /// How much later than the statement's start a send may seem to be, nanoseconds: the start is in whole
@@ -280,8 +303,36 @@ mod tests {
         let days = 26 * 365 + 7;
         let postgres = days * 86_400 * 1_000_000;
         let unix = 1_767_225_600 * 1_000_000_000;
-        assert_eq!(statement_start(postgres, unix - 5), 5);
-        assert_eq!(statement_start(0, 0), 0);
-        assert_eq!(statement_start(1, i64::MAX / 2), 0);
+        let clock = |offset| WallClock {
+            offset,
+            offset_before: offset,
+            set_after: 0,
+        };
+        assert_eq!(clock(unix - 5).statement_start(postgres, 10), 5);
+        assert_eq!(clock(0).statement_start(0, 10), 0);
+        assert_eq!(clock(i64::MAX / 2).statement_start(1, 10), 0);
+    }
+
+    /// A statement that began before the wall clock was set and one that began after it, wherever the clock was set to.
+    #[test]
+    fn starts_when_the_clock_was_set() {
+        const SECOND: i64 = 1_000_000_000;
+        let to_postgres = |unix: i64| unix / 1000 - EPOCH_MICROSECONDS;
+        let before = 1_767_225_600 * SECOND;
+        let (early, seen, late, now) = (90 * SECOND, 99 * SECOND, 101 * SECOND, 110 * SECOND);
+        for step in [-3600, -15, 15, 3600] {
+            let clock = WallClock {
+                offset: before + step * SECOND,
+                offset_before: before,
+                set_after: seen as u64,
+            };
+            let start = |postgres| clock.statement_start(postgres, now as u64);
+            assert_eq!(start(to_postgres(early + before)), early as u64, "{step}");
+            assert_eq!(
+                start(to_postgres(late + clock.offset)),
+                late as u64,
+                "{step}"
+            );
+        }
     }
 }

@@ -77,6 +77,16 @@ pub fn sent_by_tcp(sock: Pointer) -> Option<Message> {
     tcp(sock, unsafe { field(sock, SOCK_FAMILY.load())? })
 }
 
+/// What is sent on a Unix socket, given as a `struct socket`.
+#[inline(always)]
+pub fn sent_by_unix(socket: Pointer) -> Option<Message> {
+    // SAFETY: `socket` is a `struct socket` of a Unix socket.
+    unsafe {
+        let sock: Pointer = field(socket, SOCKET_SK.load())?;
+        unix(field(sock, UNIX_SOCK_PEER.load())?)
+    }
+}
+
 /// What has just been put into a Unix socket, before its reader is woken.
 #[inline(always)]
 pub fn received_by_unix(sock: Pointer) -> Option<Message> {
@@ -87,7 +97,7 @@ pub fn received_by_unix(sock: Pointer) -> Option<Message> {
     }
 }
 
-/// What a Unix socket is given to read. A connection that is known is not looked at again, since each read of the
+/// What a Unix socket is given to read, or is about to be. A connection that is known is not looked at again, since each read of the
 /// kernel's memory costs as much as the look-up. Should its socket's memory be another socket's by now, sends to that are
 /// noted until the connection is forgotten; no backend asks for them.
 #[inline(always)]

@@ -19,7 +19,7 @@ use std::{
 use agent_ebpf::{
     counters::{COUNTERS, Counter},
     limits::{CACHES, MAX_CONNECTIONS, MAX_SEGMENTS, SEGMENT_BLOCKS, ring_bytes},
-    postgres::{Budget, Server, TIME_STEPS},
+    postgres::{Budget, Server, TIME_STEPS, WallClock},
     table::{Block, BlockId, Space},
 };
 use aya::{
@@ -136,6 +136,8 @@ unsafe impl aya::Pod for Plain<Server> {}
 unsafe impl aya::Pod for Plain<Space> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<Budget> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<WallClock> {}
 
 type Segment = Array<MapData, Plain<Block>>;
 
@@ -151,7 +153,7 @@ pub struct Kernel {
     budgets: PerCpuArray<MapData, Plain<Budget>>,
     servers: Array<MapData, Plain<Server>>,
     server_ports: Array<MapData, u64>,
-    wall_offset: Array<MapData, i64>,
+    wall_clock: Array<MapData, Plain<WallClock>>,
     outer: ArrayOfMaps<MapData, Segment>,
     segments: Vec<Segment>,
     cpus: Vec<u32>,
@@ -222,7 +224,7 @@ impl Kernel {
             budgets: take(&mut ebpf, "CALLER_BUDGET")?,
             servers: take(&mut ebpf, "SERVERS")?,
             server_ports: take(&mut ebpf, "SERVER_PORTS")?,
-            wall_offset: take(&mut ebpf, "WALL_OFFSET")?,
+            wall_clock: take(&mut ebpf, "WALL_CLOCK")?,
             callers_per_second: options.callers_per_second,
             wanted_senders: options.senders,
             senders: None,
@@ -305,14 +307,14 @@ impl Kernel {
             .map_err(in_map("SERVER_PORTS"))
     }
 
-    /// Tells the kernel how far the wall clock is ahead of the clock of the samples, nanoseconds.
+    /// Tells the kernel what the wall clock shows against the clock of the samples.
     ///
     /// # Errors
     /// The map cannot be written.
-    pub fn set_wall_offset(&mut self, offset: i64) -> Result<(), Error> {
-        self.wall_offset
-            .set(0, offset, 0)
-            .map_err(in_map("WALL_OFFSET"))
+    pub fn set_wall_clock(&mut self, clock: WallClock) -> Result<(), Error> {
+        self.wall_clock
+            .set(0, Plain(clock), 0)
+            .map_err(in_map("WALL_CLOCK"))
     }
 
     fn load_sampler(&mut self) -> Result<(), Error> {
@@ -578,9 +580,10 @@ impl Kernel {
 }
 
 impl Kernel {
-    /// Runs of each program that the kernel skipped because another run of it was under way on the same CPU, by the
-    /// program's name (`recursion_misses` in `/proc/self/fdinfo`, since Linux 5.12). A program that may be preempted, as
-    /// one at a function's entry may, is skipped for whoever runs meanwhile. Programs without skipped runs are left out.
+    /// Runs of each program that the kernel skipped, by the program's name (`recursion_misses` in `/proc/self/fdinfo`, since
+    /// Linux 5.12): at a tracepoint because another run of it was under way on the same CPU, at a kprobe because any such
+    /// program was, or a system call for a map, in which the agent can be preempted (kernel/bpf/syscall.c,
+    /// `bpf_disable_instrumentation`). Programs without skipped runs are left out.
     pub fn skipped_runs(&self) -> BTreeMap<String, u64> {
         let skipped = |program: &aya::programs::Program| {
             let fd = program.fd().ok()?.as_fd().as_raw_fd();

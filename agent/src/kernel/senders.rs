@@ -4,8 +4,8 @@
 use std::fmt;
 
 use aya::{
-    Btf, Ebpf,
-    programs::{FEntry, ProgramError, RawTracePoint},
+    Ebpf,
+    programs::{KProbe, ProgramError, RawTracePoint},
 };
 
 use super::{Error, program_mut, refused};
@@ -15,7 +15,7 @@ use super::{Error, program_mut, refused};
 pub enum Senders {
     /// At two tracepoints of sockets, since Linux 6.16.
     Tracepoints,
-    /// At the entry of two functions of the kernel, where it lets programs trace functions.
+    /// At the entry of two functions of the kernel, where it has kprobes.
     Functions,
     /// At each system call of the machine.
     SystemCalls,
@@ -30,7 +30,7 @@ const TRACEPOINTS: &Hooks = &[
 ];
 const FUNCTIONS: &Hooks = &[
     ("flamestorm_tcp_call", "tcp_sendmsg"),
-    ("flamestorm_unix_call", "sock_def_readable"),
+    ("flamestorm_unix_call", "unix_stream_sendmsg"),
 ];
 const SYSTEM_CALLS: &Hooks = &[("flamestorm_send", "sys_enter")];
 
@@ -113,9 +113,9 @@ fn at_tracepoint(ebpf: &mut Ebpf, program: &'static str, hook: &str) -> Result<(
 }
 
 fn at_function(ebpf: &mut Ebpf, program: &'static str, hook: &str) -> Result<(), ProgramError> {
-    let program: &mut FEntry = program_mut(ebpf, program).try_into()?;
-    program.load(hook, &Btf::from_sys_fs()?)?;
-    program.attach()?;
+    let program: &mut KProbe = program_mut(ebpf, program).try_into()?;
+    program.load()?;
+    program.attach(hook, 0)?;
     Ok(())
 }
 
@@ -125,6 +125,6 @@ fn from_tracepoint(ebpf: &mut Ebpf, program: &'static str) -> Result<(), Program
 }
 
 fn from_function(ebpf: &mut Ebpf, program: &'static str) -> Result<(), ProgramError> {
-    let program: &mut FEntry = program_mut(ebpf, program).try_into()?;
+    let program: &mut KProbe = program_mut(ebpf, program).try_into()?;
     program.unload()
 }

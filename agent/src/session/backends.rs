@@ -8,7 +8,7 @@ use std::{
 };
 
 use agent_ebpf::{
-    postgres::{BackendHeader, CallerSearch, HAS_LEADER, status},
+    postgres::{BackendHeader, CallerSearch, HAS_LEADER, WallClock, status},
     sample::{Outcome, SampleHeader, TraceContext},
 };
 
@@ -96,6 +96,11 @@ impl Backends {
             header: backend.header,
             text: backend.text.to_vec(),
         });
+    }
+
+    /// Takes note of what the wall clock shows.
+    pub fn set_clock(&mut self, clock: WallClock) {
+        self.callers.clock = clock;
     }
 
     /// Keeps the stack of a send.

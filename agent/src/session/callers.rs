@@ -3,14 +3,11 @@
 use std::collections::{HashMap, VecDeque};
 
 use agent_ebpf::{
-    postgres::{CallerSearch, CallerStack, HAS_CONNECTION, Send, statement_start, status},
+    postgres::{CallerSearch, CallerStack, HAS_CONNECTION, Send, WallClock, status},
     sample::Outcome,
 };
 
-use super::{
-    cost::wall_offset,
-    status::{Said, word},
-};
+use super::status::{Said, word};
 use crate::profile::{Caller, ProcessIndex, StackId, Unknown};
 
 /// Stacks of sends kept at most, the oldest go first. A query that runs longer than this many others need to
@@ -55,6 +52,8 @@ impl Known {
 /// The sends whose stacks came up.
 #[derive(Debug, Default)]
 pub struct Callers {
+    /// What the wall clock shows.
+    pub clock: WallClock,
     known: HashMap<SendKey, Known>,
     oldest: VecDeque<SendKey>,
 }
@@ -112,7 +111,9 @@ impl Callers {
         if !is(CallerSearch::Found) {
             return Caller::Unknown(match () {
                 () if is(CallerSearch::Forgotten) => Unknown::Forgotten,
-                () if statement_start(start, wall_offset()) < watched_since => Unknown::Before,
+                () if self.clock.statement_start(start, header.time) < watched_since => {
+                    Unknown::Before
+                }
                 () if said.is_remote(client) => Unknown::Remote,
                 () => Unknown::NoSend,
             });

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use agent_ebpf::postgres::WallClock;
+
 /// Nanoseconds of `CLOCK_MONOTONIC`, the clock of every sample and event.
 pub fn now() -> u64 {
     clock(libc::CLOCK_MONOTONIC)
@@ -78,8 +80,40 @@ pub fn steal_seconds() -> Option<f64> {
     (per_second > 0).then(|| ticks / per_second as f64)
 }
 
+/// By how much two readings of [`wall_offset`] differ at least when the wall clock was set between them, nanoseconds. Its
+/// corrections by degrees are also those of the monotonic clock; this is far above the error of a reading.
+const WALL_CLOCK_STEP: u64 = 100_000;
+
+/// Follows the wall clock.
+#[derive(Default)]
+pub struct WallClockReader {
+    clock: WallClock,
+    read_at: u64,
+}
+
+impl WallClockReader {
+    /// The wall clock as it is now, and as it was before it was last set.
+    pub fn read(&mut self) -> WallClock {
+        let (offset, time) = (wall_offset(), now());
+        self.update(offset, time);
+        self.clock
+    }
+
+    fn update(&mut self, offset: i64, time: u64) {
+        let before = self.clock.offset;
+        if self.read_at == 0 {
+            self.clock.offset_before = offset;
+        } else if offset.abs_diff(before) > WALL_CLOCK_STEP {
+            self.clock.offset_before = before;
+            self.clock.set_after = self.read_at;
+        }
+        self.clock.offset = offset;
+        self.read_at = time;
+    }
+}
+
 /// `CLOCK_REALTIME` − `CLOCK_MONOTONIC`, nanoseconds: the middle of the narrowest of three readings.
-pub fn wall_offset() -> i64 {
+fn wall_offset() -> i64 {
     let read = || {
         let before = now() as i64;
         let wall = clock(libc::CLOCK_REALTIME) as i64;
@@ -93,6 +127,22 @@ pub fn wall_offset() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The offset before a step is kept until the next step; small differences are none.
+    #[test]
+    fn a_clock_that_is_set() {
+        let mut reader = WallClockReader::default();
+        let mut read = |offset, time| {
+            reader.update(offset, time);
+            let clock = reader.clock;
+            (clock.offset, clock.offset_before, clock.set_after)
+        };
+        assert_eq!(read(5_000_000, 10), (5_000_000, 5_000_000, 0));
+        assert_eq!(read(5_000_300, 20), (5_000_300, 5_000_000, 0));
+        assert_eq!(read(-7_000_000, 30), (-7_000_000, 5_000_300, 20));
+        assert_eq!(read(-7_000_100, 40), (-7_000_100, 5_000_300, 20));
+        assert_eq!(read(9_000_000, 50), (9_000_000, -7_000_100, 40));
+    }
 
     /// The figures are there and grow.
     #[test]

@@ -158,7 +158,7 @@ impl Session {
         }
         for (program, runs) in runtime.skipped_runs.clone() {
             runtime.note(format!(
-                "the kernel skipped {runs} runs of {program}, because another was under way on the same CPU: senders of as \
+                "the kernel skipped {runs} runs of {program}, because another, or a call of the agent, was under way on the same CPU: senders of as \
                  many messages, or as many events of processes, are not known"
             ));
         }

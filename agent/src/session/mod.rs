@@ -42,6 +42,7 @@ use anyhow::{Context as _, Result, bail};
 use self::{
     command::Held,
     control::Control,
+    cost::WallClockReader,
     cpus::Cpus,
     figures::Course,
     ingest::{Ingest, Wanted},
@@ -186,6 +187,7 @@ struct Session {
     ingest: Ingest,
     wanted: Vec<Wanted>,
     cpus: Cpus,
+    wall_clock: WallClockReader,
     /// When it was looked for processes that are gone.
     reconciled: Instant,
     /// Whether only selected processes are sampled.
@@ -231,6 +233,7 @@ impl Session {
             filter: config.has_target(),
             refused: (0, None),
             closed_at: now(),
+            wall_clock: WallClockReader::default(),
         };
         session.update_kernel();
         Ok(session)
@@ -425,7 +428,9 @@ impl Session {
         let pool = &mut self.objects.pool;
         let told = self.tables.servers.settle(&mut self.kernel, pool);
         self.note_refusal(told);
-        let told = self.kernel.set_wall_offset(cost::wall_offset());
+        let clock = self.wall_clock.read();
+        self.ingest.backends.set_clock(clock);
+        let told = self.kernel.set_wall_clock(clock);
         self.note_refusal(told);
         for wanted in std::mem::take(&mut self.wanted) {
             let given = self.give(wanted);

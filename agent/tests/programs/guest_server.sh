@@ -1,8 +1,13 @@
-# In a guest: a PostgreSQL, two clients that take turns with two functions each, and a recording of it.
-# guest_server.sh POSTGRES     (its data, and what it needs of its share directory, are in /server.tgz)
+# In a guest: a PostgreSQL, a recording, and while it runs clients that take turns with two functions each.
+# guest_server.sh POSTGRES HEAVY LIGHT CLIENTS FREQUENCY STEP
+#   POSTGRES    its data, and what it needs of its share directory, are in /server.tgz
+#   HEAVY LIGHT rows that the two functions' queries count
+#   CLIENTS     of each kind of socket
+#   FREQUENCY   of the samples, Hz
+#   STEP        seconds by which the wall clock is set forth, and back again, once a second; 0: it is left alone
 # Prints the doctor's line, the summary and the folded stacks, each after a line `--- NAME`.
 set -eu
-postgres=$1
+postgres=$1 heavy=$2 light=$3 clients=$4 frequency=$5 step=$6
 mkdir -p "${postgres%/bin/postgres}/lib"
 (cd / && tar xzf /server.tgz)
 chown -R nobody /tmp/data
@@ -18,17 +23,27 @@ until [ -S /tmp/.s.PGSQL.5432 ]; do
     [ $tries -lt 60 ] || { cat /tmp/log >&2; exit 1; }
     sleep 1
 done
-sleep 2
-/two_queries /tmp/.s.PGSQL.5432 simple 40000 10000 120 by_unix >/tmp/by_unix 2>&1 &
-/two_queries 4:5432 prepared 40000 10000 120 by_tcp >/tmp/by_tcp 2>&1 &
-# A program is learnt at its first samples, and these machines are slow.
-sleep 3
 echo '--- doctor'
 flamestorm doctor | grep 'database callers'
+flamestorm record --frequency "$frequency" --caller-stacks 100000 --duration 15s --summary json --output out.pb.gz \
+    >/tmp/summary 2>/tmp/recording &
+recording=$!
+until grep -q 'flamestorm: recording' /tmp/recording; do
+    kill -0 $recording || { cat /tmp/recording >&2; exit 1; }
+    sleep 1
+done
+while [ "$clients" -gt 0 ]; do
+    /two_queries /tmp/.s.PGSQL.5432 simple "$heavy" "$light" 120 by_unix >/tmp/by_unix 2>&1 &
+    /two_queries 4:5432 prepared "$heavy" "$light" 120 by_tcp >/tmp/by_tcp 2>&1 &
+    clients=$((clients - 1))
+done
+[ "$step" = 0 ] || /set_clock "$step" &
+wait $recording || { cat /tmp/recording >&2; exit 1; }
+killall two_queries
 echo '--- summary'
-flamestorm record --frequency 199 --duration 10s --summary json --output out.pb.gz --output out.folded
+cat /tmp/summary
 echo
 for socket in by_unix by_tcp; do
     echo "--- $socket"
-    flamestorm report out.pb.gz --filter application=$socket --output - || { cat /tmp/$socket >&2; exit 1; }
+    flamestorm report out.pb.gz --filter application=$socket --output - || { cat /tmp/$socket /tmp/recording >&2; exit 1; }
 done

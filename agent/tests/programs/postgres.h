@@ -198,10 +198,26 @@ static FRAME __attribute__((unused)) void cancel(struct connection *c, const cha
     close(other.fd);
 }
 
-// CPU time of a process so far, nanoseconds: the first number of schedstat.
+// Waits until a process sleeps, as a backend does soon after its answer; no longer than a second.
+static inline void until_asleep(int pid) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/stat", pid);
+    for (int tries = 0; tries < 10000; tries++) {
+        char state = 0;
+        FILE *file = fopen(path, "r");
+        if (!file || fscanf(file, "%*d (%*[^)]) %c", &state) != 1) fail(path);
+        fclose(file);
+        if (state == 'S') return;
+        usleep(100);
+    }
+}
+
+// CPU time of a process so far, nanoseconds: the first number of schedstat. Of a process that is running the kernel counts
+// the time since the last tick only when it is switched out, which would make it time of the next statement.
 static inline int64_t cpu_of(int pid) {
     char path[64];
     long long nanoseconds = 0;
+    until_asleep(pid);
     snprintf(path, sizeof path, "/proc/%d/schedstat", pid);
     FILE *file = fopen(path, "r");
     if (!file || fscanf(file, "%lld", &nanoseconds) != 1) fail(path);
