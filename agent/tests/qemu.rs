@@ -168,6 +168,39 @@ fn linux_6_12() {
     check("6.12");
 }
 
+/// A CPU that is offline at the start comes online, goes and comes again: what runs on it meanwhile is sampled.
+#[test]
+fn a_cpu_that_comes_and_goes() {
+    /// CPU time of each of two runs, milliseconds.
+    const BURNT: f64 = 3000.0;
+    const FREQUENCY: f64 = 199.0;
+    let workshop = Workshop::new();
+    let chain = workshop.cc("chain.c", "chain", &["-static"]);
+    let cpu = "/sys/devices/system/cpu/cpu1/online";
+    // The agent looks once a second; a run begins when it must have.
+    let run = format!("echo 1 >{cpu}; sleep 2.5; taskset 2 /chain {BURNT}");
+    let shell = format!(
+        "echo 0 >{cpu} && flamestorm record --frequency {FREQUENCY} --summary json --output out.folded -- \
+         sh -c '{run}; echo 0 >{cpu}; sleep 2.5; {run}' && echo '{MARK}' && cat out.folded"
+    );
+    let Some(finished) = under_again("6.12", &[], &[&chain], &shell) else {
+        return;
+    };
+    assert_eq!(finished.code(), 0, "{finished:#?}");
+    let (_, folded) = finished
+        .stdout
+        .split_once(MARK)
+        .unwrap_or_else(|| panic!("no profile: {finished:#?}"));
+    let burnt = Profile::parse(folded.trim()).filtered(|stack| stack.has("burn"));
+    // Ticks of an emulated CPU come late when the host is busy, and a late tick is one that is missed.
+    let of_one_run = BURNT / 1000.0 * FREQUENCY;
+    assert!(
+        burnt.total() as f64 > 1.2 * of_one_run,
+        "{} samples of two runs of {of_one_run}\n{burnt}",
+        burnt.total()
+    );
+}
+
 /// What a guest with a PostgreSQL is to do.
 struct Guest {
     kernel: &'static str,

@@ -12,7 +12,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -29,7 +29,8 @@ const BUDGET: Duration = Duration::from_secs(10);
 /// How long after that the thread has to notice. One that does not waits for a file.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Abandoned threads at most. Beyond it no more tables are compiled; the samples are unwound in user space.
+/// Abandoned threads at most that have not ended. While there are as many no tables are compiled; the samples are unwound in
+/// user space.
 const MAX_ABANDONED: usize = 8;
 
 /// An object's table, or why there is none.
@@ -77,6 +78,7 @@ struct Thread {
     messages: mpsc::Sender<Message>,
     done: mpsc::Receiver<Compiled>,
     current: CurrentJob,
+    handle: JoinHandle<()>,
 }
 
 /// Compiles tables beside everything else.
@@ -85,9 +87,9 @@ pub struct Compiler {
     /// Jobs that are not finished: another thread begins with them again.
     asked: HashMap<ObjectId, Job>,
     /// Tables that were given up and not reported yet.
-    given_up: Vec<ObjectId>,
-    /// Threads that were abandoned.
-    pub abandoned: usize,
+    given_up: Vec<(ObjectId, unwind::Error)>,
+    /// Threads that were abandoned and had not ended when it was last looked.
+    abandoned: Vec<JoinHandle<()>>,
 }
 
 impl Compiler {
@@ -97,11 +99,17 @@ impl Compiler {
             thread: Thread::start(),
             asked: HashMap::new(),
             given_up: Vec::new(),
-            abandoned: 0,
+            abandoned: Vec::new(),
         }
     }
 
-    /// Asks for the table of an object, which may be needed. False: nothing is compiled any more.
+    /// Threads that were abandoned and have not ended.
+    pub fn abandoned(&self) -> usize {
+        let stuck = |thread: &&JoinHandle<()>| !thread.is_finished();
+        self.abandoned.iter().filter(stuck).count()
+    }
+
+    /// Asks for the table of an object, which may be needed. False: nothing is compiled now.
     pub fn ask(&mut self, id: ObjectId, image: &Image) -> bool {
         let job = Job {
             urgency: Urgency::Likely,
@@ -130,8 +138,8 @@ impl Compiler {
     /// A table that is finished, or was given up.
     pub fn finished(&mut self) -> Option<Compiled> {
         self.watch();
-        if let Some(id) = self.given_up.pop() {
-            return Some((id, Err(unwind::Error::TooSlow)));
+        if let Some((id, error)) = self.given_up.pop() {
+            return Some((id, Err(error)));
         }
         let compiled = self.thread.as_ref()?.done.try_recv().ok()?;
         self.asked.remove(&compiled.0);
@@ -141,6 +149,10 @@ impl Compiler {
     /// Gives up a table that takes too long, and the thread if that does not help.
     fn watch(&mut self) {
         let Some(thread) = &self.thread else {
+            self.abandoned.retain(|thread| !thread.is_finished());
+            if self.abandoned.len() < MAX_ABANDONED {
+                self.thread = Thread::start();
+            }
             return;
         };
         let current = match thread.current.lock() {
@@ -155,14 +167,20 @@ impl Compiler {
             return;
         }
         self.asked.remove(&current.id);
-        self.given_up.push(current.id);
-        self.abandoned += 1;
-        self.thread = None;
-        if self.abandoned >= MAX_ABANDONED {
-            self.given_up.extend(self.asked.drain().map(|(id, _)| id));
-            return;
+        self.given_up.push((current.id, unwind::Error::TooSlow));
+        let stuck = self.thread.take().map(|thread| thread.handle);
+        self.abandoned.retain(|thread| !thread.is_finished());
+        self.abandoned.extend(stuck);
+        if self.abandoned.len() < MAX_ABANDONED {
+            self.thread = Thread::start();
         }
-        self.thread = Thread::start();
+        if self.thread.is_none() {
+            let waiting = self
+                .asked
+                .drain()
+                .map(|(id, _)| (id, unwind::Error::Unavailable));
+            self.given_up.extend(waiting);
+        }
         if let Some(thread) = &self.thread {
             for job in self.asked.values() {
                 let _ = thread.messages.send(Message::Make(job.clone()));
@@ -178,7 +196,7 @@ impl Thread {
         let (finished, done) = mpsc::channel();
         let current = CurrentJob::default();
         let seen = Arc::clone(&current);
-        thread::Builder::new()
+        let handle = thread::Builder::new()
             .name("flamestorm-cfi".to_owned())
             .spawn(move || {
                 go_first();
@@ -195,6 +213,7 @@ impl Thread {
             messages,
             done,
             current,
+            handle,
         })
     }
 }
@@ -279,6 +298,63 @@ fn compile(image: &Image, give_up: &AtomicBool) -> Result<Table, unwind::Error> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// While too many threads wait for files, what is asked for is refused, or reported as to be tried again; when they have
+    /// ended, another thread compiles.
+    #[test]
+    fn abandoned_threads_that_end() {
+        let mut compiler = Compiler::new();
+        let (ends, waits) = mpsc::channel::<()>();
+        let waits = Arc::new(Mutex::new(waits));
+        compiler.abandoned = (0..MAX_ABANDONED - 1)
+            .map(|_| {
+                let waits = Arc::clone(&waits);
+                thread::spawn(move || drop(waits.lock().unwrap().recv()))
+            })
+            .collect();
+        // The thread that compiles is the last that may be: it is given a job that began long ago.
+        let (messages, _todo) = mpsc::channel();
+        let (_finished, done) = mpsc::channel();
+        let of_a_hung_thread = Arc::clone(&waits);
+        let current = Current {
+            id: ObjectId(1),
+            since: Instant::now()
+                .checked_sub(BUDGET + GRACE + Duration::from_secs(1))
+                .unwrap(),
+            give_up: Arc::default(),
+        };
+        compiler.thread = Some(Thread {
+            messages,
+            done,
+            current: Arc::new(Mutex::new(Some(current))),
+            handle: thread::spawn(move || drop(of_a_hung_thread.lock().unwrap().recv())),
+        });
+        let image = Image::Vdso(vec![0; 8].into());
+        assert!(compiler.ask(ObjectId(1), &image) && compiler.ask(ObjectId(2), &image));
+        let mut given_up = [compiler.finished().unwrap(), compiler.finished().unwrap()]
+            .map(|(id, table)| (id.0, table.unwrap_err()));
+        given_up.sort_by_key(|(id, _)| *id);
+        assert_eq!(
+            given_up,
+            [(1, unwind::Error::TooSlow), (2, unwind::Error::Unavailable)]
+        );
+        assert_eq!(compiler.abandoned(), MAX_ABANDONED);
+        assert!(compiler.finished().is_none() && !compiler.ask(ObjectId(2), &image));
+
+        drop(ends);
+        while compiler.abandoned() > 0 {
+            thread::yield_now();
+        }
+        assert!(compiler.finished().is_none());
+        assert!(compiler.ask(ObjectId(2), &image));
+        let compiled = loop {
+            match compiler.finished() {
+                Some(compiled) => break compiled,
+                None => thread::yield_now(),
+            }
+        };
+        assert_eq!(compiled.0, ObjectId(2));
+    }
 
     /// What a process at work waits for goes first, then the small; what is wanted while it is made, or when it
     /// is there, is not made once more.

@@ -54,8 +54,8 @@ enum TableState {
     },
     /// The object has no unwind entries: its code is left to its frame pointers.
     Absent,
-    /// There was no room for it; it is compiled again later.
-    NoRoom,
+    /// There was no room for it, or no thread to compile it; it is compiled again later.
+    NotNow,
     /// It could not be compiled: samples in it are unwound in user space.
     Failed,
 }
@@ -311,7 +311,7 @@ impl Tables {
         self.servers.evict(kernel, &servers)?;
         objects.retry_lost();
         self.states
-            .retain(|_, state| !matches!(state, TableState::NoRoom));
+            .retain(|_, state| !matches!(state, TableState::NotNow));
         self.replace(kernel, objects, time, MAX_RETRIED, |placed| {
             placed.is_partial
         })
@@ -340,7 +340,7 @@ impl Tables {
 
     /// Threads of the compiler that wait for a file and were abandoned.
     pub fn abandoned(&self) -> usize {
-        self.compiler.abandoned
+        self.compiler.abandoned()
     }
 
     /// What the compiled tables cover.
@@ -366,12 +366,13 @@ impl Tables {
                 self.write(kernel, &table, time)?
             }
             Err(unwind::Error::NoUnwindInformation) => TableState::Absent,
+            Err(unwind::Error::Unavailable) => TableState::NotNow,
             Err(error) => {
                 log::debug!("object {}: {error}", id.0);
                 TableState::Failed
             }
         };
-        if matches!(state, TableState::Failed | TableState::NoRoom) {
+        if matches!(state, TableState::Failed | TableState::NotNow) {
             self.coverage.add_failed(id);
         }
         self.states.insert(id, state);
@@ -388,7 +389,7 @@ impl Tables {
             return Ok(TableState::Failed);
         };
         let Some(blocks) = self.pool.allocate(layout.blocks()) else {
-            return Ok(TableState::NoRoom);
+            return Ok(TableState::NotNow);
         };
         let mut result = Ok(());
         let placement = layout.write(&blocks, |id, block| {
@@ -483,7 +484,7 @@ impl Tables {
                     }
                     TableState::Absent => {}
                     TableState::Failed => entry.tree = pending,
-                    TableState::NoRoom => {
+                    TableState::NotNow => {
                         entry.tree = pending;
                         files.is_partial = true;
                     }
@@ -507,7 +508,7 @@ impl Tables {
                 .is_some_and(|object| compiler.ask(id, &object.image));
             match asked {
                 true => TableState::Building,
-                false => TableState::Failed,
+                false => TableState::NotNow,
             }
         })
     }

@@ -45,6 +45,9 @@ pub enum Error {
     /// A fault of this program.
     #[error("the compiler of tables panicked")]
     Panicked,
+    /// Every thread that compiles waits for a file. It may be tried again.
+    #[error("no thread can compile its table now")]
+    Unavailable,
 }
 
 /// Compiles a file's table as long as `go_on` says so. See [`Cfi::compile`].
