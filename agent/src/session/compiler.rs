@@ -306,16 +306,16 @@ mod tests {
         let mut compiler = Compiler::new();
         let (ends, waits) = mpsc::channel::<()>();
         let waits = Arc::new(Mutex::new(waits));
-        compiler.abandoned = (0..MAX_ABANDONED - 1)
-            .map(|_| {
-                let waits = Arc::clone(&waits);
-                thread::spawn(move || drop(waits.lock().unwrap().recv()))
+        let hang = || {
+            let waits = Arc::clone(&waits);
+            thread::spawn(move || {
+                let _ = waits.lock().unwrap().recv();
             })
-            .collect();
+        };
+        compiler.abandoned = (0..MAX_ABANDONED - 1).map(|_| hang()).collect();
         // The thread that compiles is the last that may be: it is given a job that began long ago.
         let (messages, _todo) = mpsc::channel();
         let (_finished, done) = mpsc::channel();
-        let of_a_hung_thread = Arc::clone(&waits);
         let current = Current {
             id: ObjectId(1),
             since: Instant::now()
@@ -327,7 +327,7 @@ mod tests {
             messages,
             done,
             current: Arc::new(Mutex::new(Some(current))),
-            handle: thread::spawn(move || drop(of_a_hung_thread.lock().unwrap().recv())),
+            handle: hang(),
         });
         let image = Image::Vdso(vec![0; 8].into());
         assert!(compiler.ask(ObjectId(1), &image) && compiler.ask(ObjectId(2), &image));
