@@ -79,15 +79,19 @@ fn just_in_time_compiled_code_without_frame_pointers() {
         let counting = recording.profile.filtered(at_leaf);
         let total = counting.total() as f64;
         assert!(total >= 0.9 * MILLISECONDS / 10.0, "{mode}: {counting}");
-        counting.assert_share(1.0, mode, |stack| stack.user().count() == 1);
+        // Outside of its loop rbp is the caller's: for some 40 cycles of five million, so that more than one of 400
+        // samples is there once in 100,000 runs.
+        let in_loop = counting.count(|stack| stack.user().count() == 1) as f64;
+        assert!(in_loop >= total - 1.0, "{mode}: {counting}");
         let summary = &recording.summary;
-        assert_eq!(summary.outcome("guessed_end"), total, "{mode}: {summary}");
+        let guessed = summary.outcome("guessed_end");
+        assert!((in_loop..=total).contains(&guessed), "{mode}: {summary}");
         let whole = summary.outcome("complete") + summary.outcome("kernel_only");
         let all = summary.number("/samples");
-        assert!(whole <= all - total, "{mode}: {summary}");
+        assert!(whole <= all - in_loop, "{mode}: {summary}");
         let rooted = summary.number("/rooted_share");
         let rooted_samples = (rooted * all).round();
-        assert!(rooted_samples <= all - total, "{mode}: {summary}");
+        assert!(rooted_samples <= all - in_loop, "{mode}: {summary}");
     }
 }
 

@@ -53,7 +53,6 @@ pub fn serve_names(function_starts: &dyn FunctionStarts) -> io::Result<()> {
 
 /// Bounds what a hostile file can make of this process.
 fn limit() -> io::Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     // The first to go where memory is short; it may be refused, and is no must.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     let half = std::fs::read_to_string("/proc/meminfo")

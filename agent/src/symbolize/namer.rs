@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::process::{Signal, set_parent_process_death_signal};
 
 use super::child::{NAMER_ARGUMENT, program, stored_bytes};
 use super::elf::Named;
@@ -231,17 +232,22 @@ impl<'a> Namer<'a> {
         }
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_nonblocking(true)?;
-        let process = Command::new(program())
+        let mut command = Command::new(program());
+        command
             .arg0("flamestorm")
             .arg(NAMER_ARGUMENT)
             .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             // Ctrl-C is the agent's business.
-            .process_group(0)
-            .spawn()?;
+            .process_group(0);
+        // Before it runs another program: wherever it is stopped, it ends with the agent.
+        // SAFETY: this makes one system call, in the child.
+        unsafe {
+            command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
+        }
         self.child = Some(NamerChild {
-            process,
+            process: command.spawn()?,
             socket: ours,
         });
         Ok(())
