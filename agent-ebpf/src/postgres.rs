@@ -276,7 +276,8 @@ impl WallClock {
         }
         let unix = (microseconds + EPOCH_MICROSECONDS) * 1000;
         let start = since_boot(unix - self.offset);
-        // A statement that began before the clock was set has its start from the clock as it was.
+        // A statement that began before the clock was set has its start from the clock as it was. One that may have begun on
+        // either side of a step back is taken for the later: it is by the turn of its send that it is told then.
         if start < self.set_after || start > now {
             since_boot(unix - self.offset_before)
         } else {
@@ -320,14 +321,19 @@ mod tests {
         let to_postgres = |unix: i64| unix / 1000 - EPOCH_MICROSECONDS;
         let before = 1_767_225_600 * SECOND;
         let (early, seen, late, now) = (90 * SECOND, 99 * SECOND, 101 * SECOND, 110 * SECOND);
-        for step in [-3600, -15, 15, 3600] {
+        for (step, seems) in [
+            (-3600, early),
+            (15, early),
+            (3600, early),
+            (-15, early + 15 * SECOND),
+        ] {
             let clock = WallClock {
                 offset: before + step * SECOND,
                 offset_before: before,
                 set_after: seen as u64,
             };
             let start = |postgres| clock.statement_start(postgres, now as u64);
-            assert_eq!(start(to_postgres(early + before)), early as u64, "{step}");
+            assert_eq!(start(to_postgres(early + before)), seems as u64, "{step}");
             assert_eq!(
                 start(to_postgres(late + clock.offset)),
                 late as u64,
