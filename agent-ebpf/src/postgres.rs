@@ -274,12 +274,15 @@ impl WallClock {
         if microseconds <= 0 {
             return 0;
         }
-        let unix = (microseconds + EPOCH_MICROSECONDS) * 1000;
-        let start = since_boot(unix - self.offset);
+        // A server may claim any number.
+        let unix = microseconds
+            .wrapping_add(EPOCH_MICROSECONDS)
+            .wrapping_mul(1000);
+        let start = since_boot(unix.wrapping_sub(self.offset));
         // A statement that began before the clock was set has its start from the clock as it was. One that may have begun on
-        // either side of a step back is taken for the later: it is by the turn of its send that it is told then.
+        // either side of a step back is taken for the later. Its send is then found by the turn, not by the time.
         if start < self.set_after || start > now {
-            since_boot(unix - self.offset_before)
+            since_boot(unix.wrapping_sub(self.offset_before))
         } else {
             start
         }

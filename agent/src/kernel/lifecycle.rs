@@ -145,7 +145,10 @@ impl LifecycleEvents {
     pub fn read(&mut self, events: &mut Vec<Event>) {
         for (_, buffer) in &mut self.buffers {
             let mut read = 0;
-            while let Some(record) = buffer.next_record() {
+            // No more than it held: a process may write as fast as this reads.
+            while read < BUFFER_BYTES
+                && let Some(record) = buffer.next_record()
+            {
                 let misc = record.misc();
                 let bytes = record.to_contiguous();
                 read += bytes.len() + HEADER_BYTES;

@@ -120,7 +120,6 @@ impl Compiler {
             return false;
         };
         self.asked.insert(id, job.clone());
-        // If the thread has ended, `finished` starts another, which begins with what was asked.
         let _ = thread.messages.send(Message::Make(job));
         true
     }

@@ -35,6 +35,8 @@ impl Session {
         let runtime = self.runtime(config, course);
         let queries = self.ingest.backends.queries();
         self.ingest.window.set_queries(queries);
+        // To close a file may mean to wait for a server for ever; the process is about to end.
+        std::mem::forget(self.objects);
         Recording {
             window: self.ingest.window,
             meta,

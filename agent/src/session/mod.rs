@@ -84,6 +84,9 @@ const RECONCILE_EVERY: Duration = Duration::from_secs(5);
 /// How long a command may take to end after it was sent the signal that ends the recording.
 const COMMAND_GRACE: Duration = Duration::from_secs(5);
 
+/// How long it may take to end after it was killed.
+const KILL_GRACE: Duration = Duration::from_secs(1);
+
 /// What was recorded.
 pub struct Recording {
     /// The samples.
@@ -323,7 +326,16 @@ impl Session {
         }
         log::warn!("the command did not end within {COMMAND_GRACE:?} of the signal: killed");
         child.kill()?;
-        Ok(exit_code(child.wait()?))
+        // Not even this ends a command that waits in the kernel.
+        let deadline = Instant::now() + KILL_GRACE;
+        while Instant::now() < deadline {
+            if let Some(status) = child.try_wait()? {
+                return Ok(exit_code(status));
+            }
+            self.wait(REST);
+        }
+        log::warn!("the command waits in the kernel and could not be killed");
+        Ok(128 + libc::SIGKILL as u8)
     }
 
     /// Waits until it is time to read.

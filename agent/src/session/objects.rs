@@ -7,6 +7,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs::{self, File},
     io,
+    mem::ManuallyDrop,
     os::{
         fd::OwnedFd,
         unix::fs::{FileExt as _, MetadataExt as _},
@@ -378,25 +379,42 @@ impl Objects {
     /// those that were closed.
     pub fn evict(&mut self, time: u64, mapped: &HashSet<ObjectId>) -> Vec<ObjectId> {
         let mut evicted = Vec::new();
-        self.objects.retain(|id, entry| {
+        for (id, entry) in &mut self.objects {
             let Some(key) = entry.key else {
-                return true;
+                continue;
             };
             if mapped.contains(id) || entry.used == 0 {
                 entry.used = time;
             }
-            let keep = time < entry.used.saturating_add(UNUSED_FOR);
-            if !keep {
+            if time >= entry.used.saturating_add(UNUSED_FOR) {
                 evicted.push((*id, key));
             }
-            keep
-        });
+        }
         for (id, key) in &evicted {
+            if let Some(entry) = self.objects.remove(id) {
+                self.close(*key, entry.mapped);
+            }
             if self.by_key.get(key) == Some(id) {
                 self.by_key.remove(key);
             }
         }
         evicted.into_iter().map(|(id, _)| id).collect()
+    }
+
+    /// Closes a file. A server may let even that wait (`fuse_flush`), so a thread does it; a file for which there is none
+    /// stays open.
+    fn close(&mut self, key: FileKey, mapped: Arc<Mapped>) {
+        if mapped.is_local {
+            return;
+        }
+        let subject = Subject {
+            pid: std::process::id(),
+            file: Some((mapped.name.clone(), (key.major, key.minor))),
+        };
+        let mapped = ManuallyDrop::new(mapped);
+        let close = move || drop(ManuallyDrop::into_inner(mapped));
+        // Nobody asks when it is done.
+        let _ = self.pool.call(subject, close);
     }
 }
 

@@ -523,8 +523,10 @@ impl Tables {
         is_wanted: impl Fn(&Placed) -> bool,
     ) -> Result<(), Error> {
         let wanted = self.placed.iter().filter(|(_, placed)| is_wanted(placed));
-        let keys: Vec<_> = wanted.map(|(key, _)| *key).take(most).collect();
-        for key in keys {
+        let mut wanted: Vec<_> = wanted.map(|(key, placed)| (placed.number, *key)).collect();
+        // What was written longest ago is next, so that those that stay partial do not keep out the others.
+        wanted.sort_unstable_by_key(|(number, _)| *number);
+        for (_, key) in wanted.into_iter().take(most) {
             let Some(old) = self.placed.remove(&key) else {
                 continue;
             };

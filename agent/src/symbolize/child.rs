@@ -2,12 +2,14 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::fs::{AtFlags, StatxFlags, statx};
+use rustix::process::{
+    Resource, Rlimit, Signal, getrlimit, set_parent_process_death_signal, setrlimit,
+};
 
 use super::lookup::{Stage, name_module};
 use super::wire::{self, Answer, Kind, Packed, Request};
@@ -53,6 +55,8 @@ pub fn serve_names(function_starts: &dyn FunctionStarts) -> io::Result<()> {
 
 /// Bounds what a hostile file can make of this process.
 fn limit() -> io::Result<()> {
+    // Set by the agent already, but a program with capabilities of its own loses it when it begins.
+    set_parent_process_death_signal(Some(Signal::KILL))?;
     // The first to go where memory is short; it may be refused, and is no must.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     let half = std::fs::read_to_string("/proc/meminfo")
@@ -155,10 +159,13 @@ fn tell(socket: &mut UnixStream, answer: &Answer) -> io::Result<()> {
     socket.write_all(&wire::framed(answer)?)
 }
 
-/// Bytes that a file has on its disk: holes take no time to read.
+/// Bytes that a file has on its disk, as the kernel knows them without asking a server: holes take no time to read.
 pub(super) fn stored_bytes(file: &File) -> u64 {
-    let metadata = file.metadata();
-    metadata.map_or(0, |metadata| metadata.len().min(metadata.blocks() * 512))
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let found = statx(file, c"", flags, StatxFlags::SIZE | StatxFlags::BLOCKS);
+    found.map_or(0, |found| {
+        found.stx_size.min(found.stx_blocks.saturating_mul(512))
+    })
 }
 
 /// The argument with which the agent starts itself as a namer.

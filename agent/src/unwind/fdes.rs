@@ -24,6 +24,9 @@ pub(super) enum Fdes<'data> {
 /// pointer to `.eh_frame`, a count, and a table of `datarel | sdata4`. Everything else is scanned.
 const HEADER: [u8; 4] = [1, 0x1b, 0x03, 0x3b];
 
+/// Entries that are scanned at most, some ten times those of a browser. A file with more was made to fill the memory.
+const MAX_SCANNED: usize = 1 << 23;
+
 impl<'data> Fdes<'data> {
     pub(super) fn new(
         eh_frame: Section<'data>,
@@ -55,13 +58,16 @@ impl<'data> Fdes<'data> {
         (count > 0 && sorted).then_some(fdes)
     }
 
-    /// Reads every entry up to the section's end, its terminator, or the first broken one.
+    /// Reads every entry up to the section's end, its terminator, or the first broken one, [`MAX_SCANNED`] at most.
     fn scan(eh_frame: Section<'data>, bases: &BaseAddresses) -> Fdes<'data> {
         let section = EhFrame::new(eh_frame.data, LittleEndian);
         let mut found = Vec::new();
         let mut cies = Cies::default();
         let mut entries = section.entries(bases);
-        while let Ok(Some(entry)) = entries.next() {
+        for _ in 0..MAX_SCANNED {
+            let Ok(Some(entry)) = entries.next() else {
+                break;
+            };
             let CieOrFde::Fde(partial) = entry else {
                 continue;
             };
