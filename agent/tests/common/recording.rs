@@ -87,7 +87,13 @@ impl Recording {
         let total = self.profile.total() as f64;
         assert_eq!(summary.number("/samples"), total, "{summary}");
         assert_eq!(summary.lost(), 0.0, "{summary}");
-        assert_eq!(summary.number("/frames_unnamed"), 0.0, "{summary}");
+        // The agent's own programs in the kernel have gone when their functions are named, and with them their symbols.
+        let in_programs = self.profile.count(|stack| {
+            let mut frames = stack.frames.iter();
+            frames.any(|frame| frame.starts_with("[kernel]+0x"))
+        });
+        let unnamed = summary.number("/frames_unnamed");
+        assert!(unnamed <= in_programs as f64, "{summary}\n{}", self.profile);
         assert!(
             summary.complete_share() >= 0.99,
             "complete: {}\n{summary}\n{}",
