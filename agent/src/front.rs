@@ -3,7 +3,8 @@
 //! A thread of the agent may wait for a file system that never answers, and then not even SIGKILL ends it (FUSE:
 //! fs/fuse/dev.c, `request_wait_answer`). Its process stays until the answer comes, and whoever waits for that process
 //! waits as long. So the work is done in a child process. The process in front hands signals on to it, learns its exit
-//! status by a pipe and ends with that, whatever is left of the child.
+//! status by a pipe and ends with that, whatever is left of the child. A child that was killed with such a thread is
+//! told by its first thread, which has ended.
 
 use std::{
     fs::File,
@@ -15,7 +16,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use rustix::pipe::PipeFlags;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    pipe::PipeFlags,
+};
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM},
     iterator::Signals,
@@ -26,6 +31,12 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// Signals that come within so short a time are one: `timeout` signals a process and then its process group.
 const MERGED: Duration = Duration::from_millis(50);
+
+/// How often the child is looked at while it works.
+const LOOK_EVERY: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
 
 /// Exit status when the child died without a report.
 const DIED: u8 = 1;
@@ -85,6 +96,30 @@ fn report(writer: OwnedFd, status: u8) -> ! {
     process::exit(i32::from(status))
 }
 
+/// Waits until the child reports, ends, or is killed and has a thread left.
+fn wait_for_end(child: libc::pid_t, reader: &File) -> Result<()> {
+    while !is_readable(reader, &LOOK_EVERY)? && !has_lost_first_thread(child) {}
+    Ok(())
+}
+
+/// Whether the pipe has a status or has ended, after at most `timeout`.
+fn is_readable(reader: &File, timeout: &Timespec) -> Result<bool> {
+    let mut fds = [PollFd::new(reader, PollFlags::IN)];
+    match poll(&mut fds, Some(timeout)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::INTR) => Ok(false),
+        Err(error) => Err(error).context("cannot wait for the recording process"),
+    }
+}
+
+/// Whether the first thread of a process that was not waited for has ended, which is the agent's main thread. It never
+/// ends before the others but by a signal that ends them all.
+fn has_lost_first_thread(pid: libc::pid_t) -> bool {
+    procfs::process::Process::new(pid)
+        .and_then(|process| process.stat())
+        .is_ok_and(|stat| stat.state == 'Z')
+}
+
 /// Hands signals on until the child has ended, or has reported its status and does not end.
 fn follow(child: libc::pid_t, mut reader: File) -> Result<ExitCode> {
     let mut signals =
@@ -101,9 +136,11 @@ fn follow(child: libc::pid_t, mut reader: File) -> Result<ExitCode> {
             last = Some((signal, Instant::now()));
         }
     });
+    wait_for_end(child, &reader)?;
     let mut status = [DIED];
-    // The pipe ends with the child, or with what is left of it.
-    let has_reported = reader.read_exact(&mut status).is_ok();
+    // The pipe ends with the child's last thread.
+    let has_reported =
+        is_readable(&reader, &Timespec::default())? && reader.read_exact(&mut status).is_ok();
     let deadline = Instant::now() + GRACE;
     loop {
         let mut how = 0;
@@ -115,6 +152,12 @@ fn follow(child: libc::pid_t, mut reader: File) -> Result<ExitCode> {
             return Ok(ExitCode::from(128 + signal as u8));
         }
         if ended != 0 || Instant::now() > deadline {
+            if ended == 0 && !has_reported {
+                eprintln!(
+                    "flamestorm: the recording process was killed, and a thread of it still waits for a file system \
+                     that does not answer"
+                );
+            }
             return Ok(ExitCode::from(status[0]));
         }
         thread::sleep(Duration::from_millis(2));
