@@ -42,8 +42,9 @@ pub struct Process {
     pub forked: Option<u64>,
 }
 
-/// Reads the executable mappings of a process, or gives up: the kernel lets that wait for locks which the process holds.
-pub type MappingReader<'a> = &'a mut dyn FnMut(u32) -> Vec<MappedObject>;
+/// Reads the executable mappings of a process, or gives up (`None`): the kernel lets that wait for locks which the
+/// process holds.
+pub type MappingReader<'a> = &'a mut dyn FnMut(u32) -> Option<Vec<MappedObject>>;
 
 /// All processes.
 #[derive(Debug, Default)]
@@ -57,8 +58,9 @@ pub struct Registry {
     threaded: HashSet<u32>,
     /// Processes whose first thread has ended, and perhaps the others too. True: to be looked at.
     leaderless: HashMap<u32, bool>,
-    /// Processes with more mappings than are kept, as far as is known: the kernel does not report what they unmapped.
-    outgrown: HashSet<u32>,
+    /// Processes whose mappings are to be read again: they did not answer in time, or have more than are kept, as far
+    /// as is known (the kernel does not report what they unmapped).
+    incomplete: HashSet<u32>,
     incarnations: u64,
 }
 
@@ -76,11 +78,15 @@ impl Registry {
             self.threaded.insert(pid);
         }
         let incarnation = self.next_incarnation();
+        let mappings = read(pid);
+        if mappings.is_none() {
+            self.incomplete.insert(pid);
+        }
         let process = Process {
             pid,
             name,
             exe: process_exe(pid).unwrap_or_default(),
-            space: Rc::new(AddressSpace::new(read(pid))),
+            space: Rc::new(AddressSpace::new(mappings.unwrap_or_default())),
             parent: parent_of(pid),
             incarnation,
             image: incarnation,
@@ -124,9 +130,9 @@ impl Registry {
         living.into_iter().map(|process| process.pid).collect()
     }
 
-    /// Processes that have mapped more than is kept since the last call: they are to be read again.
-    pub fn take_outgrown(&mut self) -> HashSet<u32> {
-        std::mem::take(&mut self.outgrown)
+    /// Processes whose mappings are to be read again.
+    pub fn incomplete(&self) -> impl Iterator<Item = u32> {
+        self.incomplete.iter().copied()
     }
 
     /// Processes that are known, and of these those that have ended.
@@ -149,6 +155,9 @@ impl Registry {
                 let Some(parent) = self.processes.get(&parent) else {
                     return false;
                 };
+                if self.incomplete.contains(&parent.pid) {
+                    self.incomplete.insert(pid);
+                }
                 let child = Process {
                     pid,
                     parent: Some(parent.pid),
@@ -212,6 +221,7 @@ impl Registry {
     fn begin(&mut self, pid: u32) {
         self.threaded.remove(&pid);
         self.leaderless.remove(&pid);
+        self.incomplete.remove(&pid);
     }
 
     /// Ends the processes that have lost their last thread after their first one; these are told.
@@ -252,7 +262,10 @@ impl Registry {
 
     /// Reads a living process again, after events were missed. True when its address space is another than was known.
     pub fn read_again(&mut self, pid: u32, read: MappingReader<'_>) -> bool {
-        let mappings = read(pid);
+        let Some(mappings) = read(pid) else {
+            return false;
+        };
+        self.incomplete.remove(&pid);
         let exe = process_exe(pid).unwrap_or_default();
         // It may have ended, and its pid be another's, with the events of that.
         let is_whole = !mappings.is_empty() && !exe.as_os_str().is_empty();
@@ -292,13 +305,13 @@ impl Registry {
             // Not known: it will be read whole when it is first sampled.
             return false;
         };
-        if process.space.contains(&mapping) {
+        if process.space.is_up_to_date(&mapping) {
             return false;
         }
         // In place, unless others share it.
         let has_room = Rc::make_mut(&mut process.space).add(mapping);
         if !has_room {
-            self.outgrown.insert(pid);
+            self.incomplete.insert(pid);
         }
         has_room
     }
@@ -432,6 +445,24 @@ mod tests {
         assert!(registry.has_ended(gone));
     }
 
+    /// A process whose mappings could not be read in time, and its children, are read again until they can be.
+    #[test]
+    fn mappings_that_are_not_read_in_time() {
+        let mut registry = Registry::default();
+        let own = std::process::id();
+        registry.scan_process(own, &mut |_| None);
+        registry.apply(event(u32::MAX, EventKind::Fork { parent: own }));
+        let mut incomplete: Vec<u32> = registry.incomplete().collect();
+        incomplete.sort_unstable();
+        assert_eq!(incomplete, [own, u32::MAX]);
+        registry.apply(event(u32::MAX, EventKind::Exit));
+        assert!(!registry.read_again(own, &mut |_| None));
+        assert_eq!(registry.incomplete().collect::<Vec<_>>(), [own]);
+        assert!(registry.read_again(own, &mut |pid| Some(mapped_objects(pid))));
+        assert_eq!(registry.incomplete().count(), 0);
+        assert!(!registry.processes[&own].space.mappings().is_empty());
+    }
+
     /// What ended unseen is found, and what was mapped unseen is read.
     #[test]
     fn missed_events_are_made_up_for() {
@@ -439,21 +470,21 @@ mod tests {
         let (own, gone) = (std::process::id(), u32::MAX);
         let name = String::new();
         registry.apply(event(gone, EventKind::Exec { name }));
-        registry.scan_process(own, &mut mapped_objects);
+        registry.scan_process(own, &mut |pid| Some(mapped_objects(pid)));
         assert_eq!(registry.end_missing(), [gone]);
         assert!(registry.living(own).is_some() && registry.has_ended(gone));
         assert!(
-            !registry.read_again(own, &mut mapped_objects),
+            !registry.read_again(own, &mut |pid| Some(mapped_objects(pid))),
             "nothing was missed"
         );
         let known = registry.processes.get_mut(&own).unwrap();
         known.space = Rc::default();
         let incarnation = known.incarnation;
-        assert!(registry.read_again(own, &mut mapped_objects));
+        assert!(registry.read_again(own, &mut |pid| Some(mapped_objects(pid))));
         assert!(!registry.processes[&own].space.mappings().is_empty());
         assert_eq!(registry.processes[&own].incarnation, incarnation);
         registry.processes.get_mut(&own).unwrap().exe = "/another".into();
-        assert!(registry.read_again(own, &mut mapped_objects));
+        assert!(registry.read_again(own, &mut |pid| Some(mapped_objects(pid))));
         assert_ne!(registry.processes[&own].incarnation, incarnation);
     }
 }

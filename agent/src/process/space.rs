@@ -88,9 +88,12 @@ impl AddressSpace {
         own.map(place).eq(others.map(place))
     }
 
-    /// Whether exactly this is mapped.
-    pub fn contains(&self, object: &MappedObject) -> bool {
-        self.find(object.start).is_some_and(|m| m.object == *object)
+    /// Whether exactly this is known to be mapped, in the version that is there now: a file that was looked up before
+    /// may have been overwritten until it was mapped again.
+    pub fn is_up_to_date(&self, object: &MappedObject) -> bool {
+        self.find(object.start).is_some_and(|known| {
+            known.object == *object && (known.file.is_none() || known.backing.get().is_none())
+        })
     }
 
     /// Adds a mapping, which replaces what it covers. The kernel does not report what was unmapped before; that is
@@ -126,6 +129,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::kernel::FileKey;
 
     fn mapping(start: u64, end: u64, offset: u64) -> MappedObject {
         MappedObject {
@@ -168,7 +172,28 @@ mod tests {
         ];
         assert_eq!(bounds(&space), expected);
         assert!(space.add(mapping(0x10000, 0x11000, 0)));
-        assert!(space.contains(&mapping(0x10000, 0x11000, 0)));
+    }
+
+    /// What is mapped once more is taken up again if it is a file that was looked up meanwhile, and only then.
+    #[test]
+    fn mapped_again() {
+        let anonymous = mapping(0x1000, 0x2000, 0);
+        let file = MappedObject {
+            file: Some(FileKey {
+                major: 8,
+                minor: 1,
+                inode: 7,
+            }),
+            ..mapping(0x3000, 0x4000, 0)
+        };
+        let mut space = AddressSpace::new(vec![anonymous.clone(), file.clone()]);
+        assert!(space.is_up_to_date(&anonymous) && space.is_up_to_date(&file));
+        for known in space.mappings() {
+            known.backing.set(Some(Backing::Private));
+        }
+        assert!(space.is_up_to_date(&anonymous) && !space.is_up_to_date(&file));
+        assert!(space.add(file.clone()));
+        assert!(space.is_up_to_date(&file));
     }
 
     /// A process that maps without end does not make the agent grow without end.

@@ -123,8 +123,8 @@ impl Control {
     /// Does once in a while what no event asks for: ends what has ended, and reads again a few of the processes of
     /// which events were missed.
     pub fn settle(&mut self, read: MappingReader<'_>) {
-        for pid in self.registry.take_outgrown() {
-            self.repair.outgrown(pid, self.events.until);
+        for pid in self.registry.incomplete() {
+            self.repair.incomplete(pid, self.events.until);
         }
         self.ended.extend(self.registry.end_leaderless());
         if self.lifecycle.take_gap() {

@@ -271,10 +271,10 @@ impl WorkerPool {
         (of_user.count() < MAX_OVERDUE_OF_USER).then_some(user)
     }
 
-    /// The executable mappings of a process; none when it does not answer.
-    pub fn mapped_objects(&mut self, pid: u32) -> Vec<MappedObject> {
+    /// The executable mappings of a process; `None`: not read in time.
+    pub fn mapped_objects(&mut self, pid: u32) -> Option<Vec<MappedObject>> {
         let answer = self.call(Subject::process(pid), move || mapped_objects(pid));
-        answer.done().unwrap_or_default()
+        answer.done()
     }
 
     /// How long the loop waits for the next answer.

@@ -56,8 +56,8 @@ impl Repair {
         self.count(pid, 1, time);
     }
 
-    /// A process has mapped more than is kept: much of it may not be mapped any more.
-    pub fn outgrown(&mut self, pid: u32, time: u64) {
+    /// The mappings of a process are not all known, or not all of those that are known are there any more.
+    pub fn incomplete(&mut self, pid: u32, time: u64) {
         self.count(pid, MISSES, time);
     }
 
