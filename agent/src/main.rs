@@ -25,7 +25,7 @@ use flamestorm::{
     profile::ResolvedProfile,
     report::{self, Outputs, Style, Summary, WriteReport, causes, printable},
     session::{self, Recording, UnwindEntries},
-    symbolize::{self, Namer},
+    symbolize::{self, Namer, Spawner},
 };
 
 use cli::{Cli, Command, SummaryForm};
@@ -126,6 +126,8 @@ fn record(arguments: &cli::Record, started: u64, group: libc::pid_t) -> Result<u
         .then(StdoutApart::new)
         .transpose()
         .context("cannot send the command's output to standard error")?;
+    // Before any file is opened that somebody else chose.
+    let spawner = Spawner::start().context("cannot start a thread")?;
     let mut status = StatusLine::new();
     let until = match (config.duration, config.command.is_empty()) {
         (Some(duration), _) => format!("for {}", humantime::format_duration(duration)),
@@ -150,7 +152,7 @@ fn record(arguments: &cli::Record, started: u64, group: libc::pid_t) -> Result<u
         apart.restore().context("standard output is lost")?;
     }
     let command_status = recording.command_status.unwrap_or(0);
-    let (profile, unnamed) = name_functions(recording, &outputs, &signals, &mut status);
+    let (profile, unnamed) = name_functions(recording, &spawner, &outputs, &signals, &mut status);
     let shown = arguments.show.of(&profile);
     let written = outputs.write(&profile, &shown);
     status.clear();
@@ -217,6 +219,7 @@ const LONG_NAMING: Duration = Duration::from_secs(3);
 /// is to be dropped when the outputs are written.
 fn name_functions(
     recording: Recording,
+    spawner: &Spawner,
     outputs: &Outputs,
     signals: &Signals,
     status: &mut StatusLine,
@@ -252,7 +255,7 @@ fn name_functions(
         signals,
     };
     let mut go_on = || naming.go_on();
-    let mut namer = Namer::new(symbolize::Options::default(), &mut go_on);
+    let mut namer = Namer::new(spawner, symbolize::Options::default(), &mut go_on);
     let mut profile = symbolize::resolve_apart(&window, &mut namer, meta, |progress| {
         naming.update(&format!(
             "naming functions: {} of {} files {}",

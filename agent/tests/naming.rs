@@ -11,7 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{MachineLock, Profile, Running, Summary, Workshop, agent, can_record, start};
+use common::{
+    MachineLock, Profile, Running, Summary, Workshop, agent, can_record, children_of, start,
+};
 use tempfile::TempDir;
 
 /// More than a test takes; the guard ends the program earlier.
@@ -53,19 +55,16 @@ impl Recorded {
     fn signal_child(&mut self, signal: i32) -> i32 {
         self.agent
             .wait_until("recording", |agent| agent.stderr().contains("recording"));
-        let children = format!("/proc/{0}/task/{0}/children", self.agent.worker());
+        let worker = self.agent.worker();
         let mut found = 0;
         self.agent.wait_until("naming", |_| {
-            let pids = fs::read_to_string(&children).unwrap_or_default();
-            let mut pids = pids
-                .split_whitespace()
-                .map(|pid| pid.parse().expect("a pid"));
             // Not before it is the namer: the agent waits for that.
-            let ready = |pid: &i32| {
+            let ready = |pid: &u32| {
                 let words = fs::read_to_string(format!("/proc/{pid}/cmdline"));
                 words.is_ok_and(|words| words.contains("name-functions"))
             };
-            found = pids.find(ready).unwrap_or(0);
+            let namer = children_of(worker).into_iter().find(ready);
+            found = namer.unwrap_or(0) as i32;
             found != 0
         });
         // SAFETY: kill takes no pointers. The child is the agent's, which waits for it only when it has ended.

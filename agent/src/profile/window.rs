@@ -94,6 +94,8 @@ pub struct Module {
     pub build_id: Option<Vec<u8>>,
     /// Where symbols are read from.
     pub source: Source,
+    /// Whether to read and close that, and what it leads to, cannot wait for anybody but this machine's disk.
+    pub is_local: bool,
     /// The directory of debug files where the code comes from, if that is another mount namespace than
     /// the agent's: open, so that it can be read when the process has gone.
     pub debug_dir: Option<Arc<File>>,

@@ -21,7 +21,7 @@ use crate::{
     file::{find_in_root_of, open_found},
     kernel::{Sample, StackCopy},
     process::{AddressSpace, Backing, ObjectId, Registry, own_pid},
-    profile::{Frame, Module, ModuleId, ProcessIndex, RawSample, Source, Window},
+    profile::{Frame, MAX_MODULES, Module, ModuleId, ProcessIndex, RawSample, Source, Window},
     unwind,
 };
 
@@ -389,9 +389,11 @@ impl Ingest {
         if let Some(id) = self.modules.get(&key) {
             return *id;
         }
-        let id = self.window.add_module(describe(key, objects, pid));
-        // Beyond the bound code counts under the module of unknown addresses.
-        let Some(id) = id else {
+        // Beyond the bound code counts under the module of unknown addresses, and is not looked up for each sample.
+        if self.window.modules().len() >= MAX_MODULES {
+            return self.unknown_module;
+        }
+        let Some(id) = self.window.add_module(describe(key, objects, pid)) else {
             return self.unknown_module;
         };
         self.modules.insert(key, id);
@@ -412,6 +414,7 @@ fn unknown_module() -> Module {
         name: "[no mapping]".to_owned(),
         build_id: None,
         source: Source::Unknown,
+        is_local: true,
         debug_dir: None,
         version: None,
         snapshot: None,
@@ -423,6 +426,7 @@ fn describe(key: ModuleKey, objects: &mut Objects, pid: u32) -> Module {
         name: name.to_owned(),
         build_id: None,
         source,
+        is_local: true,
         debug_dir: None,
         version: None,
         snapshot: None,
@@ -430,7 +434,10 @@ fn describe(key: ModuleKey, objects: &mut Objects, pid: u32) -> Module {
     match key {
         ModuleKey::Kernel => bare("[kernel]", Source::Kernel),
         ModuleKey::Unknown => unknown_module(),
-        ModuleKey::Jit(_) => bare("[jit]", jit(pid, &mut objects.pool)),
+        ModuleKey::Jit(_) => Module {
+            is_local: false,
+            ..bare("[jit]", jit(pid, &mut objects.pool))
+        },
         ModuleKey::Object(id) => objects
             .get(id)
             .map_or_else(unknown_module, |object| module_of(object)),
@@ -445,6 +452,7 @@ fn module_of(object: &Mapped) -> Module {
             Image::File(file, _) => Source::File(Arc::clone(file)),
             Image::Vdso(bytes) => Source::Vdso(Arc::clone(bytes)),
         },
+        is_local: object.is_local && object.debug_dir.is_none(),
         debug_dir: object.debug_dir.clone(),
         version: object.version,
         snapshot: object.snapshot.clone(),
@@ -476,7 +484,6 @@ fn thread_name(comm: &[u8; 16]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::profile::MAX_MODULES;
 
     /// When there are as many modules as may be, more code counts as unknown, and as nobody else's.
     #[test]

@@ -118,7 +118,7 @@ pub fn record(
     progress: impl FnMut(Progress),
 ) -> Result<Recording> {
     check_processes(&config.pids)?;
-    let mut session = Session::open(config)?;
+    // Forked before any file is opened that somebody else chose: the command would have to close it.
     let held = if config.command.is_empty() {
         None
     } else {
@@ -128,6 +128,7 @@ pub fn record(
                 .with_context(|| format!("cannot start {name}"))?,
         )
     };
+    let mut session = Session::open(config)?;
     // Not before the command was forked: its limits and its priority are its own.
     raise_file_limit();
     cost::go_first();

@@ -203,6 +203,8 @@ pub struct Objects {
     lost: HashSet<(u32, FileKey)>,
     /// Files whose opening is overdue.
     late: HashMap<FileKey, Receiver<Opened>>,
+    /// Files that took long to be opened, and have no code.
+    without_code: HashSet<FileKey>,
     shared: Arc<Shared>,
     /// Files that could not be opened or read.
     pub failures: OpenFailures,
@@ -219,6 +221,7 @@ impl Objects {
             vdso: None,
             lost: HashSet::new(),
             late: HashMap::new(),
+            without_code: HashSet::new(),
             shared: Arc::default(),
             failures: OpenFailures::default(),
         }
@@ -260,6 +263,9 @@ impl Objects {
             && mapped.is_current()
         {
             return Backing::Object(*id);
+        }
+        if self.without_code.contains(&key) {
+            return Backing::Private;
         }
         if self.lost.contains(&(pid, key)) || self.late.contains_key(&key) {
             return Backing::Lost;
@@ -365,14 +371,17 @@ impl Objects {
         let any = !arrived.is_empty();
         for (key, opened) in arrived {
             // Not of any process's: who lost it is asked again.
-            self.take(0, key, opened);
+            if self.take(0, key, opened) == Backing::Private && self.without_code.len() < MAX_LOST {
+                self.without_code.insert(key);
+            }
         }
         any
     }
 
-    /// What could not be opened may be tried again.
+    /// What could not be opened, or had no code, may be tried again.
     pub fn retry_lost(&mut self) {
         self.lost.clear();
+        self.without_code.clear();
     }
 
     /// Closes the files that nobody has had mapped for a minute: `mapped` tells for each whether somebody has. Returns

@@ -88,6 +88,10 @@ impl Processes {
             }
             return known.index;
         }
+        // There was no room for an earlier one.
+        if let Some(others) = self.others {
+            return others;
+        }
         let ask = process.forked.map(|forked| forked.saturating_add(SETTLED));
         let ask = ask.filter(|ask| time < *ask);
         let published = match ask {
@@ -102,7 +106,7 @@ impl Processes {
             service,
         });
         let Some(index) = added else {
-            return self.others(window);
+            return *self.others.insert(window.other_processes());
         };
         let known = Known {
             index,
@@ -111,11 +115,6 @@ impl Processes {
         };
         self.known.insert(process.incarnation, known);
         index
-    }
-
-    /// Stands for the processes for which there is no room.
-    fn others(&mut self, window: &mut Window) -> ProcessIndex {
-        *self.others.get_or_insert_with(|| window.other_processes())
     }
 
     /// The service in the environment of a process; empty for none.

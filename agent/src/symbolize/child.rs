@@ -46,10 +46,16 @@ pub fn serve_names(function_starts: &dyn FunctionStarts) -> io::Result<()> {
         socket.read_exact(&mut header[count..])?;
         let mut body = vec![0; wire::length(header)?];
         socket.read_exact(&mut body)?;
-        let request = serde_json::from_slice(&body)?;
+        let request: Request = serde_json::from_slice(&body)?;
         drop(body);
         limit_cpu()?;
-        answer(&mut socket, request, files, function_starts)?;
+        let files: Vec<Arc<File>> = files.into_iter().map(Arc::new).collect();
+        if !request.is_local {
+            // To close them may mean to wait for a server for ever, at the cost of the next module. The agent has them
+            // open as well, so they are no more than that has.
+            std::mem::forget(files.clone());
+        }
+        answer(&mut socket, request, &files, function_starts)?;
     }
 }
 
@@ -103,7 +109,7 @@ fn limit_cpu() -> io::Result<()> {
 fn answer(
     socket: &mut UnixStream,
     request: Request,
-    files: Vec<File>,
+    files: &[Arc<File>],
     function_starts: &dyn FunctionStarts,
 ) -> io::Result<()> {
     let options = Options {
@@ -112,7 +118,7 @@ fn answer(
         debug_info: request.debug_info,
         kallsyms: request.kallsyms,
     };
-    let mut files = files.into_iter().map(Arc::new);
+    let mut files = files.iter().map(Arc::clone);
     let file = request.has_file.then(|| files.next()).flatten();
     let debug_dir = request.has_debug_dir.then(|| files.next()).flatten();
     let source = match (request.kind, file) {
@@ -129,6 +135,7 @@ fn answer(
         name: request.name,
         build_id: request.build_id,
         source,
+        is_local: request.is_local,
         debug_dir,
         version: None,
         snapshot: None,

@@ -24,6 +24,7 @@ mod namer;
 mod open;
 mod perf_map;
 mod resolve;
+mod spawner;
 mod wire;
 
 pub use child::{NAMER_ARGUMENT, serve_names};
@@ -31,6 +32,7 @@ pub use fold::{fold, readable};
 pub use namer::Namer;
 pub use perf_map::{MAX_LINE_BYTES, MAX_MAP_BYTES, find_in_perf_map};
 pub use resolve::{Progress, resolve, resolve_apart, resolve_unnamed};
+pub use spawner::Spawner;
 
 use std::fs::File;
 use std::io::{self, Write};

@@ -1,32 +1,37 @@
 //! The agent's side of naming: one child process at a time, asked module by module, killed when it fails.
 
+use std::collections::HashMap;
+use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ExitStatus};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{AtFlags, StatxFlags, statx};
 use rustix::io::Errno;
-use rustix::process::{Signal, set_parent_process_death_signal};
 
-use super::child::{NAMER_ARGUMENT, program, stored_bytes};
+use super::child::stored_bytes;
 use super::elf::Named;
 use super::wire::{self, Answer, Kind, Request};
-use super::{Options, memory_file};
+use super::{Options, Spawner, memory_file};
 use crate::profile::{Module, Source};
 
 /// Time for any module: a hundred times what a small one takes, so that a busy machine is no reason to fail.
 const BASE: Duration = Duration::from_secs(10);
 
-/// Time for any module once [`PATIENCE`] was spent on modules that failed.
+/// Time for a module whose account has spent [`PATIENCE`] on modules that failed.
 const SHORT_BASE: Duration = Duration::from_secs(2);
 
-/// Time that modules which fail may take together before the others are given less.
+/// Time that modules of one account which fail may take together before its others are given less.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Time that modules of one account which fail may take together before its others are left out.
+const MAX_WASTED: Duration = Duration::from_secs(60);
 
 /// Bytes of a file for which a module is given one second more. Symbols and debug information are read at ten
 /// times that speed by an idle CPU.
@@ -43,7 +48,10 @@ const MAX_NAMING: Duration = Duration::from_secs(600);
 const KILL_WAIT: Duration = Duration::from_secs(1);
 
 /// Children that may be left hanging in the kernel: each keeps its memory.
-const MAX_ABANDONED: usize = 4;
+const MAX_ABANDONED: usize = 16;
+
+/// Children that the files of one account may leave hanging.
+const MAX_ABANDONED_OF_ACCOUNT: usize = 2;
 
 /// How often the owner is asked whether to go on.
 const TICK: Duration = Duration::from_millis(100);
@@ -68,19 +76,81 @@ impl From<Errno> for Failure {
     }
 }
 
+/// To whom it is charged when a module cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Account {
+    /// The owner of a file of this machine, by user id; 0 as well for what is no file.
+    User(u32),
+    /// The device of a file of another: its server may call anybody the owner.
+    Device(u32, u32),
+}
+
+impl Account {
+    fn of(module: &Module) -> Account {
+        let file = match &module.source {
+            Source::File(file) => Some(file),
+            Source::Jit { file, .. } => file.as_ref(),
+            Source::Vdso(_) | Source::Kernel | Source::Unknown => None,
+        };
+        let Some(file) = file else {
+            return Account::User(0);
+        };
+        // What the kernel knows without asking a server.
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        match statx(file, c"", flags, StatxFlags::UID) {
+            Ok(found) if module.is_local => Account::User(found.stx_uid),
+            Ok(found) => Account::Device(found.stx_dev_major, found.stx_dev_minor),
+            Err(_) => Account::Device(0, 0),
+        }
+    }
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Account::User(uid) => write!(f, "the user {uid}"),
+            Account::Device(major, minor) => write!(f, "the device {major}:{minor}"),
+        }
+    }
+}
+
+/// What the failed modules of an account have cost.
+#[derive(Debug, Default)]
+struct Charge {
+    wasted: Duration,
+    /// Children left hanging in the kernel.
+    abandoned: usize,
+    /// Modules that were not asked for because of that.
+    left_out: usize,
+}
+
+impl Charge {
+    fn is_too_much(&self) -> bool {
+        self.wasted >= MAX_WASTED || self.abandoned >= MAX_ABANDONED_OF_ACCOUNT
+    }
+}
+
 struct NamerChild {
     process: Child,
     socket: UnixStream,
 }
 
+/// How a child ended.
+enum Ended {
+    ByItself(ExitStatus),
+    Killed,
+    /// It hangs in the kernel.
+    Never,
+}
+
 /// Names modules in a child process with limits, so that no file can hang or kill the agent.
 pub struct Namer<'a> {
+    spawner: &'a Spawner,
     options: Options<'a>,
     /// Called at least every 100 ms while the child works; false ends naming.
     go_on: &'a mut dyn FnMut() -> bool,
     child: Option<NamerChild>,
-    abandoned: usize,
-    wasted: Duration,
+    charges: HashMap<Account, Charge>,
     ends: Instant,
     /// Why no more modules are asked for.
     over: Option<String>,
@@ -91,13 +161,17 @@ impl<'a> Namer<'a> {
     /// A namer whose child is started with the first module. Of the options the function starts are the child's
     /// own (see [`serve_names`](super::serve_names)). `go_on` is called at least ten times a second while the child
     /// works; when it returns false, what has no name yet gets none.
-    pub fn new(options: Options<'a>, go_on: &'a mut dyn FnMut() -> bool) -> Namer<'a> {
+    pub fn new(
+        spawner: &'a Spawner,
+        options: Options<'a>,
+        go_on: &'a mut dyn FnMut() -> bool,
+    ) -> Namer<'a> {
         Namer {
+            spawner,
             options,
             go_on,
             child: None,
-            abandoned: 0,
-            wasted: Duration::ZERO,
+            charges: HashMap::new(),
             ends: Instant::now() + MAX_NAMING,
             over: None,
             left_out: 0,
@@ -105,12 +179,20 @@ impl<'a> Namer<'a> {
     }
 
     /// What the reader should know of modules that were not asked for.
-    pub(super) fn notes(&self) -> Option<String> {
-        let reason = self.over.as_ref()?;
-        Some(format!(
-            "{reason}: {} files are named by module and address only",
-            self.left_out
-        ))
+    pub(super) fn notes(&self) -> impl Iterator<Item = String> {
+        let charged = self
+            .charges
+            .iter()
+            .filter(|(_, charge)| charge.left_out > 0);
+        let charged = charged.map(|(account, charge)| {
+            let reason = format!("reading symbols of files of {account} failed too often");
+            (reason, charge.left_out)
+        });
+        let over = self.over.iter().cloned();
+        let all = charged.chain(over.map(|reason| (reason, self.left_out)));
+        all.map(|(reason, files)| {
+            format!("{reason}: {files} files are named by module and address only")
+        })
     }
 
     pub(super) fn name(&mut self, module: &Module, addresses: &[u64]) -> Named {
@@ -129,14 +211,26 @@ impl<'a> Namer<'a> {
             self.left_out += 1;
             return Named::default();
         }
+        let account = Account::of(module);
+        let charge = self.charges.entry(account).or_default();
+        if charge.is_too_much() {
+            charge.left_out += 1;
+            return Named::default();
+        }
+        let base = match charge.wasted < PATIENCE {
+            true => BASE,
+            false => SHORT_BASE,
+        };
         let start = Instant::now();
         let mut named = Named::default();
-        let Err(failure) = self.ask(module, addresses, &mut named) else {
+        let Err(failure) = self.ask(module, addresses, base, &mut named) else {
             return named;
         };
         // An exit says more than a closed socket.
         let ended = self.end_child();
-        self.wasted += start.elapsed();
+        let charge = self.charges.entry(account).or_default();
+        charge.wasted += start.elapsed();
+        charge.abandoned += usize::from(matches!(ended, Ended::Never));
         if matches!(failure, Failure::Interrupted) {
             self.over = Some("naming was ended early".to_owned());
             self.left_out += 1;
@@ -144,12 +238,12 @@ impl<'a> Namer<'a> {
         }
         let failure = match (failure, ended) {
             (Failure::TimedOut(limit), _) => Failure::TimedOut(limit),
-            (_, Some(status)) => Failure::Ended(told(status)),
-            (failure, None) => failure,
+            (_, Ended::ByItself(status)) => Failure::Ended(told(status)),
+            (failure, _) => failure,
         };
         named.notes.push(format!("symbols not read: {failure}"));
-        if self.abandoned >= MAX_ABANDONED {
-            let hung = self.abandoned;
+        let hung: usize = self.charges.values().map(|charge| charge.abandoned).sum();
+        if hung >= MAX_ABANDONED {
             self.over = Some(format!(
                 "{hung} processes that read symbols hang in the kernel"
             ));
@@ -161,14 +255,10 @@ impl<'a> Namer<'a> {
         &mut self,
         module: &Module,
         addresses: &[u64],
+        base: Duration,
         named: &mut Named,
     ) -> Result<(), Failure> {
         self.start_child()?;
-        let base = if self.wasted < PATIENCE {
-            BASE
-        } else {
-            SHORT_BASE
-        };
         let start = Instant::now();
         let mut limit = base;
         if let Source::File(file) = &module.source {
@@ -232,30 +322,18 @@ impl<'a> Namer<'a> {
         }
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_nonblocking(true)?;
-        let mut command = Command::new(program());
-        command
-            .arg0("flamestorm")
-            .arg(NAMER_ARGUMENT)
-            .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            // Ctrl-C is the agent's business.
-            .process_group(0);
-        // Before it runs another program: wherever it is stopped, it ends with the agent.
-        // SAFETY: this makes one system call, in the child.
-        unsafe {
-            command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
-        }
         self.child = Some(NamerChild {
-            process: command.spawn()?,
+            process: self.spawner.namer(theirs.into())?,
             socket: ours,
         });
         Ok(())
     }
 
-    /// Kills the child, or abandons one that hangs in the kernel. Its status, if it ended by itself.
-    fn end_child(&mut self) -> Option<ExitStatus> {
-        let mut child = self.child.take()?;
+    /// Kills the child, or abandons one that hangs in the kernel.
+    fn end_child(&mut self) -> Ended {
+        let Some(mut child) = self.child.take() else {
+            return Ended::Killed;
+        };
         // A child that closed its socket is about to end.
         let mut by_itself = None;
         for _ in 0..10 {
@@ -265,19 +343,18 @@ impl<'a> Namer<'a> {
             }
             thread::sleep(Duration::from_millis(10));
         }
-        if by_itself.is_some() {
-            return by_itself;
+        if let Some(status) = by_itself {
+            return Ended::ByItself(status);
         }
         let _ = child.process.kill();
         let killed = Instant::now();
         while killed.elapsed() < KILL_WAIT {
             if let Ok(Some(_)) = child.process.try_wait() {
-                return None;
+                return Ended::Killed;
             }
             thread::sleep(Duration::from_millis(5));
         }
-        self.abandoned += 1;
-        None
+        Ended::Never
     }
 }
 
@@ -347,6 +424,7 @@ fn send_request(
         kind,
         build_id: module.build_id.clone(),
         has_file: file.is_some(),
+        is_local: module.is_local,
         has_debug_dir: debug_dir.is_some(),
         debug_dirs: options.debug_dirs.clone(),
         debug_info: options.debug_info,

@@ -51,7 +51,7 @@ pub fn resolve_apart(
 ) -> ResolvedProfile {
     let mut name = |module: &Module, addresses: &[u64]| namer.name(module, addresses);
     let mut profile = resolve_by(window, &mut name, meta, &mut progress);
-    if let Some(note) = namer.notes() {
+    for note in namer.notes() {
         profile.runtime.note(note);
     }
     profile
@@ -112,20 +112,31 @@ fn locate(
         name: "[no mapping]".to_owned(),
         build_id: None,
         source: Source::Unknown,
+        is_local: true,
         debug_dir: None,
         version: None,
         snapshot: None,
     };
+    let module = |id: ModuleId| window.modules().get(id.0 as usize).unwrap_or(&unknown);
     let modules = by_module.len();
-    let mut locations = vec![LocationId(u32::MAX); window.frames().len()];
-    for (done, ((is_kernel, id), frames)) in by_module.into_iter().enumerate() {
-        let module = window.modules().get(id.0 as usize).unwrap_or(&unknown);
+    // What may not answer is read last, when it can keep nothing else from being read.
+    let mut order: Vec<(bool, ModuleId)> = by_module.keys().copied().collect();
+    order.sort_by_key(|(_, id)| !module(*id).is_local);
+    let mut named = HashMap::new();
+    for (done, key) in order.into_iter().enumerate() {
+        let module = module(key.1);
         progress(Progress {
             done,
             modules,
             module: &module.name,
         });
-        let names = name_frames(module, &frames, name, runtime);
+        named.insert(key, name_frames(module, &by_module[&key], name, runtime));
+    }
+    let mut locations = vec![LocationId(u32::MAX); window.frames().len()];
+    for (key, frames) in by_module {
+        let (is_kernel, id) = key;
+        let module = module(id);
+        let names = named.remove(&key).unwrap_or_default();
         let mapping = builder.mapping(&module.name, module.build_id.as_deref(), is_kernel);
         let mut lines = BTreeMap::new();
         for (address, resolved) in names {
@@ -187,6 +198,7 @@ fn as_recorded(module: &Module) -> Cow<'_, Module> {
                 None => Source::Unknown,
             },
             build_id: None,
+            is_local: true,
             debug_dir: None,
             version: None,
             ..module.clone()

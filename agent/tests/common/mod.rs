@@ -19,7 +19,7 @@ mod recording;
 
 pub use cluster::{Cluster, cluster_directory, free_port, unprivileged};
 pub use namespace::Namespace;
-pub use process::{Finished, Running, agent, start};
+pub use process::{Finished, Running, agent, children_of, start};
 pub use profile::{Profile, Stack, Summary};
 pub use programs::{Workshop, run};
 pub use recording::Recording;

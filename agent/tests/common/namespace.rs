@@ -2,7 +2,7 @@
 
 use std::{ffi::OsStr, fs, path::Path, process::Command};
 
-use super::{Running, start};
+use super::{Running, children_of, start};
 
 /// A namespace each of pids, mounts and network, with loopback up and an empty directory of its own in the place
 /// of one that is there. It goes with all its processes.
@@ -26,12 +26,8 @@ impl Namespace {
             .arg(directory);
         let mut holder = start(command);
         holder.wait_until("it is apart", |holder| holder.stdout().contains("ready"));
-        let path = format!("/proc/{0}/task/{0}/children", holder.pid());
-        let children = fs::read_to_string(&path).expect("children");
-        let init = children.split_whitespace().next().map(str::parse);
-        let Some(Ok(init)) = init else {
-            panic!("unshare has no child: {children:?}");
-        };
+        let init = children_of(holder.pid()).first().copied();
+        let init = init.expect("unshare has a child");
         Namespace {
             _holder: holder,
             init,

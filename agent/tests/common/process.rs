@@ -83,11 +83,8 @@ impl Running {
     /// The process behind a recording agent that does its work: the one that was started only stands in front of it.
     pub fn worker(&self) -> u32 {
         let pid = self.pid();
-        let path = format!("/proc/{pid}/task/{pid}/children");
-        let children = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-        let first = children.split_whitespace().next();
-        let first = first.unwrap_or_else(|| panic!("pid {pid} has no child"));
-        first.parse().expect("a pid")
+        let first = children_of(pid).first().copied();
+        first.unwrap_or_else(|| panic!("pid {pid} has no child"))
     }
 
     /// Sends a signal to the [`Running::worker`].
@@ -211,4 +208,20 @@ impl Finished {
 fn read(path: &Path) -> String {
     let bytes = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Pids of a process's children, whichever of its threads has started them.
+pub fn children_of(pid: u32) -> Vec<u32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task"));
+    let children = threads
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|thread| fs::read_to_string(thread.path().join("children")).unwrap_or_default());
+    children
+        .flat_map(|pids| {
+            let pids = pids.split_whitespace().filter_map(|pid| pid.parse().ok());
+            pids.collect::<Vec<u32>>()
+        })
+        .collect()
 }

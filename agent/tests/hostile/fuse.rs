@@ -1,4 +1,5 @@
-//! A file system of one file, whose server stops answering when it is told to.
+//! A file system of one file, whose server stops answering requests when it is told to: all, or those at which a file
+//! is closed.
 
 use std::{
     ffi::CString,
@@ -19,6 +20,16 @@ const FILE: u64 = 2;
 /// The largest request: a write of a megabyte, and its header.
 const MAX_REQUEST: usize = (1 << 20) + 4096;
 
+/// What is not answered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Unanswered {
+    Everything,
+    Closing,
+}
+
+/// FLUSH, which the kernel sends for each descriptor that is closed, and waits for.
+const FLUSH: u32 = 25;
+
 /// A mounted file system. At its end it is unmounted, and whoever waits for it gets an error.
 pub struct Fuse {
     directory: PathBuf,
@@ -29,7 +40,12 @@ pub struct Fuse {
 
 impl Fuse {
     /// Mounts it on a new directory; the file is an executable with this content.
-    pub fn mount(directory: &Path, name: &'static str, content: Vec<u8>) -> std::io::Result<Self> {
+    pub fn mount(
+        directory: &Path,
+        name: &'static str,
+        content: Vec<u8>,
+        unanswered: Unanswered,
+    ) -> std::io::Result<Self> {
         fs::create_dir(directory)?;
         let device = File::options().read(true).write(true).open("/dev/fuse")?;
         let options = format!(
@@ -56,6 +72,7 @@ impl Fuse {
             device,
             name,
             content,
+            unanswered,
             hangs: hangs.clone(),
             ends: ends.clone(),
         };
@@ -67,7 +84,7 @@ impl Fuse {
         })
     }
 
-    /// From now on nothing is answered.
+    /// From now on no answer is given to what shall have none.
     pub fn hang(&self) {
         self.hangs.store(true, Ordering::Relaxed);
     }
@@ -88,6 +105,7 @@ struct Server {
     device: File,
     name: &'static str,
     content: Vec<u8>,
+    unanswered: Unanswered,
     hangs: Arc<AtomicBool>,
     ends: Arc<AtomicBool>,
 }
@@ -104,9 +122,10 @@ impl Server {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(_) => return,
             };
-            if !self.hangs.load(Ordering::Relaxed)
-                && let Some(answer) = self.answer(&request[..size])
-            {
+            let operation = u32::from_le_bytes(request[4..8].try_into().expect("4 bytes"));
+            let may_hang = self.unanswered == Unanswered::Everything || operation == FLUSH;
+            let hangs = may_hang && self.hangs.load(Ordering::Relaxed);
+            if !hangs && let Some(answer) = self.answer(&request[..size]) {
                 let _ = self.device.write(&answer);
             }
         }
@@ -168,8 +187,8 @@ impl Server {
                 body.resize(64, 0);
                 0
             }
-            // RELEASE, FLUSH, RELEASEDIR, ACCESS
-            18 | 25 | 29 | 34 => 0,
+            // RELEASE, RELEASEDIR, ACCESS
+            18 | FLUSH | 29 | 34 => 0,
             _ => libc::ENOSYS,
         };
         let mut answer = Vec::new();

@@ -57,6 +57,17 @@ fn a_recording_takes_no_longer() {
     assert!(most <= 5.0, "{most:.2} s more");
 }
 
+/// A recording process that is killed ends for whoever waits for it, also when a thread of it waits for a file system
+/// that never answers, and so cannot end.
+#[test]
+fn killed_while_a_thread_waits() {
+    if !can_record() {
+        return;
+    }
+    let stage = Stage::set();
+    stage.kill_while_a_thread_waits();
+}
+
 fn groups() -> Vec<(&'static str, Vec<Case>)> {
     vec![
         ("debug links", files::debug_links()),

@@ -8,7 +8,7 @@ use std::{
 use crate::{
     common::free_port,
     files::{copy_over, library},
-    fuse::Fuse,
+    fuse::{Fuse, Unanswered},
     stage::{Case, Stage, Started},
 };
 
@@ -23,12 +23,12 @@ fn process(name: &'static str, args: &'static [&'static str]) -> Case {
 pub fn memory() -> Vec<Case> {
     vec![
         Case::new("fuse_exe", |stage, name| {
-            let content = fs::read(&stage.hostile).expect("a program of ours");
-            let (fuse, file) = mount(stage, name, name, content);
-            Started {
-                fuse: Some(fuse),
-                ..Started::of(stage.run(&file, &["gently"]))
-            }
+            on_fuse(stage, name, Unanswered::Everything)
+        })
+        .refused(),
+        // It can be read, but whoever has opened it waits for ever when he closes it, or ends, or runs another program.
+        Case::new("fuse_flush", |stage, name| {
+            on_fuse(stage, name, Unanswered::Closing)
         })
         .refused(),
         Case::new("env_hangs", |stage, name| {
@@ -48,18 +48,40 @@ pub fn memory() -> Vec<Case> {
     ]
 }
 
+/// A program on a file system whose server will answer no more.
+pub fn on_fuse(stage: &Stage, name: &'static str, unanswered: Unanswered) -> Started {
+    let content = fs::read(&stage.hostile).expect("a program of ours");
+    let (fuse, file) = mount(stage, name, name, content, unanswered);
+    Started {
+        fuse: Some(fuse),
+        ..Started::of(stage.run(&file, &["gently"]))
+    }
+}
+
 /// A file on a file system whose server will answer no more.
-fn mount(stage: &Stage, case: &str, file: &'static str, content: Vec<u8>) -> (Fuse, PathBuf) {
+fn mount(
+    stage: &Stage,
+    case: &str,
+    file: &'static str,
+    content: Vec<u8>,
+    unanswered: Unanswered,
+) -> (Fuse, PathBuf) {
     let directory = stage.workshop.path().join(format!("{case}.mounted"));
     let _ = fs::remove_dir(&directory);
-    let fuse = Fuse::mount(&directory, file, content)
+    let fuse = Fuse::mount(&directory, file, content, unanswered)
         .unwrap_or_else(|error| panic!("a FUSE file system cannot be mounted: {error}"));
     (fuse, directory.join(file))
 }
 
 /// A process that has memory there, which nobody has read yet.
 fn memory_on_fuse(stage: &Stage, name: &'static str, mode: &str, file: &'static str) -> Started {
-    let (fuse, file) = mount(stage, name, file, vec![b'A'; 1 << 16]);
+    let (fuse, file) = mount(
+        stage,
+        name,
+        file,
+        vec![b'A'; 1 << 16],
+        Unanswered::Everything,
+    );
     let program = stage.copy(&stage.hostile, name);
     Started {
         fuse: Some(fuse),

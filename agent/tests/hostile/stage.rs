@@ -14,8 +14,9 @@ use std::{
 use tempfile::TempDir;
 
 use crate::{
-    common::{HERTZ, MachineLock, Profile, Running, Summary, Workshop, agent, start},
-    fuse::Fuse,
+    common::{HERTZ, MachineLock, Profile, Running, Summary, Workshop, agent, children_of, start},
+    fuse::{Fuse, Unanswered},
+    processes,
 };
 
 /// How long a recording of [`SECONDS`] may take, names included.
@@ -112,6 +113,14 @@ impl Case {
 }
 
 impl Started {
+    /// Lets its file system answer no more.
+    fn hang(self) -> Self {
+        if let Some(fuse) = &self.fuse {
+            fuse.hang();
+        }
+        self
+    }
+
     pub fn of(running: Running) -> Self {
         Self {
             running: vec![running],
@@ -313,6 +322,35 @@ impl Stage {
         failures
     }
 
+    /// Kills a recording process of which a thread waits for a file system that never answers.
+    #[track_caller]
+    pub fn kill_while_a_thread_waits(&self) {
+        let _lock = MachineLock::exclusive();
+        let _hung = processes::on_fuse(self, "fuse_kill", Unanswered::Everything).hang();
+        let mut command = agent(["record", "--duration", "60s"]);
+        command
+            .arg("--output")
+            .arg(self.workshop.path().join("killed.svg"));
+        let mut recording = start(command);
+        let mut worker = None;
+        recording.wait_until("a thread that waits", |recording| {
+            worker = children_of(recording.pid()).first().copied();
+            worker.is_some_and(has_uninterruptible_thread)
+        });
+        let worker = worker.expect("seen") as libc::pid_t;
+        // SAFETY: it is a child of a process that has not ended and does not wait for it before.
+        unsafe { libc::kill(worker, libc::SIGKILL) };
+        let killed = Instant::now();
+        let finished = recording.finish();
+        assert!(killed.elapsed() < Duration::from_secs(30), "{finished:#?}");
+        assert_eq!(finished.status.code(), Some(1), "{finished:#?}");
+        assert!(finished.stderr.contains("does not answer"), "{finished:#?}");
+        assert!(
+            Path::new(&format!("/proc/{worker}")).exists(),
+            "no thread was left over: nothing was tested"
+        );
+    }
+
     fn start(&self, cases: &[&Case]) -> Vec<Started> {
         let started: Vec<Started> = cases
             .iter()
@@ -320,10 +358,7 @@ impl Stage {
             .collect();
         // They run for a moment before their files are gone.
         thread::sleep(Duration::from_millis(300));
-        for fuse in started.iter().filter_map(|started| started.fuse.as_ref()) {
-            fuse.hang();
-        }
-        started
+        started.into_iter().map(Started::hang).collect()
     }
 
     /// What is wrong about the honest programs.
@@ -522,17 +557,12 @@ fn with_children(pid: u32) -> u64 {
     own_memory(pid) + children_of(pid).into_iter().map(with_children).sum::<u64>()
 }
 
-fn children_of(pid: u32) -> Vec<u32> {
+/// Whether a thread of a process waits so that not even a signal ends it.
+fn has_uninterruptible_thread(pid: u32) -> bool {
     let threads = fs::read_dir(format!("/proc/{pid}/task"));
-    let children = threads
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|thread| fs::read_to_string(thread.path().join("children")).unwrap_or_default());
-    children
-        .flat_map(|pids| {
-            let pids = pids.split_whitespace().filter_map(|pid| pid.parse().ok());
-            pids.collect::<Vec<u32>>()
-        })
-        .collect()
+    let mut threads = threads.into_iter().flatten().flatten();
+    threads.any(|thread| {
+        let wchan = fs::read_to_string(thread.path().join("wchan"));
+        wchan.is_ok_and(|function| function.contains("fuse") || function == "request_wait_answer")
+    })
 }

@@ -1,0 +1,122 @@
+//! A thread that starts namers, and has no files of others open.
+//!
+//! A child gets its parent's open files and closes them when it runs its program. A FUSE server may let that wait for
+//! ever (fs/fuse/file.c, `fuse_flush`), and with it whoever starts the child. So the thread has a table of open files of
+//! its own (unshare(2), `CLONE_FILES`), made before the agent opens any file that somebody else chose.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
+
+use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+use super::child::{NAMER_ARGUMENT, program};
+use super::wire;
+
+/// Starts namers.
+#[derive(Debug)]
+pub struct Spawner {
+    /// A word for each child that is wanted.
+    requests: Sender<()>,
+    /// Takes each child's standard input to the thread, whose table has no file that was opened since.
+    inputs: UnixStream,
+    children: Receiver<io::Result<Child>>,
+}
+
+impl Spawner {
+    /// Starts the thread. Files that are open now stay open until it ends, which is when this is dropped; one descriptor
+    /// stays in the caller's table.
+    ///
+    /// # Errors
+    /// No thread, no socket, or no table of files of its own.
+    pub fn start() -> io::Result<Spawner> {
+        let (inputs, received) = UnixStream::pair()?;
+        let (requests, wanted) = mpsc::channel();
+        let (started, children) = mpsc::channel();
+        let (tell_ready, ready) = mpsc::channel();
+        let serve = move || {
+            // SAFETY: no other thread uses `received` or any file that this one opens.
+            let unshared = unsafe { unshare_unsafe(UnshareFlags::FILES) };
+            let is_ready = unshared.is_ok();
+            if tell_ready.send(unshared).is_err() || !is_ready {
+                return;
+            }
+            for () in wanted {
+                let child = receive(&received).and_then(start_namer);
+                if started.send(child).is_err() {
+                    return;
+                }
+            }
+        };
+        thread::Builder::new()
+            .name("spawner".to_owned())
+            .spawn(serve)?;
+        ready.recv().map_err(io::Error::other)??;
+        Ok(Spawner {
+            requests,
+            inputs,
+            children,
+        })
+    }
+
+    /// Starts a namer. It ends at the latest when this is dropped.
+    pub(super) fn namer(&self, input: OwnedFd) -> io::Result<Child> {
+        wire::send(&self.inputs, &[0], &[input.as_fd()])?;
+        self.requests.send(()).map_err(io::Error::other)?;
+        self.children.recv().map_err(io::Error::other)?
+    }
+}
+
+fn receive(socket: &UnixStream) -> io::Result<OwnedFd> {
+    let (_, files) = wire::receive(socket, &mut [0])?;
+    let input = files.into_iter().next();
+    Ok(input.ok_or(io::ErrorKind::UnexpectedEof)?.into())
+}
+
+fn start_namer(input: OwnedFd) -> io::Result<Child> {
+    let mut command = Command::new(program());
+    command
+        .arg0("flamestorm")
+        .arg(NAMER_ARGUMENT)
+        .stdin(Stdio::from(input))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        // Ctrl-C is the agent's business.
+        .process_group(0);
+    // Before it runs another program: wherever it is stopped, it ends with the thread that started it.
+    // SAFETY: this makes one system call, in the child.
+    unsafe {
+        command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
+    }
+    command.spawn()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is opened after its start is not open in the thread.
+    #[test]
+    fn has_files_of_its_own() {
+        let spawner = Spawner::start().unwrap();
+        let _opened = [(); 64].map(|()| tempfile::tempfile().unwrap());
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let counts = tasks.flatten().filter_map(|task| {
+            let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
+            let open = std::fs::read_dir(task.path().join("fd")).ok()?.flatten();
+            let temporary = open.filter(|fd| {
+                let target = std::fs::read_link(fd.path()).unwrap_or_default();
+                target.to_string_lossy().contains("(deleted)")
+            });
+            (name.trim() == "spawner").then(|| temporary.count())
+        });
+        // Tests beside this one have spawners too.
+        assert!(counts.min().unwrap() < 64);
+        drop(spawner);
+    }
+}
