@@ -141,7 +141,7 @@ folded_figures() {
         for (i = 2; i <= n; i++) {
             if (f[i] ~ /^(main|_start)$/) root = 1
             frames += count
-            if (f[i] == "" || f[i] ~ /unknown/ || f[i] ~ /^0x/) unnamed += count
+            if (f[i] == "" || f[i] ~ /unknown/ || f[i] ~ /^0x/ || f[i] ~ /^\[[a-z ]+\]\+0x/) unnamed += count
             else if (f[i] ~ /\+0x[0-9a-f]+(_\[k\])?$/) module += count
         }
         if (root) rooted += count

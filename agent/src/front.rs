@@ -3,8 +3,8 @@
 //! A thread of the agent may wait for a file system that never answers, and then not even SIGKILL ends it (FUSE:
 //! fs/fuse/dev.c, `request_wait_answer`). Its process stays until the answer comes, and whoever waits for that process
 //! waits as long. So the work is done in a child process. The process in front hands signals on to it, learns its exit
-//! status by a pipe and ends with that, whatever is left of the child. A child that was killed with such a thread is
-//! told by its first thread, which has ended.
+//! status by a pipe and ends with that, whatever is left of the child. If the child is killed while such a thread waits,
+//! `/proc` shows that its first thread has ended, or has a SIGKILL that it does not take, and the process in front ends.
 
 use std::{
     fs::File,
@@ -37,6 +37,9 @@ const LOOK_EVERY: Timespec = Timespec {
     tv_sec: 1,
     tv_nsec: 0,
 };
+
+/// SIGKILL in a set of signals (fs/proc/array.c, `render_sigset_t`).
+const SIGKILL_BIT: u64 = 1 << (libc::SIGKILL - 1);
 
 /// Exit status when the child died without a report.
 const DIED: u8 = 1;
@@ -96,10 +99,19 @@ fn report(writer: OwnedFd, status: u8) -> ! {
     process::exit(i32::from(status))
 }
 
-/// Waits until the child reports, ends, or is killed and has a thread left.
+/// Waits until the child reports, ends, or has been killed for a while and has not ended.
 fn wait_for_end(child: libc::pid_t, reader: &File) -> Result<()> {
-    while !is_readable(reader, &LOOK_EVERY)? && !has_lost_first_thread(child) {}
-    Ok(())
+    let mut was_killed = false;
+    loop {
+        if is_readable(reader, &LOOK_EVERY)? {
+            return Ok(());
+        }
+        let is_killed = is_killed(child);
+        if was_killed && is_killed {
+            return Ok(());
+        }
+        was_killed = is_killed;
+    }
 }
 
 /// Whether the pipe has a status or has ended, after at most `timeout`.
@@ -112,12 +124,14 @@ fn is_readable(reader: &File, timeout: &Timespec) -> Result<bool> {
     }
 }
 
-/// Whether the first thread of a process that was not waited for has ended, which is the agent's main thread. It never
-/// ends before the others but by a signal that ends them all.
-fn has_lost_first_thread(pid: libc::pid_t) -> bool {
+/// Whether a process that was not waited for is being killed: its first thread, the agent's main thread, which never ends
+/// before the others by itself, has ended or is about to. Most processes are gone a moment later.
+fn is_killed(pid: libc::pid_t) -> bool {
     procfs::process::Process::new(pid)
-        .and_then(|process| process.stat())
-        .is_ok_and(|stat| stat.state == 'Z')
+        .and_then(|process| process.status())
+        .is_ok_and(|status| {
+            status.state.starts_with('Z') || (status.sigpnd | status.shdpnd) & SIGKILL_BIT != 0
+        })
 }
 
 /// Hands signals on until the child has ended, or has reported its status and does not end.

@@ -274,8 +274,6 @@ fn name_functions(
     }
     profile.runtime.agent.cpu_seconds.symbolising = session::cpu_seconds() - before;
     profile.runtime.agent.max_rss_bytes.peak = session::max_rss_bytes();
-    // Its files stay open: to close one may mean to wait for a server for ever, and the process is about to end.
-    std::mem::forget(window);
     (profile, unnamed)
 }
 

@@ -143,8 +143,8 @@ fn what_has_ended_is_forgotten() {
     }
     let workshop = Workshop::new();
     let churn = workshop.cc("churn.c", "churn", &[]);
-    // The wait is longer than the time after which the agent looks for what no event told it.
-    let recording = Recording::alone(&churn, &["1500", "1", "7000"]);
+    // The wait is longer than the ten seconds after which the agent looks for what no event told it.
+    let recording = Recording::alone(&churn, &["1500", "1", "12000"]);
     let living = pids().count() as f64 + OTHERS;
     assert_eq!(recording.finished.code(), 0);
     let summary = &recording.summary;

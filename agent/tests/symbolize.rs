@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agent_ebpf::sample::Outcome;
+use flamestorm::file::OpenFile;
 use flamestorm::profile::{
     Frame, Module, ModuleId, Process, ProcessIndex, RawSample, RecordingMeta, ResolvedProfile,
     Source, Window,
@@ -132,7 +133,7 @@ impl Fixture {
         Module {
             name: "/usr/lib/libfixture.so".to_owned(),
             build_id: None,
-            source: Source::File(Arc::new(File::open(&self.path).unwrap())),
+            source: Source::File(Arc::new(OpenFile::new(File::open(&self.path).unwrap()))),
             is_local: true,
             debug_dir: None,
             version: None,
@@ -642,7 +643,7 @@ fn hostile_libraries() {
     while Instant::now() < end {
         fs::write(&path, damaged(&good, &mut random)).unwrap();
         let mut module = fixture.module();
-        module.source = Source::File(Arc::new(File::open(&path).unwrap()));
+        module.source = Source::File(Arc::new(OpenFile::new(File::open(&path).unwrap())));
         let profile = resolved(module, &addresses, &options(&fixture));
         for stack in told(&profile) {
             assert!(!stack.is_empty() && stack.iter().all(|name| !name.is_empty()));

@@ -217,11 +217,10 @@ async fn an_exhausted_pool_has_its_own_error() {
 async fn the_profile_is_a_profile() {
     let (_, service) = shop().await;
     let profile = format!(
-        "{}/debug/pprof/profile?seconds=2&frequency=500",
+        "{}/debug/pprof/profile?seconds=4&frequency=500",
         service.announced
     );
     let first = tokio::spawn(async move { get(&profile).await });
-    let until = Instant::now() + Duration::from_millis(1800);
     let search = format!("{}/products/search?q=wireless", service.announced);
     tokio::time::sleep(Duration::from_millis(200)).await;
     let second = get(&format!(
@@ -230,8 +229,17 @@ async fn the_profile_is_a_profile() {
     ))
     .await;
     assert_eq!(second.problem(409), "profile_running");
-    while Instant::now() < until {
-        assert_eq!(get(&search).await.status, 200);
+    // On a busy machine the service gets little of the CPU: it has something to do all the time.
+    while !first.is_finished() {
+        let searches: Vec<_> = (0..4)
+            .map(|_| {
+                let search = search.clone();
+                tokio::spawn(async move { get(&search).await })
+            })
+            .collect();
+        for search in searches {
+            assert_eq!(search.await.unwrap().status, 200);
+        }
     }
     let first = first.await.unwrap();
     assert_eq!(first.status, 200);

@@ -1,5 +1,6 @@
 //! Files that others chose: opened without harm, and told apart by version.
 
+mod open;
 mod snapshot;
 
 use std::{
@@ -11,6 +12,7 @@ use std::{
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 
+pub use open::{FileCopy, OpenFile};
 pub use snapshot::{Snapshot, SnapshotRoom};
 
 /// What changes when a file is written.
@@ -61,6 +63,11 @@ const LOCAL_FILE_SYSTEMS: [u32; 9] = [
 pub fn is_local(file: impl AsFd) -> bool {
     let kind = rustix::fs::fstatfs(file).map(|found| found.f_type as u32);
     kind.is_ok_and(|kind| LOCAL_FILE_SYSTEMS.contains(&kind))
+}
+
+/// Whether a file is served by a process (FUSE), which may be anybody's.
+pub fn is_served_by_a_process(file: impl AsFd) -> bool {
+    rustix::fs::fstatfs(file).is_ok_and(|found| found.f_type as u32 == 0x6573_5546)
 }
 
 /// Opens a regular file whose name somebody else chose.

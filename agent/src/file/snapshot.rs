@@ -14,7 +14,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use super::FileVersion;
+use super::{FileVersion, OpenFile};
 
 /// A file that was not changed for so long is not copied, seconds.
 const YOUNG: i64 = 3600;
@@ -35,7 +35,7 @@ pub struct SnapshotRoom {
 #[derive(Debug)]
 pub struct Snapshot {
     /// The copy: it has no name, and goes when it is closed.
-    pub file: Arc<File>,
+    pub file: Arc<OpenFile>,
     bytes: u64,
     room: Arc<SnapshotRoom>,
 }
@@ -57,7 +57,7 @@ impl SnapshotRoom {
         }
         let before = self.used.fetch_add(version.size, Ordering::Relaxed);
         let snapshot = |file| Snapshot {
-            file: Arc::new(file),
+            file: Arc::new(OpenFile::known(file, true)),
             bytes: version.size,
             room: Arc::clone(self),
         };
@@ -131,7 +131,7 @@ mod tests {
         let snapshot = room.take(&file, version).expect("it is young");
         std::fs::write(&path, "after").unwrap();
         let mut text = String::new();
-        let mut copied = &*snapshot.file;
+        let mut copied: &File = &snapshot.file;
         copied.rewind().unwrap();
         copied.read_to_string(&mut text).unwrap();
         assert_eq!(text, "before");

@@ -7,8 +7,8 @@ pub mod service;
 mod space;
 
 pub use proc::{
-    exists, has_threads, in_initial_pid_namespace, living_thread, mapped_objects, own_pid,
-    parent_of, pids, process_exe, process_name, process_of_thread,
+    exists, has_threads, in_initial_pid_namespace, is_trusted_by, living_thread, mapped_objects,
+    own_pid, parent_of, pids, process_exe, process_name, process_of_thread,
 };
 pub use registry::{MappingReader, Process, Registry};
 pub use space::{AddressSpace, Backing, MAX_KEPT_MAPPINGS, Mapping, ObjectId};

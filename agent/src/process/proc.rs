@@ -3,16 +3,18 @@
 
 use std::{
     fs::File,
-    io::BufReader,
+    io::{self, BufRead, BufReader, Read as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
 use procfs::{
     FromBufRead as _,
-    process::{MMPermissions, MMapPath, MemoryMap, MemoryMaps, Process},
+    process::{MMapPath, MemoryMap, MemoryMaps, Process},
 };
 use rustix::process::{Pid, test_kill_process};
 
+use super::space::MAX_KEPT_MAPPINGS;
 use crate::kernel::{FileKey, MappedObject};
 
 /// Every process there is.
@@ -108,28 +110,68 @@ pub fn process_exe(pid: u32) -> Option<PathBuf> {
     })
 }
 
-/// The executable mappings of a process, in order of address.
-pub fn mapped_objects(pid: u32) -> Vec<MappedObject> {
-    let of_first = executable_mappings(pid, pid);
+/// Whether a file belongs to the user that a process runs as, or to root: others may have made it for the process to be
+/// mistaken. `false` when the process has gone.
+pub fn is_trusted_by(pid: u32, file: &File) -> bool {
+    let Ok(owner) = file.metadata().map(|metadata| metadata.uid()) else {
+        return false;
+    };
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let mut ids = ids.unwrap_or_default().split_ascii_whitespace().peekable();
+    ids.peek().is_some() && (owner == 0 || ids.any(|id| id.parse() == Ok(owner)))
+}
+
+/// Bytes of a process's list of mappings that are read at most: what the kernel lets it have, with long paths.
+const MAX_MAPS_BYTES: u64 = 64 << 20;
+
+/// The executable mappings of a process, in order of address, [`MAX_KEPT_MAPPINGS`] at most; none for a process that has
+/// gone.
+///
+/// # Errors
+/// The list of a process that lives could not be read.
+pub fn mapped_objects(pid: u32) -> io::Result<Vec<MappedObject>> {
+    let of_first = executable_mappings(pid, pid)?;
     if !of_first.is_empty() {
-        return of_first;
+        return Ok(of_first);
     }
     // The first thread has none when it has ended before the others.
     match living_thread(pid) {
         Some(thread) if thread != pid => executable_mappings(pid, thread),
-        _ => Vec::new(),
+        _ => Ok(Vec::new()),
     }
 }
 
-fn executable_mappings(pid: u32, tid: u32) -> Vec<MappedObject> {
-    let Ok(file) = File::open(format!("/proc/{pid}/task/{tid}/maps")) else {
-        return Vec::new();
+fn executable_mappings(pid: u32, tid: u32) -> io::Result<Vec<MappedObject>> {
+    let lines = File::open(format!("/proc/{pid}/task/{tid}/maps"))
+        .and_then(|file| executable_lines(BufReader::new(file.take(MAX_MAPS_BYTES))));
+    let lines = match lines {
+        Ok(lines) => lines,
+        Err(error) => {
+            return match error.raw_os_error() {
+                Some(libc::ENOENT | libc::ESRCH) => Ok(Vec::new()),
+                _ => Err(error),
+            };
+        }
     };
-    let Ok(maps) = MemoryMaps::from_buf_read(BufReader::new(file)) else {
-        return Vec::new();
-    };
-    let executable = |map: &MemoryMap| map.perms.contains(MMPermissions::EXECUTE);
-    maps.into_iter().filter(executable).map(object).collect()
+    let maps = MemoryMaps::from_buf_read(&*lines).map_err(io::Error::other)?;
+    Ok(maps.into_iter().map(object).collect())
+}
+
+/// Those of the lines that are of executable mappings: a process may have many others.
+fn executable_lines(mut maps: impl BufRead) -> io::Result<Vec<u8>> {
+    let (mut lines, mut count, mut start) = (Vec::new(), 0, 0);
+    while count < MAX_KEPT_MAPPINGS && maps.read_until(b'\n', &mut lines)? > 0 {
+        let permissions = lines[start..].split(|byte| *byte == b' ').nth(1);
+        match permissions.is_some_and(|permissions| permissions.contains(&b'x')) {
+            true => (count, start) = (count + 1, lines.len()),
+            false => lines.truncate(start),
+        }
+    }
+    // A line that was cut at the limit would be another mapping.
+    let whole = lines.iter().rposition(|byte| *byte == b'\n');
+    lines.truncate(whole.map_or(0, |last| last + 1));
+    Ok(lines)
 }
 
 fn object(map: MemoryMap) -> MappedObject {
@@ -161,7 +203,7 @@ mod tests {
     #[test]
     fn own_mappings() {
         let pid = std::process::id();
-        let objects = mapped_objects(pid);
+        let objects = mapped_objects(pid).unwrap();
         let exe = process_exe(pid).unwrap();
         assert!(objects.iter().any(|o| o.name == exe && o.file.is_some()));
         assert!(objects.iter().any(|o| o.name.as_os_str() == "[vdso]"));
@@ -198,7 +240,19 @@ mod tests {
     /// A process that does not exist has nothing.
     #[test]
     fn no_such_process() {
-        assert!(mapped_objects(u32::MAX).is_empty());
+        assert!(mapped_objects(u32::MAX).unwrap().is_empty());
         assert_eq!(process_name(u32::MAX), None);
+    }
+
+    /// Root's files and those of the process's own user count, of a process that lives.
+    #[test]
+    fn trusted_files() {
+        let own = std::process::id();
+        let file = tempfile::tempfile().unwrap();
+        assert!(is_trusted_by(own, &file) && !is_trusted_by(u32::MAX, &file));
+        // Only root can give a file away.
+        if rustix::fs::fchown(&file, Some(rustix::fs::Uid::from_raw(65_534)), None).is_ok() {
+            assert!(!is_trusted_by(own, &file));
+        }
     }
 }

@@ -17,6 +17,9 @@ use crate::kernel::{Event, EventKind, MappedObject};
 /// statement names its sender.
 pub const REMEMBERED: usize = 1024;
 
+/// New names of a process that are followed: each makes it another process in a profile.
+pub const MAX_RENAMES: u32 = 64;
+
 /// Processes without their first thread that are looked at in one go.
 const MAX_LOOKS: usize = 64;
 
@@ -40,6 +43,8 @@ pub struct Process {
     pub image: u64,
     /// When it was forked, nanoseconds, if it still runs what its parent did.
     pub forked: Option<u64>,
+    /// How often it was named anew; [`MAX_RENAMES`] at most.
+    pub renames: u32,
 }
 
 /// Reads the executable mappings of a process, or gives up (`None`): the kernel lets that wait for locks which the
@@ -91,6 +96,7 @@ impl Registry {
             incarnation,
             image: incarnation,
             forked: None,
+            renames: 0,
         };
         self.processes.insert(pid, process);
         self.processes.get(&pid)
@@ -180,6 +186,7 @@ impl Registry {
                     incarnation,
                     image: incarnation,
                     forked: None,
+                    renames: 0,
                 };
                 self.processes.insert(pid, process);
                 true
@@ -188,9 +195,11 @@ impl Registry {
                 let incarnation = self.next_incarnation();
                 if let Some(process) = self.processes.get_mut(&pid)
                     && tid == pid
+                    && process.renames < MAX_RENAMES
                 {
                     process.name = name;
                     process.incarnation = incarnation;
+                    process.renames += 1;
                 }
                 false
             }
@@ -265,13 +274,13 @@ impl Registry {
         let Some(mappings) = read(pid) else {
             return false;
         };
-        self.incomplete.remove(&pid);
         let exe = process_exe(pid).unwrap_or_default();
         // It may have ended, and its pid be another's, with the events of that.
         let is_whole = !mappings.is_empty() && !exe.as_os_str().is_empty();
         let Some(name) = process_name(pid).filter(|_| is_whole) else {
             return false;
         };
+        self.incomplete.remove(&pid);
         let was = self.living(pid).cloned();
         let Some(was) = was.filter(|was| program(&was.exe) == program(&exe)) else {
             self.last_ended.remove(&pid);
@@ -458,7 +467,7 @@ mod tests {
         registry.apply(event(u32::MAX, EventKind::Exit));
         assert!(!registry.read_again(own, &mut |_| None));
         assert_eq!(registry.incomplete().collect::<Vec<_>>(), [own]);
-        assert!(registry.read_again(own, &mut |pid| Some(mapped_objects(pid))));
+        assert!(registry.read_again(own, &mut |pid| mapped_objects(pid).ok()));
         assert_eq!(registry.incomplete().count(), 0);
         assert!(!registry.processes[&own].space.mappings().is_empty());
     }
@@ -470,21 +479,21 @@ mod tests {
         let (own, gone) = (std::process::id(), u32::MAX);
         let name = String::new();
         registry.apply(event(gone, EventKind::Exec { name }));
-        registry.scan_process(own, &mut |pid| Some(mapped_objects(pid)));
+        registry.scan_process(own, &mut |pid| mapped_objects(pid).ok());
         assert_eq!(registry.end_missing(), [gone]);
         assert!(registry.living(own).is_some() && registry.has_ended(gone));
         assert!(
-            !registry.read_again(own, &mut |pid| Some(mapped_objects(pid))),
+            !registry.read_again(own, &mut |pid| mapped_objects(pid).ok()),
             "nothing was missed"
         );
         let known = registry.processes.get_mut(&own).unwrap();
         known.space = Rc::default();
         let incarnation = known.incarnation;
-        assert!(registry.read_again(own, &mut |pid| Some(mapped_objects(pid))));
+        assert!(registry.read_again(own, &mut |pid| mapped_objects(pid).ok()));
         assert!(!registry.processes[&own].space.mappings().is_empty());
         assert_eq!(registry.processes[&own].incarnation, incarnation);
         registry.processes.get_mut(&own).unwrap().exe = "/another".into();
-        assert!(registry.read_again(own, &mut |pid| Some(mapped_objects(pid))));
+        assert!(registry.read_again(own, &mut |pid| mapped_objects(pid).ok()));
         assert_ne!(registry.processes[&own].incarnation, incarnation);
     }
 }

@@ -1,6 +1,6 @@
 //! The executable mappings of a process.
 
-use std::{cell::Cell, ops::Deref};
+use std::{cell::Cell, ffi::OsStr, ops::Deref, os::unix::ffi::OsStrExt as _, path::PathBuf};
 
 use crate::kernel::MappedObject;
 
@@ -33,8 +33,20 @@ pub struct Mapping {
     pub backing: Cell<Option<Backing>>,
 }
 
+/// Mappings of a process whose paths are kept at any length.
+const MAX_LONG_NAMES: usize = 1024;
+
+/// Bytes that are kept of the end of the others' paths. A process may have some megabytes of paths, then.
+const MAX_NAME: usize = 256;
+
 impl Mapping {
-    fn new(object: MappedObject) -> Mapping {
+    /// A mapping of a process that has so many `others`.
+    fn new(mut object: MappedObject, others: usize) -> Mapping {
+        let name = object.name.as_os_str().as_bytes();
+        if others >= MAX_LONG_NAMES && name.len() > MAX_NAME {
+            let end = OsStr::from_bytes(&name[name.len() - MAX_NAME..]);
+            object.name = PathBuf::from(end.to_owned());
+        }
         Mapping {
             object,
             backing: Cell::new(None),
@@ -64,7 +76,11 @@ impl AddressSpace {
         mappings.sort_by_key(|mapping| mapping.start);
         mappings.truncate(MAX_KEPT_MAPPINGS);
         AddressSpace {
-            mappings: mappings.into_iter().map(Mapping::new).collect(),
+            mappings: mappings
+                .into_iter()
+                .enumerate()
+                .map(|(others, mapping)| Mapping::new(mapping, others))
+                .collect(),
         }
     }
 
@@ -113,7 +129,10 @@ impl AddressSpace {
             right.object.start = added.end;
             right
         });
-        let new = left.into_iter().chain([Mapping::new(added)]).chain(right);
+        let new = left
+            .into_iter()
+            .chain([Mapping::new(added, self.mappings.len())])
+            .chain(right);
         let new: Vec<Mapping> = new.collect();
         let removed = last.saturating_sub(first);
         if self.mappings.len() - removed + new.len() > MAX_KEPT_MAPPINGS {

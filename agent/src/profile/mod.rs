@@ -23,7 +23,7 @@ pub use resolved::{
 };
 pub use wait_event::WaitEvent;
 pub use window::{
-    Counted, Frame, MAX_FRAMES, MAX_MODULES, MAX_PROCESSES, MAX_ROWS, MAX_STACK_NODES, Module,
-    ModuleId, Process, ProcessIndex, RawSample, STACK_TABLE_FULL, Source, StackId, Tally,
-    ThreadName, Window, WindowCounters,
+    Counted, Frame, MAX_FRAMES, MAX_MODULES, MAX_PROCESSES, MAX_PROGRAMS, MAX_ROWS,
+    MAX_STACK_NODES, Module, ModuleId, Process, ProcessIndex, RawSample, STACK_TABLE_FULL, Source,
+    StackId, Tally, ThreadName, Window, WindowCounters,
 };

@@ -5,7 +5,7 @@
 //! samples are equal.
 //!
 //! Memory at the bounds: [`MAX_STACK_NODES`] × 24 B + [`MAX_FRAMES`] × 40 B + [`MAX_ROWS`] × 100 B,
-//! together about 50 MB; a minute of a busy machine needs about a tenth.
+//! together about 50 MB, and paths and names; a minute of a busy machine needs about a tenth.
 
 use std::fs::File;
 use std::hash::BuildHasher;
@@ -17,7 +17,7 @@ use foldhash::fast::RandomState;
 use indexmap::{IndexMap, IndexSet};
 
 use super::attribution::{Attribution, Query};
-use crate::file::{FileVersion, Snapshot};
+use crate::file::{FileVersion, OpenFile, Snapshot};
 
 /// Distinct nodes of the stack trie (12 MB). A whole machine at work for a minute has about 20,000;
 /// a process that never takes the same path twice must not grow the agent without end.
@@ -33,10 +33,14 @@ pub const MAX_ROWS: usize = 1 << 18;
 /// Distinct modules: every one may keep a file open, so the limit of open files is met earlier.
 pub const MAX_MODULES: usize = 1 << 16;
 
-/// Distinct processes: a machine that starts a thousand a second for a minute stays below.
+/// Distinct processes: a machine that starts a thousand a second for a minute stays below. In a crowded window
+/// ([`Window::is_crowded`]) those that are new are counted together by program.
 pub const MAX_PROCESSES: usize = 1 << 16;
 
-/// Name of the process under which samples are counted when there are [`MAX_PROCESSES`].
+/// Programs by which processes are counted together.
+pub const MAX_PROGRAMS: usize = 1 << 12;
+
+/// Name of the process under which samples are counted when there are [`MAX_PROGRAMS`].
 pub const OTHER_PROCESSES: &str = "[other processes]";
 
 /// Name of the stack under which samples are counted that found a table full.
@@ -67,7 +71,7 @@ pub type ThreadName = [u8; 16];
 pub enum Source {
     /// A mapped file. It is kept open: its symbols can be read when the process, and even the
     /// file's name, have gone.
-    File(Arc<File>),
+    File(Arc<OpenFile>),
     /// The vDSO: an ELF image that has no file.
     Vdso(Arc<[u8]>),
     /// The kernel and its modules.
@@ -79,7 +83,7 @@ pub enum Source {
         /// Where its perf map is, as the agent sees it: `/proc/PID/root/tmp/perf-NSPID.map`.
         perf_map: PathBuf,
         /// The same file opened earlier, for a process that has gone by now.
-        file: Option<Arc<File>>,
+        file: Option<Arc<OpenFile>>,
     },
     /// Addresses outside every mapping.
     Unknown,
@@ -94,7 +98,7 @@ pub struct Module {
     pub build_id: Option<Vec<u8>>,
     /// Where symbols are read from.
     pub source: Source,
-    /// Whether to read and close that, and what it leads to, cannot wait for anybody but this machine's disk.
+    /// Whether to read that, and what it leads to, cannot wait for anybody but this machine's disk.
     pub is_local: bool,
     /// The directory of debug files where the code comes from, if that is another mount namespace than
     /// the agent's: open, so that it can be read when the process has gone.
@@ -120,7 +124,7 @@ impl Module {
 /// A process that was sampled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
-    /// Process id in the initial pid namespace.
+    /// Process id in the initial pid namespace; 0 for one that stands for several.
     pub pid: u32,
     /// The process's comm: its main thread's name.
     pub name: String,
@@ -286,16 +290,29 @@ impl Window {
         push_bounded(&mut self.processes, process, MAX_PROCESSES).map(ProcessIndex)
     }
 
-    /// A process that stands for all for which there is no room. It takes the last place, which no process has since
-    /// they are added to the end.
-    pub fn other_processes(&mut self) -> ProcessIndex {
+    /// Whether processes that are new should not be told apart any more: there are many, or their rows take half of the
+    /// room. Each sample of a short-lived process is a row of its own.
+    pub fn is_crowded(&self) -> bool {
+        self.processes.len() >= MAX_PROCESSES || self.rows.len() >= MAX_ROWS / 2
+    }
+
+    /// A process that stands for all of a program, or, without one, for all others. It has no pid. The caller adds
+    /// [`MAX_PROGRAMS`] at most.
+    pub fn add_program(&mut self, program: Option<(&str, &str)>) -> ProcessIndex {
+        let (name, exe) = program.unwrap_or((OTHER_PROCESSES, ""));
         self.processes.push(Process {
             pid: 0,
-            name: OTHER_PROCESSES.to_owned(),
-            exe: String::new(),
+            name: name.to_owned(),
+            exe: exe.to_owned(),
             service: String::new(),
         });
         ProcessIndex(self.processes.len() as u32 - 1)
+    }
+
+    /// Whether a process stands for itself alone.
+    fn is_one(&self, index: ProcessIndex) -> bool {
+        let process = self.processes.get(index.0 as usize);
+        process.is_none_or(|process| process.pid != 0)
     }
 
     /// Corrects what is known of a process: a thread may be sampled before its exec is read.
@@ -324,7 +341,11 @@ impl Window {
         let row = stack.map(|stack| Counted {
             attribution,
             process: sample.process,
-            tid: sample.tid,
+            tid: if self.is_one(sample.process) {
+                sample.tid
+            } else {
+                0
+            },
             thread_name: sample.thread_name,
             outcome: sample.outcome,
             stack,

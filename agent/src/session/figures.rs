@@ -35,8 +35,6 @@ impl Session {
         let runtime = self.runtime(config, course);
         let queries = self.ingest.backends.queries();
         self.ingest.window.set_queries(queries);
-        // To close a file may mean to wait for a server for ever; the process is about to end.
-        std::mem::forget(self.objects);
         Recording {
             window: self.ingest.window,
             meta,
@@ -150,6 +148,13 @@ impl Session {
             ));
         }
         self.note_files(runtime);
+        if self.ingest.programs() > 0 {
+            runtime.note(format!(
+                "so many processes or rows were recorded that processes of {} programs which came later have no pid \
+                 and are counted together by program",
+                self.ingest.programs()
+            ));
+        }
         if self.tables.servers.refused > 0 {
             runtime.note(format!(
                 "more than {} PostgreSQL servers at the same time: the samples of {} processes of others have no \

@@ -1,7 +1,13 @@
 //! From a sample as the kernel sent it to a counted stack: addresses told apart by object, and the
 //! rest of the stack unwound here when the kernel could not.
 
-use std::{collections::HashMap, path::PathBuf, rc::Rc, sync::Arc};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use agent_ebpf::{
     sample::{Outcome, SIGNAL_FRAME_BIT},
@@ -18,9 +24,9 @@ use super::{
     servers::Servers,
 };
 use crate::{
-    file::{find_in_root_of, open_found},
+    file::{OpenFile, find_in_root_of, open_found},
     kernel::{Sample, StackCopy},
-    process::{AddressSpace, Backing, ObjectId, Registry, own_pid},
+    process::{AddressSpace, Backing, ObjectId, Registry, is_trusted_by, own_pid},
     profile::{Frame, MAX_MODULES, Module, ModuleId, ProcessIndex, RawSample, Source, Window},
     unwind,
 };
@@ -65,6 +71,39 @@ pub struct Ingest {
     pub not_continued: u64,
     /// The code of the process whose stack was unwound here last.
     code: Option<(Rc<AddressSpace>, Arc<Code>)>,
+    /// Time for walks in this thread.
+    walks: Allowance,
+}
+
+/// Time that something may take: a quarter of all time, and what it did not take lately.
+#[derive(Debug)]
+struct Allowance {
+    left: Duration,
+    updated: Instant,
+}
+
+impl Allowance {
+    /// What may be taken at once.
+    const MOST: Duration = Duration::from_millis(100);
+
+    fn new() -> Allowance {
+        Allowance {
+            left: Self::MOST,
+            updated: Instant::now(),
+        }
+    }
+
+    fn have_time(&mut self) -> bool {
+        let now = Instant::now();
+        let regained = now.duration_since(self.updated) / 4;
+        self.updated = now;
+        self.left = (self.left + regained).min(Self::MOST);
+        !self.left.is_zero()
+    }
+
+    fn spend(&mut self, time: Duration) {
+        self.left = self.left.saturating_sub(time);
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -107,6 +146,7 @@ impl Ingest {
             continued: 0,
             not_continued: 0,
             code: None,
+            walks: Allowance::new(),
         }
     }
 
@@ -294,9 +334,15 @@ impl Ingest {
             let outcome = unwind::walk(&mut cursor, copy.guessed, rule, &stack, &mut walked);
             (outcome, walked, copy.bytes)
         };
-        // To hand it to another thread costs more than the walk, so that is done for files which may not answer.
-        let done = match is_local {
-            true => Some(walk()),
+        // To hand it to another thread costs more than the walk, so that is done for files which may not answer, and when
+        // walks take much of the time: code can be made so that each frame is looked for in 64 KiB of instructions.
+        let done = match is_local && self.walks.have_time() {
+            true => {
+                let begun = Instant::now();
+                let done = walk();
+                self.walks.spend(begun.elapsed());
+                Some(done)
+            }
             false => objects.pool.call(Subject::process(pid), walk).done(),
         };
         match done {
@@ -378,6 +424,11 @@ impl Ingest {
         }
     }
 
+    /// Programs whose processes were not all told apart.
+    pub fn programs(&self) -> usize {
+        self.processes.programs()
+    }
+
     /// Asks the processes that are still there once more for their service: one may have said it after its
     /// first sample.
     pub fn learn_services(&mut self, registry: &Registry, pool: &mut WorkerPool) {
@@ -449,7 +500,7 @@ fn module_of(object: &Mapped) -> Module {
         name: object.name.to_string_lossy().into_owned(),
         build_id: object.build_id.clone(),
         source: match &object.image {
-            Image::File(file, _) => Source::File(Arc::clone(file)),
+            Image::File(file, _) | Image::Copy(file, _) => Source::File(Arc::clone(file)),
             Image::Vdso(bytes) => Source::Vdso(Arc::clone(bytes)),
         },
         is_local: object.is_local && object.debug_dir.is_none(),
@@ -466,7 +517,8 @@ fn jit(pid: u32, pool: &mut WorkerPool) -> Source {
     let open = move || {
         let path = PathBuf::from(format!("/tmp/perf-{own}.map"));
         let found = find_in_root_of(pid, &path, OFlags::NOFOLLOW).ok()?;
-        open_found(found).ok()
+        let file = OpenFile::new(open_found(found).ok()?);
+        is_trusted_by(pid, &file).then_some(file)
     };
     let file = pool.call(Subject::process(pid), open).done().flatten();
     Source::Jit {
@@ -484,6 +536,17 @@ fn thread_name(comm: &[u8; 16]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What took long has to wait, and regains its time.
+    #[test]
+    fn allowance() {
+        let mut walks = Allowance::new();
+        assert!(walks.have_time());
+        walks.spend(Allowance::MOST * 2);
+        assert!(walks.left.is_zero());
+        walks.updated -= Duration::from_secs(1);
+        assert!(walks.have_time() && walks.left == Allowance::MOST);
+    }
 
     /// When there are as many modules as may be, more code counts as unknown, and as nobody else's.
     #[test]

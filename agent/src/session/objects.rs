@@ -7,7 +7,6 @@ use std::{
     collections::{HashMap, HashSet},
     fs::{self, File},
     io,
-    mem::ManuallyDrop,
     os::{
         fd::OwnedFd,
         unix::fs::{FileExt as _, MetadataExt as _},
@@ -29,8 +28,8 @@ use super::{
 };
 use crate::{
     file::{
-        FileVersion, Snapshot, SnapshotRoom, find, find_in_root_of, is_local, open_again,
-        open_found, open_regular,
+        FileCopy, FileVersion, OpenFile, Snapshot, SnapshotRoom, find, find_in_root_of,
+        is_served_by_a_process, open_again, open_found, open_regular,
     },
     kernel::{FileKey, MappedObject},
     object::{Object, Segment, bias},
@@ -57,7 +56,9 @@ const UNUSED_FOR: u64 = 60_000_000_000;
 #[derive(Clone, Debug)]
 pub enum Image {
     /// A file's, by mapping.
-    File(Arc<File>, Arc<Mmap>),
+    File(Arc<OpenFile>, Arc<Mmap>),
+    /// A file's that a process serves, copied.
+    Copy(Arc<OpenFile>, Arc<FileCopy>),
     /// The vDSO's, copied from this process: the kernel maps the same to all.
     Vdso(Arc<[u8]>),
 }
@@ -72,10 +73,19 @@ impl Image {
         }
     }
 
+    /// The file, if it is one.
+    pub fn file(&self) -> Option<&Arc<OpenFile>> {
+        match self {
+            Image::File(file, _) | Image::Copy(file, _) => Some(file),
+            Image::Vdso(_) => None,
+        }
+    }
+
     /// The bytes. To read them may block as long as the file system likes.
     pub fn bytes(&self) -> &[u8] {
         match self {
             Image::File(_, map) => map,
+            Image::Copy(_, copy) => copy.bytes(),
             Image::Vdso(bytes) => bytes,
         }
     }
@@ -144,10 +154,10 @@ impl Mapped {
 
     /// Whether the file was not written since it was read.
     fn is_current(&self) -> bool {
-        let (Image::File(file, _), Some(version)) = (&self.image, self.version) else {
+        let (Some(file), Some(version)) = (self.image.file(), self.version) else {
             return true;
         };
-        FileVersion::of(file).is_ok_and(|now| now == version)
+        FileVersion::of(&***file).is_ok_and(|now| now == version)
     }
 
     /// Whether another reading of the same file, whose times differ, has the same contents as far as can be told.
@@ -400,30 +410,12 @@ impl Objects {
             }
         }
         for (id, key) in &evicted {
-            if let Some(entry) = self.objects.remove(id) {
-                self.close(*key, entry.mapped);
-            }
+            self.objects.remove(id);
             if self.by_key.get(key) == Some(id) {
                 self.by_key.remove(key);
             }
         }
         evicted.into_iter().map(|(id, _)| id).collect()
-    }
-
-    /// Closes a file. A server may let even that wait (`fuse_flush`), so a thread does it; a file for which there is none
-    /// stays open.
-    fn close(&mut self, key: FileKey, mapped: Arc<Mapped>) {
-        if mapped.is_local {
-            return;
-        }
-        let subject = Subject {
-            pid: std::process::id(),
-            file: Some((mapped.name.clone(), (key.major, key.minor))),
-        };
-        let mapped = ManuallyDrop::new(mapped);
-        let close = move || drop(ManuallyDrop::into_inner(mapped));
-        // Nobody asks when it is done.
-        let _ = self.pool.call(subject, close);
     }
 }
 
@@ -440,20 +432,25 @@ fn open_object(
     known: Option<&Mapped>,
     shared: &Shared,
 ) -> Opened {
-    let file = match known.map(|known| &known.image) {
-        Some(Image::File(file, _)) => open_again(file)?,
-        _ => open(pid, mapping, key)?,
+    let file = match known.and_then(|known| known.image.file()) {
+        Some(file) => open_again(&***file)?,
+        None => open(pid, mapping, key)?,
     };
+    let file = Arc::new(OpenFile::new(file));
     // The version first: what is written after that is noticed later.
-    let version = FileVersion::of(&file)?;
-    // SAFETY: the mapping is read-only and private. Its contents may change, and no reader relies on
-    // them not to; a file that is truncated reads as zeros (see `truncation`).
-    let map = unsafe { Mmap::map(&file)? };
-    let file = Arc::new(file);
-    let image = Image::File(Arc::clone(&file), Arc::new(map));
+    let version = FileVersion::of(&**file)?;
+    let image = if is_served_by_a_process(&**file) {
+        let copy = FileCopy::read(&file, version)?;
+        Image::Copy(Arc::clone(&file), Arc::new(copy))
+    } else {
+        // SAFETY: the mapping is only read. Its contents may change, and no reader relies on them not to; a file that
+        // is truncated reads as zeros (see `truncation`).
+        let map = unsafe { Mmap::map(&**file)? };
+        Image::File(Arc::clone(&file), Arc::new(map))
+    };
     Ok(Mapped::read(&mapping.name, image).map(|mapped| Mapped {
         version: Some(version),
-        is_local: is_local(&file),
+        is_local: file.is_local(),
         // Only programs are overwritten in place: a library that is mapped would break whoever uses it.
         snapshot: (process_exe(pid).as_ref() == Some(&mapping.name))
             .then(|| shared.room.take(&file, version).map(Arc::new))
@@ -521,7 +518,7 @@ fn open_inode(found: &OwnedFd, key: FileKey) -> io::Result<File> {
 }
 
 fn vdso_image() -> Option<Image> {
-    let own = mapped_objects(std::process::id());
+    let own = mapped_objects(std::process::id()).ok()?;
     let mapping = own.iter().find(|mapping| is_vdso(mapping))?;
     let mut bytes = vec![0; usize::try_from(mapping.end - mapping.start).ok()?];
     let memory = File::open("/proc/self/mem").ok()?;

@@ -274,7 +274,7 @@ impl WorkerPool {
     /// The executable mappings of a process; `None`: not read in time.
     pub fn mapped_objects(&mut self, pid: u32) -> Option<Vec<MappedObject>> {
         let answer = self.call(Subject::process(pid), move || mapped_objects(pid));
-        answer.done()
+        answer.done()?.ok()
     }
 
     /// How long the loop waits for the next answer.

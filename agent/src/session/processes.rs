@@ -5,7 +5,7 @@ use std::{collections::HashMap, path::PathBuf, rc::Rc};
 use super::pool::{Subject, WorkerPool};
 use crate::{
     process::{Process, Registry, service},
-    profile::{self, ProcessIndex, Window},
+    profile::{self, MAX_PROGRAMS, ProcessIndex, Window},
     recent::Recent,
 };
 
@@ -33,7 +33,9 @@ pub struct Processes {
     known: HashMap<u64, Known>,
     /// Services in the environments with which programs were started, by image.
     environments: Recent<u64, String>,
-    /// Stands for the processes for which there was no room.
+    /// Those that stand for all processes of a program, by its name and path.
+    programs: HashMap<(String, PathBuf), ProcessIndex>,
+    /// Stands for the processes of programs for which there was no room.
     others: Option<ProcessIndex>,
 }
 
@@ -43,6 +45,7 @@ impl Processes {
         Processes {
             known: HashMap::new(),
             environments: Recent::new(MAX_ENVIRONMENTS),
+            programs: HashMap::new(),
             others: None,
         }
     }
@@ -68,6 +71,7 @@ impl Processes {
             incarnation: nobody(pid),
             image: nobody(pid),
             forked: None,
+            renames: 0,
         };
         self.index(window, &unknown, time, pool)
     }
@@ -88,9 +92,8 @@ impl Processes {
             }
             return known.index;
         }
-        // There was no room for an earlier one.
-        if let Some(others) = self.others {
-            return others;
+        if window.is_crowded() {
+            return self.program(window, process);
         }
         let ask = process.forked.map(|forked| forked.saturating_add(SETTLED));
         let ask = ask.filter(|ask| time < *ask);
@@ -106,7 +109,7 @@ impl Processes {
             service,
         });
         let Some(index) = added else {
-            return *self.others.insert(window.other_processes());
+            return self.program(window, process);
         };
         let known = Known {
             index,
@@ -115,6 +118,26 @@ impl Processes {
         };
         self.known.insert(process.incarnation, known);
         index
+    }
+
+    /// Stands for all processes of a program that are not told apart.
+    fn program(&mut self, window: &mut Window, process: &Process) -> ProcessIndex {
+        let key = (process.name.clone(), process.exe.clone());
+        if let Some(index) = self.programs.get(&key) {
+            return *index;
+        }
+        if self.programs.len() >= MAX_PROGRAMS {
+            return *self.others.get_or_insert_with(|| window.add_program(None));
+        }
+        let exe = process.exe.to_string_lossy();
+        let index = window.add_program(Some((&process.name, &exe)));
+        self.programs.insert(key, index);
+        index
+    }
+
+    /// Programs whose processes were not all told apart.
+    pub fn programs(&self) -> usize {
+        self.programs.len()
     }
 
     /// The service in the environment of a process; empty for none.
@@ -175,4 +198,57 @@ fn rename(window: &mut Window, index: ProcessIndex, service: String) {
 /// Stands for the incarnation of a process of which nothing is known.
 pub fn nobody(pid: u32) -> u64 {
     u64::MAX - u64::from(pid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(pid: u32, name: &str) -> Process {
+        Process {
+            pid,
+            name: name.to_owned(),
+            exe: PathBuf::from("/bin").join(name),
+            space: Rc::default(),
+            parent: None,
+            incarnation: u64::from(pid),
+            image: u64::from(pid),
+            forked: None,
+            renames: 0,
+        }
+    }
+
+    /// In a crowded window processes that are new are counted by program, and those that were there before as before.
+    #[test]
+    fn a_crowded_window() {
+        let (mut window, mut pool) = (Window::new(), WorkerPool::new());
+        let mut processes = Processes::new();
+        let gone = u32::MAX;
+        let first = processes.index(&mut window, &process(gone, "a"), 0, &mut pool);
+        while !window.is_crowded() {
+            window.add_process(profile::Process {
+                pid: 1,
+                name: String::new(),
+                exe: String::new(),
+                service: String::new(),
+            });
+        }
+        let mut index =
+            |pid, name: &str| processes.index(&mut window, &process(pid, name), 0, &mut pool);
+        assert_eq!(index(gone, "a"), first);
+        let late = index(gone - 1, "a");
+        assert_ne!(late, first);
+        assert_eq!(index(gone - 2, "a"), late);
+        assert_ne!(index(gone - 3, "b"), late);
+        for pid in 0..MAX_PROGRAMS as u32 {
+            index(pid, &format!("program {pid}"));
+        }
+        assert_eq!(index(gone - 4, "c"), index(gone - 5, "d"));
+        assert_eq!(processes.programs(), MAX_PROGRAMS);
+        let late = &window.processes()[late.0 as usize];
+        assert_eq!(
+            (late.pid, late.name.as_str(), late.exe.as_str()),
+            (0, "a", "/bin/a")
+        );
+    }
 }

@@ -31,6 +31,15 @@ struct Missed {
     rest: u64,
 }
 
+impl Missed {
+    /// Nothing missed, and never read again.
+    const NEVER: Missed = Missed {
+        samples: 0,
+        next: 0,
+        rest: REST,
+    };
+}
+
 /// The processes that are to be read again.
 #[derive(Debug, Default)]
 pub struct Repair {
@@ -53,15 +62,6 @@ impl Repair {
     /// A sample was taken at an address where nothing is known to be mapped, or in a process that is known to have
     /// ended.
     pub fn missed(&mut self, pid: u32, time: u64) {
-        self.count(pid, 1, time);
-    }
-
-    /// The mappings of a process are not all known, or not all of those that are known are there any more.
-    pub fn incomplete(&mut self, pid: u32, time: u64) {
-        self.count(pid, MISSES, time);
-    }
-
-    fn count(&mut self, pid: u32, misses: u32, time: u64) {
         // Events were missed: it is in the queue, and is sampled, so it comes first.
         if self.queued.contains(&pid) {
             if self.queue.front() != Some(&pid) {
@@ -73,16 +73,26 @@ impl Repair {
         if self.missed.len() >= MAX_MISSED {
             self.missed.clear();
         }
-        let missed = self.missed.entry(pid).or_insert(Missed {
-            samples: 0,
-            next: 0,
-            rest: REST,
-        });
-        missed.samples = missed.samples.saturating_add(misses);
+        let missed = self.missed.entry(pid).or_insert(Missed::NEVER);
+        missed.samples = missed.samples.saturating_add(1);
         if missed.samples >= MISSES && time >= missed.next {
             missed.samples = 0;
             self.queued.insert(pid);
             self.queue.push_front(pid);
+        }
+    }
+
+    /// The mappings of a process are not all known, or not all of those that are known are there any more: it is read
+    /// again after those that are sampled. While too many are counted it waits.
+    pub fn incomplete(&mut self, pid: u32, time: u64) {
+        let is_counted = self.missed.contains_key(&pid);
+        if self.queued.contains(&pid) || !is_counted && self.missed.len() >= MAX_MISSED {
+            return;
+        }
+        let missed = self.missed.entry(pid).or_insert(Missed::NEVER);
+        if time >= missed.next {
+            self.queued.insert(pid);
+            self.queue.push_back(pid);
         }
     }
 

@@ -59,6 +59,8 @@ pub struct Facts {
     pub server: u32,
     /// See [`agent_ebpf::table::Space::trace_offset`].
     pub trace_offset: i32,
+    /// It looks like a server's, for which there was no place.
+    pub found_no_place: bool,
 }
 
 /// What an object exports that matters here.
@@ -134,6 +136,11 @@ impl Servers {
         self.servers.get(index as usize)?.as_ref()
     }
 
+    /// Whether there is a place for another.
+    pub fn have_a_place(&self) -> bool {
+        self.len() < MAX_SERVERS as usize
+    }
+
     /// How many were seen.
     pub fn count(&self) -> u64 {
         u64::from(self.seen)
@@ -169,6 +176,7 @@ impl Servers {
             }
             if let (Some(symbols), Some(bias)) = (object.exports.server, object.bias(mapping)) {
                 facts.server = self.server(kernel, pid, (id, bias), symbols)?;
+                facts.found_no_place = facts.server == 0;
             }
         }
         Ok(facts)

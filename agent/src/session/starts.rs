@@ -22,7 +22,7 @@ impl FunctionStarts for UnwindEntries {
         };
         let found = match &module.source {
             // SAFETY: as in `objects::open`.
-            Source::File(file) => unsafe { Mmap::map(&**file) }
+            Source::File(file) => unsafe { Mmap::map(&***file) }
                 .ok()
                 .and_then(|map| starts(&map)),
             Source::Vdso(bytes) => starts(bytes),

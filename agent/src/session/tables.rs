@@ -312,8 +312,9 @@ impl Tables {
         objects.retry_lost();
         self.states
             .retain(|_, state| !matches!(state, TableState::NotNow));
+        let has_place = self.servers.have_a_place();
         self.replace(kernel, objects, time, MAX_RETRIED, |placed| {
-            placed.is_partial
+            placed.is_partial || has_place && placed.facts.found_no_place
         })
     }
 
@@ -538,7 +539,7 @@ impl Tables {
                 .collect();
             let pid = users.first().map_or(0, |(pid, _)| *pid);
             // The file that tells a server may be the one that was missing.
-            let facts = match old.is_partial {
+            let facts = match old.is_partial || old.facts.found_no_place {
                 true => self.servers.facts(kernel, objects, pid, &old.space)?,
                 false => old.facts,
             };

@@ -14,6 +14,7 @@ use rustix::process::{
 use super::lookup::{Stage, name_module};
 use super::wire::{self, Answer, Kind, Packed, Request};
 use super::{FunctionStarts, Options};
+use crate::file::OpenFile;
 use crate::profile::{Module, Source};
 
 /// Memory of its own (heap, unpacked sections): compressed debug information may unpack to 4 GiB
@@ -49,13 +50,7 @@ pub fn serve_names(function_starts: &dyn FunctionStarts) -> io::Result<()> {
         let request: Request = serde_json::from_slice(&body)?;
         drop(body);
         limit_cpu()?;
-        let files: Vec<Arc<File>> = files.into_iter().map(Arc::new).collect();
-        if !request.is_local {
-            // To close them may mean to wait for a server for ever, at the cost of the next module. The agent has them
-            // open as well, so they are no more than that has.
-            std::mem::forget(files.clone());
-        }
-        answer(&mut socket, request, &files, function_starts)?;
+        answer(&mut socket, request, files, function_starts)?;
     }
 }
 
@@ -63,7 +58,7 @@ pub fn serve_names(function_starts: &dyn FunctionStarts) -> io::Result<()> {
 fn limit() -> io::Result<()> {
     // Set by the agent already, but a program with capabilities of its own loses it when it begins.
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    // The first to go where memory is short; it may be refused, and is no must.
+    // The kernel kills it first where memory is short. A failure changes nothing else.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     let half = std::fs::read_to_string("/proc/meminfo")
         .ok()
@@ -109,7 +104,7 @@ fn limit_cpu() -> io::Result<()> {
 fn answer(
     socket: &mut UnixStream,
     request: Request,
-    files: &[Arc<File>],
+    files: Vec<File>,
     function_starts: &dyn FunctionStarts,
 ) -> io::Result<()> {
     let options = Options {
@@ -118,9 +113,11 @@ fn answer(
         debug_info: request.debug_info,
         kallsyms: request.kallsyms,
     };
-    let mut files = files.iter().map(Arc::clone);
+    let mut files = files.into_iter();
     let file = request.has_file.then(|| files.next()).flatten();
+    let file = file.map(|file| Arc::new(OpenFile::known(file, request.file_is_local)));
     let debug_dir = request.has_debug_dir.then(|| files.next()).flatten();
+    let debug_dir = debug_dir.map(Arc::new);
     let source = match (request.kind, file) {
         (Kind::File, Some(file)) => Source::File(file),
         (Kind::File, None) => return Err(io::ErrorKind::InvalidInput.into()),
@@ -135,7 +132,7 @@ fn answer(
         name: request.name,
         build_id: request.build_id,
         source,
-        is_local: request.is_local,
+        is_local: request.file_is_local,
         debug_dir,
         version: None,
         snapshot: None,

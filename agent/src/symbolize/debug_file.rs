@@ -177,25 +177,33 @@ fn checksum(file: &File) -> io::Result<u32> {
 
 /// Whether blazesym may read a file's debug information: it then follows the file's links, so there must be
 /// none, or one to an alternate file that is sound wherever blazesym would look.
-pub(super) fn may_read_debug_info(file: &File, options: &Options<'_>) -> bool {
+///
+/// # Errors
+/// An alternate file is not sound: why.
+pub(super) fn may_read_debug_info(file: &File, options: &Options<'_>) -> Result<bool, String> {
     let Some(links) = links(file) else {
-        return false;
+        return Ok(false);
     };
     if links.debug.is_some() || links.supplement {
-        return false;
+        return Ok(false);
     }
     match links.alternate {
-        None => true,
-        Some(None) => false,
+        None => Ok(true),
+        Some(None) => Err("its link to an alternate debug file is broken".to_owned()),
         Some(Some((path, build_id))) => {
             let path = Path::new(OsStr::from_bytes(&path));
             let place = std::fs::read_link(own_path(file)).unwrap_or_default();
             let mut candidates = alternates(path, &place, &build_id, &options.debug_dirs);
-            candidates.all(|candidate| match open::regular(&candidate) {
-                Err(OpenError::Missing) => true,
-                Err(_) => false,
-                Ok(file) => check(&file, Some(&build_id), None).is_ok(),
-            })
+            candidates.try_for_each(|candidate| {
+                let checked = match open::regular(&candidate) {
+                    Err(OpenError::Missing) => Ok(()),
+                    Err(error) => Err(error.to_string()),
+                    Ok(file) => check(&file, Some(&build_id), None).map_err(|why| why.to_string()),
+                };
+                let name = candidate.display();
+                checked.map_err(|why| format!("alternate debug file {name} not read: it {why}"))
+            })?;
+            Ok(true)
         }
     }
 }

@@ -58,7 +58,8 @@ pub(super) fn symbolize(
         .enable_inlined_fns(options.debug_info)
         .set_debug_dirs(Some(&options.debug_dirs))
         .build();
-    for source in sources(origin.file, found.file.as_ref(), options) {
+    let sources = sources(origin.file, found.file.as_ref(), options, &mut named.notes);
+    for source in sources {
         let open: Vec<u64> = addresses
             .iter()
             .copied()
@@ -85,12 +86,20 @@ pub(super) fn symbolize(
 
 /// Where symbols may be, the most telling first: the debug file, the file itself with its debug information
 /// (which may be broken), the file without it.
-fn sources(file: &File, debug_file: Option<&File>, options: &Options<'_>) -> Vec<Elf> {
+fn sources(
+    file: &File,
+    debug_file: Option<&File>,
+    options: &Options<'_>,
+    notes: &mut Vec<String>,
+) -> Vec<Elf> {
     let mut sources = Vec::new();
     if options.debug_info {
         for file in debug_file.into_iter().chain([file]) {
-            let sound = debug_file::may_read_debug_info(file, options);
-            sources.extend(sound.then(|| Elf::new(own_path(file))));
+            match debug_file::may_read_debug_info(file, options) {
+                Ok(true) => sources.push(Elf::new(own_path(file))),
+                Ok(false) => {}
+                Err(note) => notes.push(note),
+            }
         }
     }
     for file in debug_file.into_iter().chain([file]) {

@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ExitStatus};
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,11 +24,15 @@ use crate::profile::{Module, Source};
 /// Time for any module: a hundred times what a small one takes, so that a busy machine is no reason to fail.
 const BASE: Duration = Duration::from_secs(10);
 
-/// Time for a module whose account has spent [`PATIENCE`] on modules that failed.
+/// Time for a module whose account has spent [`PATIENCE`] on modules that failed, or when all have spent
+/// [`PATIENCE_WITH_ALL`].
 const SHORT_BASE: Duration = Duration::from_secs(2);
 
 /// Time that modules of one account which fail may take together before its others are given less.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Time that modules of all accounts which fail may take together before the others are given less.
+const PATIENCE_WITH_ALL: Duration = Duration::from_secs(120);
 
 /// Time that modules of one account which fail may take together before its others are left out.
 const MAX_WASTED: Duration = Duration::from_secs(60);
@@ -76,31 +80,37 @@ impl From<Errno> for Failure {
     }
 }
 
-/// To whom it is charged when a module cannot be read.
+/// What the failure of a module counts against: whoever may have caused it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Account {
-    /// The owner of a file of this machine, by user id; 0 as well for what is no file.
+    /// The owner of a local file, by user id; 0 as well for what is no file.
     User(u32),
-    /// The device of a file of another: its server may call anybody the owner.
+    /// The device of another file, whose server may call anybody its owner.
     Device(u32, u32),
+    /// The directory of debug files in another mount namespace, by device and inode: anything may lie there.
+    DebugDir(u32, u32, u64),
 }
 
 impl Account {
     fn of(module: &Module) -> Account {
+        // What the kernel knows without asking a server.
+        let facts = |file: &File| {
+            let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+            statx(file, c"", flags, StatxFlags::UID | StatxFlags::INO).ok()
+        };
+        if let Some(found) = module.debug_dir.as_deref().and_then(facts) {
+            return Account::DebugDir(found.stx_dev_major, found.stx_dev_minor, found.stx_ino);
+        }
         let file = match &module.source {
             Source::File(file) => Some(file),
             Source::Jit { file, .. } => file.as_ref(),
             Source::Vdso(_) | Source::Kernel | Source::Unknown => None,
         };
-        let Some(file) = file else {
-            return Account::User(0);
-        };
-        // What the kernel knows without asking a server.
-        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-        match statx(file, c"", flags, StatxFlags::UID) {
-            Ok(found) if module.is_local => Account::User(found.stx_uid),
-            Ok(found) => Account::Device(found.stx_dev_major, found.stx_dev_minor),
-            Err(_) => Account::Device(0, 0),
+        let found = file.and_then(|file| Some((file, facts(file)?)));
+        match found {
+            Some((file, found)) if file.is_local() => Account::User(found.stx_uid),
+            Some((_, found)) => Account::Device(found.stx_dev_major, found.stx_dev_minor),
+            None => Account::User(0),
         }
     }
 }
@@ -110,6 +120,12 @@ impl fmt::Display for Account {
         match self {
             Account::User(uid) => write!(f, "the user {uid}"),
             Account::Device(major, minor) => write!(f, "the device {major}:{minor}"),
+            Account::DebugDir(major, minor, inode) => {
+                write!(
+                    f,
+                    "the container with the debug files {major}:{minor}:{inode}"
+                )
+            }
         }
     }
 }
@@ -151,6 +167,10 @@ pub struct Namer<'a> {
     go_on: &'a mut dyn FnMut() -> bool,
     child: Option<NamerChild>,
     charges: HashMap<Account, Charge>,
+    /// Time that modules which failed have taken.
+    wasted: Duration,
+    /// Children left hanging in the kernel.
+    abandoned: usize,
     ends: Instant,
     /// Why no more modules are asked for.
     over: Option<String>,
@@ -172,6 +192,8 @@ impl<'a> Namer<'a> {
             go_on,
             child: None,
             charges: HashMap::new(),
+            wasted: Duration::ZERO,
+            abandoned: 0,
             ends: Instant::now() + MAX_NAMING,
             over: None,
             left_out: 0,
@@ -217,10 +239,8 @@ impl<'a> Namer<'a> {
             charge.left_out += 1;
             return Named::default();
         }
-        let base = match charge.wasted < PATIENCE {
-            true => BASE,
-            false => SHORT_BASE,
-        };
+        let is_patient = charge.wasted < PATIENCE && self.wasted < PATIENCE_WITH_ALL;
+        let base = if is_patient { BASE } else { SHORT_BASE };
         let start = Instant::now();
         let mut named = Named::default();
         let Err(failure) = self.ask(module, addresses, base, &mut named) else {
@@ -228,9 +248,13 @@ impl<'a> Namer<'a> {
         };
         // An exit says more than a closed socket.
         let ended = self.end_child();
+        let is_abandoned = matches!(ended, Ended::Never);
+        self.wasted += start.elapsed();
+        self.abandoned += usize::from(is_abandoned);
         let charge = self.charges.entry(account).or_default();
         charge.wasted += start.elapsed();
-        charge.abandoned += usize::from(matches!(ended, Ended::Never));
+        // Else it may hang on a file of a module before, which it closes when it ends.
+        charge.abandoned += usize::from(is_abandoned && matches!(failure, Failure::TimedOut(_)));
         if matches!(failure, Failure::Interrupted) {
             self.over = Some("naming was ended early".to_owned());
             self.left_out += 1;
@@ -242,7 +266,7 @@ impl<'a> Namer<'a> {
             (failure, _) => failure,
         };
         named.notes.push(format!("symbols not read: {failure}"));
-        let hung: usize = self.charges.values().map(|charge| charge.abandoned).sum();
+        let hung = self.abandoned;
         if hung >= MAX_ABANDONED {
             self.over = Some(format!(
                 "{hung} processes that read symbols hang in the kernel"
@@ -398,23 +422,26 @@ fn send_request(
     addresses: &[u64],
     send: &mut Sender<'_>,
 ) -> Result<(), Failure> {
+    let opened = match &module.source {
+        Source::File(file) => Some(file),
+        Source::Jit { file, .. } => file.as_ref(),
+        _ => None,
+    };
+    let file_is_local = opened.is_none_or(|file| file.is_local());
+    let opened = opened.map(|file| &***file);
     let file;
     let (kind, file) = match &module.source {
-        Source::File(file) => (Kind::File, Some(&**file)),
+        Source::File(_) => (Kind::File, opened),
         Source::Vdso(bytes) => {
             file = memory_file(bytes)?;
             (Kind::File, Some(&file))
         }
-        Source::Jit {
-            pid,
-            perf_map,
-            file,
-        } => {
+        Source::Jit { pid, perf_map, .. } => {
             let kind = Kind::Jit {
                 pid: *pid,
                 perf_map: perf_map.clone(),
             };
-            (kind, file.as_ref().map(Arc::as_ref))
+            (kind, opened)
         }
         Source::Kernel | Source::Unknown => (Kind::Kernel, None),
     };
@@ -424,7 +451,7 @@ fn send_request(
         kind,
         build_id: module.build_id.clone(),
         has_file: file.is_some(),
-        is_local: module.is_local,
+        file_is_local,
         has_debug_dir: debug_dir.is_some(),
         debug_dirs: options.debug_dirs.clone(),
         debug_info: options.debug_info,

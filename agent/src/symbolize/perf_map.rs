@@ -8,7 +8,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,6 +16,8 @@ use super::Resolved;
 use super::elf::{Named, demangle};
 use super::lookup::Stage;
 use super::open::{self, OpenError};
+use crate::file::OpenFile;
+use crate::process::is_trusted_by;
 
 /// Bytes read of one perf map. A large Node.js or Java process writes some 20 MB.
 pub const MAX_MAP_BYTES: u64 = 256 * 1024 * 1024;
@@ -27,19 +29,22 @@ pub const MAX_LINE_BYTES: usize = 4096;
 /// names of [`MAX_LINE_BYTES`] as addresses, a gigabyte.
 const MAX_NAMES_BYTES: usize = 64 * 1024 * 1024;
 
-/// Names of addresses (sorted) by the perf map at `path`, or by `opened` where the path leads
-/// nowhere any more. A missing map is no error: most processes write none.
+/// Names of addresses (sorted) by the perf map that was `opened` while its process ran, else by that at `path`: by now the
+/// process may have gone, and its pid be another's. A missing map is no error: most processes write none.
 pub(super) fn symbolize(
     pid: u32,
     path: &Path,
-    opened: Option<&Arc<File>>,
+    opened: Option<&Arc<OpenFile>>,
     addresses: &[u64],
     report: &mut dyn FnMut(Stage<'_>),
 ) -> Named {
-    let current = match open(path) {
-        Ok(file) => is_own(pid, &file).map(|()| Some(Arc::new(file))),
-        Err(OpenError::Missing) => Ok(opened.cloned()),
-        Err(error) => Err(error.to_string()),
+    let current = match opened {
+        Some(file) => Ok(Some(Arc::clone(file))),
+        None => match open(path) {
+            Ok(file) => is_own(pid, &file).map(|()| Some(Arc::new(OpenFile::new(file)))),
+            Err(OpenError::Missing) => Ok(None),
+            Err(error) => Err(error.to_string()),
+        },
     };
     let mut notes = Vec::new();
     let found = current.and_then(|file| match file {
@@ -88,18 +93,12 @@ fn open(path: &Path) -> Result<File, OpenError> {
     open::regular_in_no_link(open::directory(Path::new("/"))?, path)
 }
 
-/// Refuses a map that neither the process's user nor root wrote: in `/tmp` anybody may make a file of this
-/// name. Of a process that has gone the user is not known.
+/// Refuses a map that neither the process's user nor root wrote: in `/tmp` anybody may make a file of this name.
 fn is_own(pid: u32, file: &File) -> Result<(), String> {
-    let owner = file.metadata().map_err(|error| error.to_string())?.uid();
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
-    let Some(ids) = ids else { return Ok(()) };
-    let mut ids = ids.split_ascii_whitespace().map(str::parse);
-    if owner == 0 || ids.any(|id| id == Ok(owner)) {
-        return Ok(());
+    match is_trusted_by(pid, file) {
+        true => Ok(()),
+        false => Err("belongs to another user than the process".to_owned()),
     }
-    Err(format!("belongs to another user ({owner})"))
 }
 
 fn named(symbol: &str) -> Resolved {
@@ -302,7 +301,13 @@ mod tests {
         let mut file = File::open(&path).unwrap();
         io::copy(&mut file, &mut io::sink()).unwrap();
         std::fs::remove_file(&path).unwrap();
-        let named = symbolize(1, &path, Some(&Arc::new(file)), &[0x1001], &mut |_| {});
+        let named = symbolize(
+            1,
+            &path,
+            Some(&Arc::new(OpenFile::new(file))),
+            &[0x1001],
+            &mut |_| {},
+        );
         assert_eq!(named.by_address[&0x1001][0].name, "compiled");
     }
 }

@@ -264,7 +264,7 @@ fn samples(
                     stack.into()
                 });
             let thread = Thread {
-                tid: Some(row.tid),
+                tid: (row.tid != 0).then_some(row.tid),
                 name: &thread_name(&row.thread_name),
             };
             let process = window.processes().get(row.process.0 as usize);
@@ -433,7 +433,8 @@ fn labels(
     thread: Thread<'_>,
     outcome: &str,
 ) -> Vec<(Arc<str>, Arc<str>)> {
-    let pid = process.map_or_else(String::new, |process| process.pid.to_string());
+    let one = process.filter(|process| process.pid != 0);
+    let pid = one.map_or_else(String::new, |process| process.pid.to_string());
     let comm = process.map_or("", |process| process.name.as_str());
     let tid = thread.tid.map_or_else(String::new, |tid| tid.to_string());
     [

@@ -21,9 +21,9 @@ use super::wire;
 /// Starts namers.
 #[derive(Debug)]
 pub struct Spawner {
-    /// A word for each child that is wanted.
+    /// One message for each child to start.
     requests: Sender<()>,
-    /// Takes each child's standard input to the thread, whose table has no file that was opened since.
+    /// Passes the child's standard input to the thread, in whose table descriptors that were opened later do not exist.
     inputs: UnixStream,
     children: Receiver<io::Result<Child>>,
 }

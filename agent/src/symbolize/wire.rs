@@ -44,8 +44,8 @@ pub(super) struct Request {
     pub name: String,
     pub kind: Kind,
     pub build_id: Option<Vec<u8>>,
-    /// See [`Module::is_local`](crate::profile::Module).
-    pub is_local: bool,
+    /// Whether to close the file cannot wait for a server.
+    pub file_is_local: bool,
     /// Whether the first file is the module's.
     pub has_file: bool,
     /// Whether the last file is its container's debug directory.

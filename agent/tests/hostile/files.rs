@@ -134,6 +134,7 @@ fn alternate(name: &'static str, trap: Trap) -> Case {
         })
     })
     .named()
+    .refused()
 }
 
 fn bomb(name: &'static str, algorithm: u32, claimed: u64, packed: fn() -> Vec<u8>) -> Case {

@@ -10,7 +10,7 @@ use std::{
     ptr,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
 };
@@ -34,6 +34,7 @@ const FLUSH: u32 = 25;
 pub struct Fuse {
     directory: PathBuf,
     hangs: Arc<AtomicBool>,
+    unanswered: Arc<AtomicUsize>,
     ends: Arc<AtomicBool>,
     server: Option<thread::JoinHandle<()>>,
 }
@@ -68,25 +69,35 @@ impl Fuse {
             return Err(std::io::Error::last_os_error());
         }
         let [hangs, ends] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
+        let count = Arc::new(AtomicUsize::new(0));
         let server = Server {
             device,
             name,
             content,
-            unanswered,
+            kind: unanswered,
+            unanswered: count.clone(),
             hangs: hangs.clone(),
             ends: ends.clone(),
         };
         Ok(Self {
             directory: directory.to_owned(),
             hangs,
+            unanswered: count,
             ends,
             server: Some(thread::spawn(move || server.serve())),
         })
     }
 
-    /// From now on no answer is given to what shall have none.
+    /// From now on requests of the chosen kind are not answered.
     pub fn hang(&self) {
         self.hangs.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Fuse {
+    /// Requests that were read and not answered. Whoever waits for one of these is not ended by a signal.
+    pub fn unanswered(&self) -> usize {
+        self.unanswered.load(Ordering::Relaxed)
     }
 }
 
@@ -105,7 +116,8 @@ struct Server {
     device: File,
     name: &'static str,
     content: Vec<u8>,
-    unanswered: Unanswered,
+    kind: Unanswered,
+    unanswered: Arc<AtomicUsize>,
     hangs: Arc<AtomicBool>,
     ends: Arc<AtomicBool>,
 }
@@ -123,8 +135,10 @@ impl Server {
                 Err(_) => return,
             };
             let operation = u32::from_le_bytes(request[4..8].try_into().expect("4 bytes"));
-            let may_hang = self.unanswered == Unanswered::Everything || operation == FLUSH;
+            let may_hang = self.kind == Unanswered::Everything || operation == FLUSH;
             let hangs = may_hang && self.hangs.load(Ordering::Relaxed);
+            self.unanswered
+                .fetch_add(usize::from(hangs), Ordering::Relaxed);
             if !hangs && let Some(answer) = self.answer(&request[..size]) {
                 let _ = self.device.write(&answer);
             }
