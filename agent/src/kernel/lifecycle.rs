@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use perf_event::{Builder, SampleFlag, Sampler, events::Software};
+use perf_event::{Builder, ReadFormat, SampleFlag, Sampler, events::Software};
 use perf_event_data::Record;
 
 use super::{Error, is_online};
@@ -91,11 +91,28 @@ pub struct Event {
     pub kind: EventKind,
 }
 
+/// A CPU's buffer.
+struct Buffer {
+    cpu: u32,
+    sampler: Sampler,
+    /// Records that did not fit, as far as records have told.
+    lost: u64,
+}
+
+impl Buffer {
+    /// Records that did not fit. With the next record the kernel tells of those before, so on a CPU where nothing happens
+    /// any more no record does; since Linux 6.0 it can be asked (`PERF_FORMAT_LOST`).
+    fn lost(&mut self) -> u64 {
+        let asked = self.sampler.read_full().ok().and_then(|data| data.lost());
+        asked.unwrap_or(0).max(self.lost)
+    }
+}
+
 /// The open buffers.
 pub struct LifecycleEvents {
-    /// Of each CPU.
-    buffers: Vec<(u32, Sampler)>,
-    lost: u64,
+    buffers: Vec<Buffer>,
+    /// Lost in buffers that were closed.
+    lost_before: u64,
     /// Whether something may have been missed since [`Self::take_gap`] was called last.
     gap: bool,
 }
@@ -108,7 +125,7 @@ impl LifecycleEvents {
     pub fn open(cpus: &[u32]) -> Result<LifecycleEvents, Error> {
         let mut events = LifecycleEvents {
             buffers: Vec::new(),
-            lost: 0,
+            lost_before: 0,
             gap: false,
         };
         for &cpu in cpus {
@@ -128,8 +145,12 @@ impl LifecycleEvents {
     /// # Errors
     /// As for [`Self::open`].
     pub fn follow(&mut self, cpu: u32) -> Result<(), Error> {
-        let buffer = open(cpu).map_err(|source| Error::Lifecycle { cpu, source })?;
-        self.buffers.push((cpu, buffer));
+        let sampler = open(cpu).map_err(|source| Error::Lifecycle { cpu, source })?;
+        self.buffers.push(Buffer {
+            cpu,
+            sampler,
+            lost: 0,
+        });
         self.gap = true;
         Ok(())
     }
@@ -138,16 +159,22 @@ impl LifecycleEvents {
     /// still in it.
     pub fn leave(&mut self, cpu: u32, events: &mut Vec<Event>) {
         self.read(events);
-        self.buffers.retain(|(of, _)| *of != cpu);
+        self.buffers.retain_mut(|buffer| {
+            let stays = buffer.cpu != cpu;
+            if !stays {
+                self.lost_before += buffer.lost();
+            }
+            stays
+        });
     }
 
     /// Appends everything that has happened since the last call, by CPU.
     pub fn read(&mut self, events: &mut Vec<Event>) {
-        for (_, buffer) in &mut self.buffers {
+        for Buffer { sampler, lost, .. } in &mut self.buffers {
             let mut read = 0;
             // No more than it held: a process may write as fast as this reads.
             while read < BUFFER_BYTES
-                && let Some(record) = buffer.next_record()
+                && let Some(record) = sampler.next_record()
             {
                 let misc = record.misc();
                 let bytes = record.to_contiguous();
@@ -157,13 +184,13 @@ impl LifecycleEvents {
                     .last_chunk()
                     .map_or(0, |word| u64::from_le_bytes(*word));
                 match record.parse_record() {
-                    Ok(Record::Lost(lost)) => {
-                        self.lost += lost.lost;
+                    Ok(Record::Lost(record)) => {
+                        *lost += record.lost;
                         self.gap = true;
                     }
                     Ok(record) => events.extend(event(time, misc, record)),
                     Err(_) => {
-                        self.lost += 1;
+                        *lost += 1;
                         self.gap = true;
                     }
                 }
@@ -174,8 +201,9 @@ impl LifecycleEvents {
     }
 
     /// Records that did not fit into a buffer, so far.
-    pub fn lost(&self) -> u64 {
-        self.lost
+    pub fn lost(&mut self) -> u64 {
+        let open: u64 = self.buffers.iter_mut().map(Buffer::lost).sum();
+        self.lost_before + open
     }
 
     /// Whether something may have been missed since the last call.
@@ -185,7 +213,14 @@ impl LifecycleEvents {
 }
 
 fn open(cpu: u32) -> std::io::Result<Sampler> {
+    let counting_losses = open_with(cpu, ReadFormat::LOST);
+    // Before Linux 6.0 they cannot be asked for.
+    counting_losses.or_else(|_| open_with(cpu, ReadFormat::empty()))
+}
+
+fn open_with(cpu: u32, read_format: ReadFormat) -> std::io::Result<Sampler> {
     Builder::new(Software::DUMMY)
+        .read_format(read_format)
         .any_pid()
         .one_cpu(cpu as usize)
         .mmap(true)

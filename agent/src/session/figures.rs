@@ -72,7 +72,7 @@ impl Session {
         }
     }
 
-    fn runtime(&self, config: &Config, course: &Course) -> Runtime {
+    fn runtime(&mut self, config: &Config, course: &Course) -> Runtime {
         let count = |counter| self.kernel.counter(counter);
         let cpu_seconds = self.cpus.seconds(course.duration, self.kernel.cpus().len());
         let ticks = cpu_seconds * f64::from(config.frequency);
