@@ -18,7 +18,7 @@ use crate::kernel::{Event, EventKind, MappedObject};
 pub const REMEMBERED: usize = 1024;
 
 /// New names of a process that are followed: each makes it another process in a profile.
-pub const MAX_RENAMES: u32 = 64;
+const MAX_RENAMES: u32 = 64;
 
 /// Processes without their first thread that are looked at in one go.
 const MAX_LOOKS: usize = 64;
@@ -43,7 +43,7 @@ pub struct Process {
     pub image: u64,
     /// When it was forked, nanoseconds, if it still runs what its parent did.
     pub forked: Option<u64>,
-    /// How often it was named anew; [`MAX_RENAMES`] at most.
+    /// How often it was named anew, as far as that is followed.
     pub renames: u32,
 }
 
