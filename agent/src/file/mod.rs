@@ -65,9 +65,9 @@ pub fn is_local(file: impl AsFd) -> bool {
     kind.is_ok_and(|kind| LOCAL_FILE_SYSTEMS.contains(&kind))
 }
 
-/// Whether a file is served by a process (FUSE), which may be anybody's.
-pub fn is_served_by_a_process(file: impl AsFd) -> bool {
-    rustix::fs::fstatfs(file).is_ok_and(|found| found.f_type as u32 == 0x6573_5546)
+/// Whether a file is served by FUSE, whose server may be anybody's process. A server that does not say is one.
+pub fn is_served_by_fuse(file: impl AsFd) -> bool {
+    rustix::fs::fstatfs(file).map_or(true, |found| found.f_type as u32 == 0x6573_5546)
 }
 
 /// Opens a regular file whose name somebody else chose.

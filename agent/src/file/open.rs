@@ -6,22 +6,31 @@
 //! of a FUSE server is copied instead of mapped.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io,
     mem::ManuallyDrop,
     ops::Deref,
     os::unix::fs::FileExt as _,
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    sync::{Mutex, PoisonError},
     thread,
 };
 
 use super::{FileVersion, is_local};
 
-/// Files that threads may be closing at a time. When there are more, files stay open until the process ends.
+/// Threads that close files at most.
 const MAX_CLOSING: usize = 32;
 
-/// Files that threads are closing.
-static CLOSING: AtomicUsize = AtomicUsize::new(0);
+/// Files that are to be closed, and how many threads are at it.
+struct Closing {
+    files: Vec<File>,
+    threads: usize,
+}
+
+static CLOSING: Mutex<Closing> = Mutex::new(Closing {
+    files: Vec::new(),
+    threads: 0,
+});
 
 /// An open file, closed without waiting for whoever serves it.
 #[derive(Debug)]
@@ -70,57 +79,76 @@ impl Drop for OpenFile {
     }
 }
 
-/// Closes a file in a thread, or leaves it open when there are too many such threads.
+/// Closes a file in a thread. While too many threads are at it the file waits: then all of them wait for servers.
 fn close_apart(file: File) {
-    // Not dropped with the closure if no thread can be started.
-    let file = ManuallyDrop::new(file);
-    if CLOSING.fetch_add(1, Ordering::Relaxed) >= MAX_CLOSING {
-        CLOSING.fetch_sub(1, Ordering::Relaxed);
+    // A panic elsewhere does not damage the list.
+    let mut closing = CLOSING.lock().unwrap_or_else(PoisonError::into_inner);
+    closing.files.push(file);
+    if closing.threads >= MAX_CLOSING {
         return;
     }
-    let close = move || {
-        drop(ManuallyDrop::into_inner(file));
-        CLOSING.fetch_sub(1, Ordering::Relaxed);
-    };
     let name = "closer".to_owned();
-    if thread::Builder::new().name(name).spawn(close).is_err() {
-        CLOSING.fetch_sub(1, Ordering::Relaxed);
+    // If no thread can be started, the next one takes the file.
+    if thread::Builder::new().name(name).spawn(close_files).is_ok() {
+        closing.threads += 1;
+    }
+}
+
+fn close_files() {
+    loop {
+        let mut closing = CLOSING.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(file) = closing.files.pop() else {
+            closing.threads -= 1;
+            return;
+        };
+        drop(closing);
+        drop(file);
     }
 }
 
 /// Largest file that is copied into memory, bytes.
 const MAX_COPY: u64 = 64 << 20;
 
-/// Most bytes of all copies together.
-const MAX_COPIES: u64 = 256 << 20;
+/// Most bytes of copies from one device, whose server says how large its files are.
+const MAX_COPIES_OF_DEVICE: u64 = 128 << 20;
 
-/// Bytes of all copies.
-static COPIED: AtomicU64 = AtomicU64::new(0);
+/// Most bytes of all copies together.
+const MAX_COPIES: u64 = 512 << 20;
+
+/// Bytes of copies by device: major and minor number.
+static COPIED: Mutex<BTreeMap<(u32, u32), u64>> = Mutex::new(BTreeMap::new());
 
 /// A file's content in memory.
 #[derive(Debug)]
 pub struct FileCopy {
     bytes: Vec<u8>,
+    device: (u32, u32),
     reserved: u64,
 }
 
 impl FileCopy {
-    /// Reads a file of this version. May block.
+    /// Reads a file of this version and device (major and minor number). May block.
     ///
     /// # Errors
-    /// It cannot be read, is too large, or there is no room for another copy.
-    pub fn read(file: &File, version: FileVersion) -> io::Result<FileCopy> {
+    /// It cannot be read; or it is too large, or there is no room for another copy (`FileTooLarge`).
+    pub fn read(file: &File, version: FileVersion, device: (u32, u32)) -> io::Result<FileCopy> {
         let size = version.size;
-        if size > MAX_COPY {
-            return Err(io::Error::other("too large to be copied from its server"));
+        let mut copied = COPIED.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_device = copied.get(&device).copied().unwrap_or(0);
+        let all: u64 = copied.values().sum();
+        let fits = size <= MAX_COPY
+            && of_device + size <= MAX_COPIES_OF_DEVICE
+            && all + size <= MAX_COPIES;
+        if !fits {
+            return Err(io::ErrorKind::FileTooLarge.into());
         }
+        *copied.entry(device).or_default() += size;
+        drop(copied);
         let mut copy = FileCopy {
             bytes: Vec::new(),
+            device,
             reserved: size,
         };
-        if COPIED.fetch_add(size, Ordering::Relaxed) + size > MAX_COPIES {
-            return Err(io::Error::other("too much is copied from servers"));
-        }
         copy.bytes.resize(size as usize, 0);
         file.read_exact_at(&mut copy.bytes, 0)?;
         Ok(copy)
@@ -134,7 +162,13 @@ impl FileCopy {
 
 impl Drop for FileCopy {
     fn drop(&mut self) {
-        COPIED.fetch_sub(self.reserved, Ordering::Relaxed);
+        let mut copied = COPIED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bytes) = copied.get_mut(&self.device) {
+            *bytes = bytes.saturating_sub(self.reserved);
+            if *bytes == 0 {
+                copied.remove(&self.device);
+            }
+        }
     }
 }
 
@@ -149,11 +183,28 @@ mod tests {
     fn copies() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"content").unwrap();
-        let copy = FileCopy::read(&file, FileVersion::of(&file).unwrap()).unwrap();
+        let read =
+            |file: &File, device| FileCopy::read(file, FileVersion::of(file).unwrap(), device);
+        let copy = read(&file, (0, 1)).unwrap();
         assert_eq!(copy.bytes(), b"content");
         file.set_len(MAX_COPY + 1).unwrap();
-        assert!(FileCopy::read(&file, FileVersion::of(&file).unwrap()).is_err());
-        drop(copy);
-        assert_eq!(COPIED.load(Ordering::Relaxed), 0);
+        assert!(read(&file, (0, 1)).is_err());
+        // Two files of the largest size are all that a device may have.
+        file.set_len(MAX_COPY).unwrap();
+        let other = read(&file, (0, 1)).unwrap();
+        assert!(read(&file, (0, 1)).is_err());
+        drop((copy, other));
+        assert!(read(&file, (0, 1)).is_ok());
+        assert!(COPIED.lock().unwrap().is_empty());
+    }
+
+    /// Files are closed by a thread.
+    #[test]
+    fn closes() {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        drop(OpenFile::known(writer.into(), false));
+        // This ends when the other end is closed.
+        let read = io::Read::read_to_end(&mut File::from(reader), &mut Vec::new());
+        assert_eq!(read.unwrap(), 0);
     }
 }

@@ -97,6 +97,8 @@ struct Buffer {
     sampler: Sampler,
     /// Records that did not fit, as far as records have told.
     lost: u64,
+    /// Those that the kernel told of when it was asked last.
+    asked: u64,
 }
 
 impl Buffer {
@@ -150,6 +152,7 @@ impl LifecycleEvents {
             cpu,
             sampler,
             lost: 0,
+            asked: 0,
         });
         self.gap = true;
         Ok(())
@@ -204,6 +207,15 @@ impl LifecycleEvents {
     pub fn lost(&mut self) -> u64 {
         let open: u64 = self.buffers.iter_mut().map(Buffer::lost).sum();
         self.lost_before + open
+    }
+
+    /// Asks for losses of which no record has told, where the kernel can be asked. This interrupts each CPU.
+    pub fn ask_for_losses(&mut self) {
+        for buffer in &mut self.buffers {
+            let lost = buffer.lost();
+            self.gap |= lost > buffer.asked;
+            buffer.asked = lost;
+        }
     }
 
     /// Whether something may have been missed since the last call.

@@ -154,7 +154,9 @@ fn executable_mappings(pid: u32, tid: u32) -> io::Result<Vec<MappedObject>> {
             };
         }
     };
-    let maps = MemoryMaps::from_buf_read(&*lines).map_err(io::Error::other)?;
+    // A path may be of any bytes. It is a name only: the file is known by its inode.
+    let lines = String::from_utf8_lossy(&lines);
+    let maps = MemoryMaps::from_buf_read(lines.as_bytes()).map_err(io::Error::other)?;
     Ok(maps.into_iter().map(object).collect())
 }
 

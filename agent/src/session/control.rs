@@ -139,8 +139,9 @@ impl Control {
         }
     }
 
-    /// Ends the processes that are gone though nothing told so.
+    /// Ends the processes that are gone though nothing told so, and looks for losses that nothing told of.
     pub fn end_missing(&mut self) {
+        self.lifecycle.ask_for_losses();
         self.ended.extend(self.registry.end_missing());
         self.repair.forget_ended(&self.registry);
     }

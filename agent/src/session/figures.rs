@@ -157,8 +157,8 @@ impl Session {
         }
         if self.tables.servers.refused > 0 {
             runtime.note(format!(
-                "more than {} PostgreSQL servers at the same time: the samples of {} processes of others have no \
-                 queries",
+                "more than {} PostgreSQL servers at the same time: {} others had to wait for a place, and their samples \
+                 had no queries until then",
                 agent_ebpf::limits::MAX_SERVERS,
                 self.tables.servers.refused
             ));
@@ -188,6 +188,13 @@ impl Session {
                  neither whole stacks nor names; raise the limit (`ulimit -n`, systemd: LimitNOFILE=)",
                 file_limit(),
                 failures.no_descriptors
+            ));
+        }
+        if failures.too_large > 0 {
+            runtime.note(format!(
+                "{} files of FUSE file systems were not read (64 MiB each, 128 MiB of a file system, 512 MiB in all): code \
+                 in them has neither whole stacks nor names",
+                failures.too_large
             ));
         }
         let pool = self.objects.pool.counts();

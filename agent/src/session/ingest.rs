@@ -78,7 +78,8 @@ pub struct Ingest {
 /// Time that something may take: a quarter of all time, and what it did not take lately.
 #[derive(Debug)]
 struct Allowance {
-    left: Duration,
+    /// Time taken that is not made up for yet.
+    taken: Duration,
     updated: Instant,
 }
 
@@ -88,7 +89,7 @@ impl Allowance {
 
     fn new() -> Allowance {
         Allowance {
-            left: Self::MOST,
+            taken: Duration::ZERO,
             updated: Instant::now(),
         }
     }
@@ -97,12 +98,12 @@ impl Allowance {
         let now = Instant::now();
         let regained = now.duration_since(self.updated) / 4;
         self.updated = now;
-        self.left = (self.left + regained).min(Self::MOST);
-        !self.left.is_zero()
+        self.taken = self.taken.saturating_sub(regained);
+        self.taken < Self::MOST
     }
 
     fn spend(&mut self, time: Duration) {
-        self.left = self.left.saturating_sub(time);
+        self.taken += time;
     }
 }
 
@@ -500,7 +501,7 @@ fn module_of(object: &Mapped) -> Module {
         name: object.name.to_string_lossy().into_owned(),
         build_id: object.build_id.clone(),
         source: match &object.image {
-            Image::File(file, _) | Image::Copy(file, _) => Source::File(Arc::clone(file)),
+            Image::File(_, file) | Image::Copy(file, _) => Source::File(Arc::clone(file)),
             Image::Vdso(bytes) => Source::Vdso(Arc::clone(bytes)),
         },
         is_local: object.is_local && object.debug_dir.is_none(),
@@ -542,10 +543,13 @@ mod tests {
     fn allowance() {
         let mut walks = Allowance::new();
         assert!(walks.have_time());
-        walks.spend(Allowance::MOST * 2);
-        assert!(walks.left.is_zero());
+        walks.spend(Allowance::MOST * 20);
+        assert!(!walks.have_time());
+        // It took two seconds, so it waits for eight, and a part of one.
+        walks.updated -= Duration::from_secs(7);
+        assert!(!walks.have_time());
         walks.updated -= Duration::from_secs(1);
-        assert!(walks.have_time() && walks.left == Allowance::MOST);
+        assert!(walks.have_time());
     }
 
     /// When there are as many modules as may be, more code counts as unknown, and as nobody else's.

@@ -29,7 +29,7 @@ use super::{
 use crate::{
     file::{
         FileCopy, FileVersion, OpenFile, Snapshot, SnapshotRoom, find, find_in_root_of,
-        is_served_by_a_process, open_again, open_found, open_regular,
+        is_served_by_fuse, open_again, open_found, open_regular,
     },
     kernel::{FileKey, MappedObject},
     object::{Object, Segment, bias},
@@ -55,8 +55,8 @@ const UNUSED_FOR: u64 = 60_000_000_000;
 /// Bytes of an object.
 #[derive(Clone, Debug)]
 pub enum Image {
-    /// A file's, by mapping.
-    File(Arc<OpenFile>, Arc<Mmap>),
+    /// A file's, by mapping. That goes first: the file is then still open, and to unmap it closes nothing.
+    File(Arc<Mmap>, Arc<OpenFile>),
     /// A file's that a process serves, copied.
     Copy(Arc<OpenFile>, Arc<FileCopy>),
     /// The vDSO's, copied from this process: the kernel maps the same to all.
@@ -67,7 +67,7 @@ impl Image {
     /// Gives the pages that were read back to the kernel's page cache: they would count as this
     /// process's memory. They are read again when they are needed.
     pub fn forget_pages(&self) {
-        if let Image::File(_, map) = self {
+        if let Image::File(map, _) = self {
             // SAFETY: the mapping is of a file and read-only, so dropped pages come back unchanged.
             let _ = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
         }
@@ -76,7 +76,7 @@ impl Image {
     /// The file, if it is one.
     pub fn file(&self) -> Option<&Arc<OpenFile>> {
         match self {
-            Image::File(file, _) | Image::Copy(file, _) => Some(file),
+            Image::File(_, file) | Image::Copy(file, _) => Some(file),
             Image::Vdso(_) => None,
         }
     }
@@ -84,7 +84,7 @@ impl Image {
     /// The bytes. To read them may block as long as the file system likes.
     pub fn bytes(&self) -> &[u8] {
         match self {
-            Image::File(_, map) => map,
+            Image::File(map, _) => map,
             Image::Copy(_, copy) => copy.bytes(),
             Image::Vdso(bytes) => bytes,
         }
@@ -177,6 +177,8 @@ impl Mapped {
 pub struct OpenFailures {
     /// The limit of open files was reached.
     pub no_descriptors: u64,
+    /// A FUSE file system's, of which no more is copied.
+    pub too_large: u64,
     /// Any other reason: nearly always the process had gone.
     pub other: u64,
 }
@@ -324,6 +326,9 @@ impl Objects {
                 log::debug!("pid {pid}, {key:?}: {error}");
                 match error.raw_os_error() {
                     Some(libc::EMFILE | libc::ENFILE) => self.failures.no_descriptors += 1,
+                    _ if error.kind() == io::ErrorKind::FileTooLarge => {
+                        self.failures.too_large += 1;
+                    }
                     _ => self.failures.other += 1,
                 }
                 self.lose(pid, key)
@@ -439,14 +444,14 @@ fn open_object(
     let file = Arc::new(OpenFile::new(file));
     // The version first: what is written after that is noticed later.
     let version = FileVersion::of(&**file)?;
-    let image = if is_served_by_a_process(&**file) {
-        let copy = FileCopy::read(&file, version)?;
+    let image = if is_served_by_fuse(&**file) {
+        let copy = FileCopy::read(&file, version, (key.major, key.minor))?;
         Image::Copy(Arc::clone(&file), Arc::new(copy))
     } else {
         // SAFETY: the mapping is only read. Its contents may change, and no reader relies on them not to; a file that
         // is truncated reads as zeros (see `truncation`).
         let map = unsafe { Mmap::map(&**file)? };
-        Image::File(Arc::clone(&file), Arc::new(map))
+        Image::File(Arc::new(map), Arc::clone(&file))
     };
     Ok(Mapped::read(&mapping.name, image).map(|mapped| Mapped {
         version: Some(version),

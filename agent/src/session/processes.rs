@@ -202,6 +202,8 @@ pub fn nobody(pid: u32) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use agent_ebpf::sample::Outcome;
+
     use super::*;
 
     fn process(pid: u32, name: &str) -> Process {
@@ -216,6 +218,39 @@ mod tests {
             forked: None,
             renames: 0,
         }
+    }
+
+    fn sample(process: ProcessIndex, tid: u32) -> profile::RawSample<'static> {
+        profile::RawSample {
+            process,
+            tid,
+            thread_name: [0; 16],
+            outcome: Outcome::Complete,
+            kernel: &[],
+            user: &[],
+            attribution: None,
+            starts_execution: false,
+        }
+    }
+
+    /// Rows crowd a window as processes do.
+    #[test]
+    fn rows_that_crowd_a_window() {
+        let mut window = Window::new();
+        let process = window.add_process(profile::Process {
+            pid: 1,
+            name: String::new(),
+            exe: String::new(),
+            service: String::new(),
+        });
+        let process = process.expect("the first");
+        for tid in 0.. {
+            if window.is_crowded() {
+                break;
+            }
+            window.add(&sample(process, tid));
+        }
+        assert_eq!(window.rows().len(), profile::MAX_ROWS / 2);
     }
 
     /// In a crowded window processes that are new are counted by program, and those that were there before as before.
@@ -245,6 +280,10 @@ mod tests {
         }
         assert_eq!(index(gone - 4, "c"), index(gone - 5, "d"));
         assert_eq!(processes.programs(), MAX_PROGRAMS);
+        for tid in [5, 6] {
+            window.add(&sample(late, tid));
+        }
+        assert_eq!(window.rows().len(), 1, "their threads are not told apart");
         let late = &window.processes()[late.0 as usize];
         assert_eq!(
             (late.pid, late.name.as_str(), late.exe.as_str()),

@@ -32,8 +32,8 @@ struct Missed {
 }
 
 impl Missed {
-    /// Nothing missed, and never read again.
-    const NEVER: Missed = Missed {
+    /// No sample missed so far; it may be read at once.
+    const NOTHING: Missed = Missed {
         samples: 0,
         next: 0,
         rest: REST,
@@ -73,7 +73,7 @@ impl Repair {
         if self.missed.len() >= MAX_MISSED {
             self.missed.clear();
         }
-        let missed = self.missed.entry(pid).or_insert(Missed::NEVER);
+        let missed = self.missed.entry(pid).or_insert(Missed::NOTHING);
         missed.samples = missed.samples.saturating_add(1);
         if missed.samples >= MISSES && time >= missed.next {
             missed.samples = 0;
@@ -89,7 +89,7 @@ impl Repair {
         if self.queued.contains(&pid) || !is_counted && self.missed.len() >= MAX_MISSED {
             return;
         }
-        let missed = self.missed.entry(pid).or_insert(Missed::NEVER);
+        let missed = self.missed.entry(pid).or_insert(Missed::NOTHING);
         if time >= missed.next {
             self.queued.insert(pid);
             self.queue.push_back(pid);

@@ -126,7 +126,7 @@ pub struct Servers {
     servers: Vec<Option<Server>>,
     /// Servers that were seen, in all.
     seen: u32,
-    /// Servers that found no room.
+    /// Address spaces of servers that found no place at first.
     pub refused: u64,
 }
 
@@ -203,7 +203,6 @@ impl Servers {
         }
         let postmaster = postmaster.unwrap_or(pid);
         let Some(index) = self.free_place() else {
-            self.refused += 1;
             return Ok(0);
         };
         let [

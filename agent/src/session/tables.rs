@@ -178,6 +178,7 @@ impl Tables {
         }
         if !self.placed.contains_key(&key) {
             let facts = self.servers.facts(kernel, objects, pid, space)?;
+            self.servers.refused += u64::from(facts.found_no_place);
             if !self.place(kernel, objects, pid, space, facts)? {
                 return Ok(());
             }

@@ -8,7 +8,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -29,8 +29,8 @@ pub const MAX_LINE_BYTES: usize = 4096;
 /// names of [`MAX_LINE_BYTES`] as addresses, a gigabyte.
 const MAX_NAMES_BYTES: usize = 64 * 1024 * 1024;
 
-/// Names of addresses (sorted) by the perf map that was `opened` while its process ran, else by that at `path`: by now the
-/// process may have gone, and its pid be another's. A missing map is no error: most processes write none.
+/// Names of addresses (sorted) by the perf map at `path`, or by the one that was `opened` while the process ran: by now it
+/// may have gone, and its pid be another's. A missing map is no error: most processes write none.
 pub(super) fn symbolize(
     pid: u32,
     path: &Path,
@@ -38,13 +38,14 @@ pub(super) fn symbolize(
     addresses: &[u64],
     report: &mut dyn FnMut(Stage<'_>),
 ) -> Named {
-    let current = match opened {
-        Some(file) => Ok(Some(Arc::clone(file))),
-        None => match open(path) {
-            Ok(file) => is_own(pid, &file).map(|()| Some(Arc::new(OpenFile::new(file)))),
-            Err(OpenError::Missing) => Ok(None),
-            Err(error) => Err(error.to_string()),
-        },
+    let current = match (open(path), opened) {
+        (Ok(file), Some(opened)) if !is_trusted_by(pid, &file) || !is_of_same(&file, opened) => {
+            Ok(Some(Arc::clone(opened)))
+        }
+        (Ok(file), _) => is_own(pid, &file).map(|()| Some(Arc::new(OpenFile::new(file)))),
+        (Err(_), Some(opened)) => Ok(Some(Arc::clone(opened))),
+        (Err(OpenError::Missing), None) => Ok(None),
+        (Err(error), None) => Err(error.to_string()),
     };
     let mut notes = Vec::new();
     let found = current.and_then(|file| match file {
@@ -91,6 +92,12 @@ fn open(path: &Path) -> Result<File, OpenError> {
         return open::regular_in_no_link(open::directory(&root)?, below);
     }
     open::regular_in_no_link(open::directory(Path::new("/"))?, path)
+}
+
+/// Whether two files belong to the same user.
+fn is_of_same(one: &File, other: &File) -> bool {
+    let owner = |file: &File| file.metadata().map(|file| file.uid()).ok();
+    owner(one) == owner(other)
 }
 
 /// Refuses a map that neither the process's user nor root wrote: in `/tmp` anybody may make a file of this name.
