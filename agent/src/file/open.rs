@@ -154,6 +154,11 @@ impl FileCopy {
         Ok(copy)
     }
 
+    /// The device that it came from: major and minor number.
+    pub fn device(&self) -> (u32, u32) {
+        self.device
+    }
+
     /// The content.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes

@@ -17,7 +17,7 @@ use foldhash::fast::RandomState;
 use indexmap::{IndexMap, IndexSet};
 
 use super::attribution::{Attribution, Query};
-use crate::file::{FileVersion, OpenFile, Snapshot};
+use crate::file::{FileCopy, FileVersion, OpenFile, Snapshot};
 
 /// Distinct nodes of the stack trie (12 MB). A whole machine at work for a minute has about 20,000;
 /// a process that never takes the same path twice must not grow the agent without end.
@@ -72,6 +72,8 @@ pub enum Source {
     /// A mapped file. It is kept open: its symbols can be read when the process, and even the
     /// file's name, have gone.
     File(Arc<OpenFile>),
+    /// A file that a FUSE server has, copied when it was mapped: nobody has to ask the server again.
+    Copy(Arc<FileCopy>),
     /// The vDSO: an ELF image that has no file.
     Vdso(Arc<[u8]>),
     /// The kernel and its modules.

@@ -501,10 +501,12 @@ fn module_of(object: &Mapped) -> Module {
         name: object.name.to_string_lossy().into_owned(),
         build_id: object.build_id.clone(),
         source: match &object.image {
-            Image::File(_, file) | Image::Copy(file, _) => Source::File(Arc::clone(file)),
+            Image::File(_, file) => Source::File(Arc::clone(file)),
+            Image::Copy(_, copy) => Source::Copy(Arc::clone(copy)),
             Image::Vdso(bytes) => Source::Vdso(Arc::clone(bytes)),
         },
-        is_local: object.is_local && object.debug_dir.is_none(),
+        is_local: (object.is_local || matches!(object.image, Image::Copy(..)))
+            && object.debug_dir.is_none(),
         debug_dir: object.debug_dir.clone(),
         version: object.version,
         snapshot: object.snapshot.clone(),

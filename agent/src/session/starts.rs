@@ -25,6 +25,7 @@ impl FunctionStarts for UnwindEntries {
             Source::File(file) => unsafe { Mmap::map(&***file) }
                 .ok()
                 .and_then(|map| starts(&map)),
+            Source::Copy(copy) => starts(copy.bytes()),
             Source::Vdso(bytes) => starts(bytes),
             Source::Kernel | Source::Jit { .. } | Source::Unknown => None,
         };

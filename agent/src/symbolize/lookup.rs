@@ -40,13 +40,22 @@ pub(super) fn name_module(
 /// One function start per address, where the module has unwind tables.
 fn starts(module: &Module, addresses: &[u64], options: &Options<'_>) -> Vec<Option<u64>> {
     let mut starts = match module.source {
-        Source::File(_) | Source::Vdso(_) => {
+        Source::File(_) | Source::Copy(_) | Source::Vdso(_) => {
             options.function_starts.function_starts(module, addresses)
         }
         _ => Vec::new(),
     };
     starts.resize(addresses.len(), None);
     starts
+}
+
+/// The bytes of code that has no file here.
+pub(super) fn bytes_of(source: &Source) -> &[u8] {
+    match source {
+        Source::Copy(copy) => copy.bytes(),
+        Source::Vdso(bytes) => bytes,
+        Source::File(_) | Source::Kernel | Source::Jit { .. } | Source::Unknown => &[],
+    }
 }
 
 fn look_up(
@@ -63,7 +72,7 @@ fn look_up(
     let copy;
     let file = match &module.source {
         Source::File(file) => &**file,
-        Source::Vdso(bytes) => match memory_file(bytes) {
+        Source::Copy(_) | Source::Vdso(_) => match memory_file(bytes_of(&module.source)) {
             Ok(file) => {
                 copy = file;
                 &copy

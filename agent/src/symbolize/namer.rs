@@ -17,6 +17,7 @@ use rustix::io::Errno;
 
 use super::child::stored_bytes;
 use super::elf::Named;
+use super::lookup::bytes_of;
 use super::wire::{self, Answer, Kind, Request};
 use super::{Options, Spawner, memory_file};
 use crate::profile::{Module, Source};
@@ -104,6 +105,7 @@ impl Account {
         let file = match &module.source {
             Source::File(file) => Some(file),
             Source::Jit { file, .. } => file.as_ref(),
+            Source::Copy(copy) => return Account::Device(copy.device().0, copy.device().1),
             Source::Vdso(_) | Source::Kernel | Source::Unknown => None,
         };
         let found = file.and_then(|file| Some((file, facts(file)?)));
@@ -285,8 +287,10 @@ impl<'a> Namer<'a> {
         self.start_child()?;
         let start = Instant::now();
         let mut limit = base;
-        if let Source::File(file) = &module.source {
-            limit = longer(limit, stored_bytes(file));
+        match &module.source {
+            Source::File(file) => limit = longer(limit, stored_bytes(file)),
+            Source::Copy(copy) => limit = longer(limit, copy.bytes().len() as u64),
+            _ => {}
         }
         let go_on = &mut *self.go_on;
         let ends = self.ends;
@@ -432,8 +436,8 @@ fn send_request(
     let file;
     let (kind, file) = match &module.source {
         Source::File(_) => (Kind::File, opened),
-        Source::Vdso(bytes) => {
-            file = memory_file(bytes)?;
+        Source::Copy(_) | Source::Vdso(_) => {
+            file = memory_file(bytes_of(&module.source))?;
             (Kind::File, Some(&file))
         }
         Source::Jit { pid, perf_map, .. } => {

@@ -26,11 +26,12 @@ pub fn memory() -> Vec<Case> {
             on_fuse(stage, name, Unanswered::Everything)
         })
         .refused(),
-        // It can be read, but whoever has opened it waits for ever when he closes it, or ends, or runs another program.
+        // It can be read, but whoever has opened it waits for ever when he closes it, or ends, or runs another program. It
+        // is read once.
         Case::new("fuse_flush", |stage, name| {
             on_fuse(stage, name, Unanswered::Closing)
         })
-        .refused(),
+        .named(),
         Case::new("env_hangs", |stage, name| {
             // Nothing is refused: Linux itself does not read a file for /proc/PID/environ (since 4.17).
             memory_on_fuse(stage, name, "environment", "environment")
