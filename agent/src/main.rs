@@ -127,7 +127,7 @@ fn record(arguments: &cli::Record, started: u64, group: libc::pid_t) -> Result<u
         .transpose()
         .context("cannot send the command's output to standard error")?;
     // Before any file is opened that somebody else chose.
-    let spawner = Spawner::start().context("cannot start a thread")?;
+    let spawner = Spawner::start().context("cannot prepare the thread that starts namers")?;
     let mut status = StatusLine::new();
     let until = match (config.duration, config.command.is_empty()) {
         (Some(duration), _) => format!("for {}", humantime::format_duration(duration)),

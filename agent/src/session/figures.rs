@@ -192,8 +192,8 @@ impl Session {
         }
         if failures.too_large > 0 {
             runtime.note(format!(
-                "{} files of FUSE file systems were not read (64 MiB each, 128 MiB of a file system, 512 MiB in all): code \
-                 in them has neither whole stacks nor names",
+                "files of FUSE file systems were too large to be read {} times (64 MiB each, 128 MiB of a file system, \
+                 512 MiB in all): code in them has neither whole stacks nor names",
                 failures.too_large
             ));
         }

@@ -94,7 +94,7 @@ impl Allowance {
         }
     }
 
-    fn have_time(&mut self) -> bool {
+    fn has_time(&mut self) -> bool {
         let now = Instant::now();
         let regained = now.duration_since(self.updated) / 4;
         self.updated = now;
@@ -337,7 +337,7 @@ impl Ingest {
         };
         // To hand it to another thread costs more than the walk, so that is done for files which may not answer, and when
         // walks take much of the time: code can be made so that each frame is looked for in 64 KiB of instructions.
-        let done = match is_local && self.walks.have_time() {
+        let done = match is_local && self.walks.has_time() {
             true => {
                 let begun = Instant::now();
                 let done = walk();
@@ -544,14 +544,14 @@ mod tests {
     #[test]
     fn allowance() {
         let mut walks = Allowance::new();
-        assert!(walks.have_time());
+        assert!(walks.has_time());
         walks.spend(Allowance::MOST * 20);
-        assert!(!walks.have_time());
+        assert!(!walks.has_time());
         // It took two seconds, so it waits for eight, and a part of one.
         walks.updated -= Duration::from_secs(7);
-        assert!(!walks.have_time());
+        assert!(!walks.has_time());
         walks.updated -= Duration::from_secs(1);
-        assert!(walks.have_time());
+        assert!(walks.has_time());
     }
 
     /// When there are as many modules as may be, more code counts as unknown, and as nobody else's.

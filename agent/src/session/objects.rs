@@ -177,7 +177,7 @@ impl Mapped {
 pub struct OpenFailures {
     /// The limit of open files was reached.
     pub no_descriptors: u64,
-    /// A FUSE file system's, of which no more is copied.
+    /// A file of a FUSE file system does not fit into the room for copies; counted at each attempt.
     pub too_large: u64,
     /// Any other reason: nearly always the process had gone.
     pub other: u64,

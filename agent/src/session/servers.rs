@@ -137,7 +137,7 @@ impl Servers {
     }
 
     /// Whether there is a place for another.
-    pub fn have_a_place(&self) -> bool {
+    pub fn has_place(&self) -> bool {
         self.len() < MAX_SERVERS as usize
     }
 

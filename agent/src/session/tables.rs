@@ -313,7 +313,7 @@ impl Tables {
         objects.retry_lost();
         self.states
             .retain(|_, state| !matches!(state, TableState::NotNow));
-        let has_place = self.servers.have_a_place();
+        let has_place = self.servers.has_place();
         self.replace(kernel, objects, time, MAX_RETRIED, |placed| {
             placed.is_partial || has_place && placed.facts.found_no_place
         })

@@ -119,25 +119,24 @@ fn locate(
     };
     let module = |id: ModuleId| window.modules().get(id.0 as usize).unwrap_or(&unknown);
     let modules = by_module.len();
+    let mut order: Vec<_> = by_module
+        .into_iter()
+        .map(|((is_kernel, id), frames)| {
+            let module = module(id);
+            let mapping = builder.mapping(&module.name, module.build_id.as_deref(), is_kernel);
+            (module, mapping, frames)
+        })
+        .collect();
     // What may not answer is read last, when it can keep nothing else from being read.
-    let mut order: Vec<(bool, ModuleId)> = by_module.keys().copied().collect();
-    order.sort_by_key(|(_, id)| !module(*id).is_local);
-    let mut named = HashMap::new();
-    for (done, key) in order.into_iter().enumerate() {
-        let module = module(key.1);
+    order.sort_by_key(|(module, ..)| !module.is_local);
+    let mut locations = vec![LocationId(u32::MAX); window.frames().len()];
+    for (done, (module, mapping, frames)) in order.into_iter().enumerate() {
         progress(Progress {
             done,
             modules,
             module: &module.name,
         });
-        named.insert(key, name_frames(module, &by_module[&key], name, runtime));
-    }
-    let mut locations = vec![LocationId(u32::MAX); window.frames().len()];
-    for (key, frames) in by_module {
-        let (is_kernel, id) = key;
-        let module = module(id);
-        let names = named.remove(&key).unwrap_or_default();
-        let mapping = builder.mapping(&module.name, module.build_id.as_deref(), is_kernel);
+        let names = name_frames(module, &frames, name, runtime);
         let mut lines = BTreeMap::new();
         for (address, resolved) in names {
             lines.insert(address, builder.lines(&resolved));

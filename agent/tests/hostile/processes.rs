@@ -26,8 +26,8 @@ pub fn memory() -> Vec<Case> {
             on_fuse(stage, name, Unanswered::Everything)
         })
         .refused(),
-        // It can be read, but whoever has opened it waits for ever when he closes it, or ends, or runs another program. It
-        // is read once.
+        // Its server answers reads, but not the close: to close the file, to exit or to run another program waits for ever.
+        // The agent reads the file once, and names it from the copy.
         Case::new("fuse_flush", |stage, name| {
             on_fuse(stage, name, Unanswered::Closing)
         })
