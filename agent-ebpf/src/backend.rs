@@ -9,7 +9,7 @@ use agent_ebpf::{
     postgres::{
         BackendHeader, BackendKey, CallerSearch, CallerStack, Connection, HAS_CONNECTION,
         HAS_LEADER, HAS_STATUS, START_TOLERANCE, STATUS_BYTES, Send, Served, Server, TEXT_BYTES,
-        TEXT_OF_DEBUG, TITLE_BYTES, Told, status,
+        TEXT_OF_DEBUG, TITLE_BYTES, Told, WALL_CLOCK_STEP, WallClock, status,
     },
     sample::{KIND_BACKEND, SampleHeader},
     table::Space,
@@ -18,7 +18,7 @@ use aya_ebpf::{
     bindings::BPF_RB_NO_WAKEUP,
     helpers::{
         bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_user,
-        generated::bpf_probe_read_user_str,
+        generated::{bpf_ktime_get_tai_ns, bpf_probe_read_user_str},
     },
 };
 
@@ -27,8 +27,8 @@ use crate::{
     counting,
     lifecycle::field,
     maps::{
-        BACKEND, BACKENDS, CONNECTIONS, KNOWN, MM_ARG_START, PID_LEVEL, PID_NUMBERS, PROCESSES,
-        SERVERS, SIGNAL_PIDS, TASK_MM, TASK_SIGNAL, TASK_START_TIME, WALL_CLOCK,
+        BACKEND, BACKENDS, CONNECTIONS, HAS_TAI_CLOCK, KNOWN, MM_ARG_START, PID_LEVEL, PID_NUMBERS,
+        PROCESSES, SERVERS, SIGNAL_PIDS, TASK_MM, TASK_SIGNAL, TASK_START_TIME, WALL_CLOCK,
     },
     sampling::send,
     socket, words,
@@ -392,9 +392,9 @@ fn find_send(header: &mut BackendHeader, statement: u64, since: u64) -> bool {
         return false;
     };
     let mut start = clock.statement_start(statement as i64, header.time);
-    // Before the backend's own start, or in the future: the clock was set a moment ago, and the agent has not seen it yet.
-    // The turns alone decide then.
-    let is_strange = is_less(start, since) | is_less(header.time, start);
+    // Set a moment ago, which the agent has not seen yet; where that cannot be asked, a start before the backend's own or
+    // in the future tells of it. The turns alone decide then.
+    let is_strange = was_set(clock) | is_less(start, since) | is_less(header.time, start);
     if is_strange != 0 {
         start = header.time;
     }
@@ -451,6 +451,21 @@ fn find_send(header: &mut BackendHeader, statement: u64, since: u64) -> bool {
         () => CallerSearch::Found as u32,
     };
     is_answered | is_strange == 0 && header.search != CallerSearch::Forgotten as u32
+}
+
+/// 1 where the wall clock was set since the agent read it.
+#[inline(always)]
+fn was_set(clock: &WallClock) -> u64 {
+    // The verifier removes what follows where it is 0.
+    if HAS_TAI_CLOCK.load() == 0 {
+        return 0;
+    }
+    // SAFETY: the helpers have no preconditions, and the second is called only where it is there.
+    let offset = unsafe { bpf_ktime_get_tai_ns().wrapping_sub(bpf_ktime_get_ns()) };
+    let change = offset
+        .wrapping_sub(clock.tai_offset as u64)
+        .wrapping_add(WALL_CLOCK_STEP);
+    is_less(change, 0) | is_less(2 * WALL_CLOCK_STEP, change)
 }
 
 /// 1 where a number is less than another, and the distance below 2^63: without a branch, of which the verifier would

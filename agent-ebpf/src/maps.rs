@@ -106,6 +106,10 @@ pub static CALLER_BUDGET: PerCpuArray<Budget> = PerCpuArray::with_max_entries(1,
 #[map]
 pub static WALL_CLOCK: Array<WallClock> = Array::with_max_entries(1, 0);
 
+/// 1: the kernel has `bpf_ktime_get_tai_ns` (Linux 6.1).
+#[unsafe(no_mangle)]
+pub static HAS_TAI_CLOCK: Global<u8> = Global::new(0);
+
 /// Stacks at sends that a CPU may take in a [`crate::caller::WINDOW`].
 #[unsafe(no_mangle)]
 pub static CALLERS_PER_WINDOW: Global<u32> = Global::new(0);

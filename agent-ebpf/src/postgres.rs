@@ -265,7 +265,15 @@ pub struct WallClock {
     pub offset_before: i64,
     /// When `offset_before` was last seen to be right, nanoseconds on the clock of the samples; 0 where it is `offset`.
     pub set_after: u64,
+    /// `CLOCK_TAI` − `CLOCK_MONOTONIC`, nanoseconds, read with `offset`. The two change together, and of the two the kernel
+    /// programs can read this one.
+    pub tai_offset: i64,
 }
+
+/// By how much two readings of [`WallClock::offset`] or [`WallClock::tai_offset`] differ at least when the wall clock was
+/// set between them, nanoseconds. Its corrections by degrees are also those of the monotonic clock; this is far above
+/// the error of a reading.
+pub const WALL_CLOCK_STEP: u64 = 100_000;
 
 impl WallClock {
     /// The time of a statement's start on the clock of the samples, nanoseconds, from PostgreSQL's microseconds. 0 when
@@ -310,7 +318,7 @@ mod tests {
         let clock = |offset| WallClock {
             offset,
             offset_before: offset,
-            set_after: 0,
+            ..WallClock::default()
         };
         assert_eq!(clock(unix - 5).statement_start(postgres, 10), 5);
         assert_eq!(clock(0).statement_start(0, 10), 0);
@@ -334,6 +342,7 @@ mod tests {
                 offset: before + step * SECOND,
                 offset_before: before,
                 set_after: seen as u64,
+                tai_offset: 0,
             };
             let start = |postgres| clock.statement_start(postgres, now as u64);
             assert_eq!(start(to_postgres(early + before)), seems as u64, "{step}");

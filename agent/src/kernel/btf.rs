@@ -67,6 +67,9 @@ const OPTIONAL: &[Field] = &[
     ("MM_ARG_START", &[("mm_struct", "arg_start")]),
 ];
 
+/// In `enum bpf_func_id` (include/uapi/linux/bpf.h), which names the kernel's helpers.
+const TAI_CLOCK: &[u8] = b"BPF_FUNC_ktime_get_tai_ns";
+
 /// Byte offsets of the fields that the kernel programs read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offsets {
@@ -74,6 +77,8 @@ pub struct Offsets {
     pub globals: Vec<(&'static str, u32)>,
     /// `task_struct.in_execve`, in bits: it is a bit field. `None` in a kernel that has none.
     pub task_in_execve_bit: Option<u32>,
+    /// Whether the kernel has the helper `bpf_ktime_get_tai_ns` (Linux 6.1).
+    pub has_tai_clock: bool,
     /// What this kernel lacks, as `struct.member`.
     pub missing: Vec<String>,
 }
@@ -118,6 +123,7 @@ impl Offsets {
             globals,
             task_in_execve_bit: task
                 .and_then(|task| types.member_bits(task, b"in_execve", MAX_NESTING)),
+            has_tai_clock: types.has_name(TAI_CLOCK),
             missing,
         })
     }
@@ -158,6 +164,13 @@ impl<'a> Types<'a> {
     fn name(&self, offset: u32) -> &'a [u8] {
         let rest = self.strings.get(offset as usize..).unwrap_or_default();
         rest.split(|byte| *byte == 0).next().unwrap_or_default()
+    }
+
+    /// Whether anything is called so.
+    fn has_name(&self, name: &[u8]) -> bool {
+        self.strings
+            .split(|byte| *byte == 0)
+            .any(|string| string == name)
     }
 
     /// Where the structs begin that the fields are of, found in one pass.
@@ -257,6 +270,8 @@ mod tests {
         assert!(of("TASK_TGID").is_some_and(|(_, offset)| *offset > 0 && offset % 4 == 0));
         // Every kernel up to now has it, and the tests of execve rely on it.
         let bit = offsets.task_in_execve_bit.unwrap();
+        // Since Linux 6.1; these tests run on nothing older.
+        assert!(offsets.has_tai_clock);
         assert!(bit / 8 > 0 && bit / 8 < 16_384);
     }
 

@@ -186,6 +186,7 @@ impl Kernel {
         let in_execve_byte = offsets.task_in_execve_bit.map_or(0, |bit| bit / 8);
         let in_execve_mask = offsets.task_in_execve_bit.map_or(0, |bit| 1u8 << (bit % 8));
         let filter = u8::from(options.filter);
+        let has_tai_clock = u8::from(offsets.has_tai_clock);
         let frequency = 1_000_000_000 / options.period_ns.max(1);
         let frequency = u32::try_from(frequency).unwrap_or(u32::MAX);
         let cpus = cpus_online()?;
@@ -205,6 +206,7 @@ impl Kernel {
             .override_global("CALLERS_PER_WINDOW", &callers, true)
             .override_global("TASK_IN_EXECVE", &in_execve_byte, true)
             .override_global("TASK_IN_EXECVE_MASK", &in_execve_mask, true)
+            .override_global("HAS_TAI_CLOCK", &has_tai_clock, true)
             .override_global("FILTER", &filter, true);
         for (global, offset) in &offsets.globals {
             loader.override_global(global, offset, true);

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use agent_ebpf::postgres::WallClock;
+use agent_ebpf::postgres::{WALL_CLOCK_STEP, WallClock};
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, the clock of every sample and event.
 pub fn now() -> u64 {
@@ -80,10 +80,6 @@ pub fn steal_seconds() -> Option<f64> {
     (per_second > 0).then(|| ticks / per_second as f64)
 }
 
-/// By how much two readings of [`wall_offset`] differ at least when the wall clock was set between them, nanoseconds. Its
-/// corrections by degrees are also those of the monotonic clock; this is far above the error of a reading.
-const WALL_CLOCK_STEP: u64 = 100_000;
-
 /// Follows the wall clock.
 #[derive(Default)]
 pub struct WallClockReader {
@@ -94,7 +90,9 @@ pub struct WallClockReader {
 impl WallClockReader {
     /// The wall clock as it is now, and as it was before it was last set.
     pub fn read(&mut self) -> WallClock {
-        let (offset, time) = (wall_offset(), now());
+        // Read first: when the clock is set between the two, the kernel programs find it set, and not the other way round.
+        self.clock.tai_offset = offset_of(libc::CLOCK_TAI);
+        let (offset, time) = (offset_of(libc::CLOCK_REALTIME), now());
         self.update(offset, time);
         self.clock
     }
@@ -112,13 +110,13 @@ impl WallClockReader {
     }
 }
 
-/// `CLOCK_REALTIME` − `CLOCK_MONOTONIC`, nanoseconds: the middle of the narrowest of three readings.
-fn wall_offset() -> i64 {
+/// A clock − `CLOCK_MONOTONIC`, nanoseconds: the middle of the narrowest of three readings.
+fn offset_of(id: libc::clockid_t) -> i64 {
     let read = || {
         let before = now() as i64;
-        let wall = clock(libc::CLOCK_REALTIME) as i64;
+        let time = clock(id) as i64;
         let after = now() as i64;
-        (after - before, wall - (before + (after - before) / 2))
+        (after - before, time - (before + (after - before) / 2))
     };
     let readings = [read(), read(), read()];
     readings.into_iter().min().map_or(0, |(_, offset)| offset)
