@@ -1,121 +1,64 @@
 //! Who asks: at a send to a PostgreSQL server, in the caller's thread and before a byte has left, its
 //! stack and trace context are noted under the connection.
 
-use core::ffi::c_void;
-
 use agent_ebpf::{
     counters::Counter,
     limits::{MAX_CALLER_FRAMES, SENDS},
-    postgres::{Budget, CallerStack, Connection, Send, TIME_STEP_BITS, may_start_statement},
-    sample::{KIND_CALLER, Outcome, SampleHeader},
-    table::Space,
+    postgres::{Budget, CallerStack, Connection, TIME_STEP_BITS, may_start_statement},
+    sample::{KIND_CALLER, Outcome},
 };
 use aya_ebpf::{
-    bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, pt_regs},
+    bindings::BPF_RB_FORCE_WAKEUP,
     helpers::{
-        bpf_get_current_pid_tgid, bpf_get_current_task_btf, bpf_get_prandom_u32,
-        bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_probe_read_user, bpf_task_pt_regs,
+        bpf_get_current_pid_tgid, bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_ktime_get_ns,
         generated::bpf_probe_read_kernel,
     },
     programs::RawTracePointContext,
 };
 
 use crate::{
-    backend, counting,
-    lifecycle::field,
-    maps::{CALLER_BUDGET, CALLERS_PER_WINDOW, CONNECTIONS, NEW_RING, PROCESSES, SERVERS, WALK},
-    registers, sampling,
+    arch, backend, counting,
+    fields::Pointer,
+    maps::{CALLER_BUDGET, CALLERS_PER_WINDOW, CONNECTIONS, NEW_RING, SERVERS, WALK},
+    output,
     socket::{self, Message},
-    trace,
-    walk::{self, Record, Walk, bounded},
-    words,
+    stack_copy,
+    state::{CALLER, HeldStack, SampleRecord, SendRing, Walk},
+    task, trace,
+    verifier::bounded,
+    walk, words,
 };
 
 /// A window of the budget of stacks, nanoseconds. Short, so that a burst is met soon.
-pub const WINDOW: u64 = 100_000_000;
+pub const BUDGET_WINDOW: u64 = 100_000_000;
 
 /// A send without a stack is timed when its number in the window is one under this mask: the clock is a good part of
 /// what it costs.
 const TIMED_MASK: u32 = 15;
 
-/// System calls that send on a socket, by number on x86_64.
-mod number {
-    pub const WRITE: u64 = 1;
-    pub const WRITEV: u64 = 20;
-    pub const CONNECT: u64 = 42;
-    pub const SENDTO: u64 = 44;
-    pub const SENDMSG: u64 = 46;
-}
-
-/// The stack of a send.
-#[repr(C)]
-pub struct Stack {
-    header: SampleHeader,
-    frames: [u64; MAX_CALLER_FRAMES],
-}
-
-/// The last sends on a connection.
-#[repr(C)]
-pub struct Ring {
-    next: u32,
-    /// See [`Send::turn`].
-    pub turn: u32,
-    /// Sends in this turn.
-    asked: u32,
-    /// The backend that answers, which is remembered for its parallel workers.
-    backend: u32,
-    /// 1 while a send is being noted. At a Unix socket its bytes are there already, and a server that is awake may begin
-    /// the statement meanwhile.
-    pub noting: u32,
-    /// The backend's process id as it sees it itself.
-    own_pid: u32,
-    /// Address of the backend's status.
-    status: u64,
-    /// Start of the statement whose answer ended the last turn.
-    pub answered: u64,
-    /// The sends.
-    pub sends: [Send; SENDS],
-    /// Their stacks.
-    pub stacks: [Stack; SENDS],
-}
-
 /// A TCP socket sends: in the sender's thread, before a byte has left.
 #[inline(always)]
-pub fn tcp(sock: socket::Pointer) -> Option<()> {
+pub fn tcp(sock: Pointer) -> Option<()> {
     passes(socket::sent_by_tcp(sock)?)
 }
 
 /// A Unix socket sends: in the sender's thread, before a byte has left.
 #[inline(always)]
-pub fn unix(socket: socket::Pointer) -> Option<()> {
+pub fn unix(socket: Pointer) -> Option<()> {
     passes(socket::sent_by_unix(socket)?)
 }
 
 /// A Unix socket has been given something to read: in the sender's thread, before the reader is woken.
 #[inline(always)]
-pub fn unix_received(sock: socket::Pointer) -> Option<()> {
+pub fn unix_received(sock: Pointer) -> Option<()> {
     passes(socket::received_by_unix(sock)?)
 }
 
 /// Entry of a system call. `TP_PROTO(struct pt_regs *regs, long id)`.
 #[inline(always)]
 pub fn system_call(ctx: &RawTracePointContext) -> Option<()> {
-    let number: u64 = ctx.arg(1);
-    if !is_send(number) {
-        return None;
-    }
-    let registers: *const c_void = ctx.arg(0);
-    // SAFETY: the first argument is the caller's registers.
-    let descriptor: u64 = unsafe { field(registers, core::mem::offset_of!(pt_regs, rdi) as u32) }?;
-    passes(socket::sent(socket::of_descriptor(descriptor as u32)?)?)
-}
-
-#[inline(always)]
-fn is_send(number: u64) -> bool {
-    matches!(
-        number,
-        number::WRITE | number::WRITEV | number::SENDTO | number::SENDMSG
-    )
+    let descriptor = arch::sends_on(ctx)?;
+    passes(socket::sent(socket::of_descriptor(descriptor)?)?)
 }
 
 #[inline(always)]
@@ -128,10 +71,10 @@ fn passes(message: Message) -> Option<()> {
 
 /// The client sends.
 #[inline(always)]
-fn asks(connection: &Connection, ring: Option<*mut Ring>) -> Option<()> {
+fn asks(connection: &Connection, ring: Option<*mut SendRing>) -> Option<()> {
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
-    if !first_bytes().is_none_or(may_start_statement) {
+    if !arch::first_bytes_sent().is_none_or(may_start_statement) {
         return None;
     }
     let ring = match ring {
@@ -142,14 +85,14 @@ fn asks(connection: &Connection, ring: Option<*mut Ring>) -> Option<()> {
     note(
         unsafe { &mut *ring },
         now,
-        space_of_current().map_or(0, |space| space.trace_offset),
+        task::space().map_or(0, |space| space.trace_offset),
     );
     Some(())
 }
 
 /// The server answers. A long answer leaves in many pieces, of which the first ends the turn.
 #[inline(always)]
-fn answers(connection: &Connection, ring: Option<*mut Ring>) -> Option<()> {
+fn answers(connection: &Connection, ring: Option<*mut SendRing>) -> Option<()> {
     let ring = match ring {
         Some(ring) => ring,
         None => CONNECTIONS.get_ptr_mut(connection)?,
@@ -157,7 +100,7 @@ fn answers(connection: &Connection, ring: Option<*mut Ring>) -> Option<()> {
     // SAFETY: the client waits for what is just being sent; one that does not is pipelining, and its
     // sends are then taken for one turn more or less.
     let ring = unsafe { &mut *ring };
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let pid = task::pid();
     let known = match ring.backend == pid {
         true if ring.asked == 0 => return Some(()),
         true => backend::statement_of(ring.status, ring.own_pid),
@@ -177,9 +120,9 @@ fn answers(connection: &Connection, ring: Option<*mut Ring>) -> Option<()> {
 
 /// Notes the backend that answers. Start of its statement, 0 where there is none yet.
 #[inline(always)]
-fn meet(ring: &mut Ring, pid: u32, connection: &Connection) -> Option<u64> {
-    let server = space_of_current()?.server.checked_sub(1)?;
-    ring.own_pid = backend::own_pid()?;
+fn meet(ring: &mut SendRing, pid: u32, connection: &Connection) -> Option<u64> {
+    let server = task::space()?.server.checked_sub(1)?;
+    ring.own_pid = task::own_pid()?;
     ring.status = backend::status_address(SERVERS.get(server)?)?;
     backend::remember(server, ring.own_pid, *connection)?;
     ring.backend = pid;
@@ -187,40 +130,7 @@ fn meet(ring: &mut Ring, pid: u32, connection: &Connection) -> Option<u64> {
 }
 
 #[inline(always)]
-fn space_of_current() -> Option<&'static Space> {
-    // SAFETY: read at once. An entry that is replaced meanwhile is torn between two of the same process.
-    unsafe { PROCESSES.get((bpf_get_current_pid_tgid() >> 32) as u32) }
-}
-
-/// The first bytes that the current system call sends. `None`: it is another way to send.
-#[inline(always)]
-fn first_bytes() -> Option<[u8; 2]> {
-    /// Offset of `msg_iov` in `struct user_msghdr`.
-    const MSG_IOV: u64 = 16;
-    // SAFETY: the helpers return pointers to the current task and its registers, which the verifier lets programs
-    // read without a helper; one that is bad reads as zero.
-    let (number, argument) = unsafe {
-        let registers = bpf_task_pt_regs(bpf_get_current_task_btf()) as *const pt_regs;
-        ((*registers).orig_rax, (*registers).rsi)
-    };
-    match number {
-        number::WRITE | number::SENDTO => user(argument),
-        number::WRITEV => user(user(argument)?),
-        number::SENDMSG => user(user(user(argument + MSG_IOV)?)?),
-        // A new client wakes a listening socket.
-        number::CONNECT => Some([0; 2]),
-        _ => None,
-    }
-}
-
-#[inline(always)]
-fn user<T>(address: u64) -> Option<T> {
-    // SAFETY: the helper checks the address; `T` is an integer here.
-    unsafe { bpf_probe_read_user(address as *const T) }.ok()
-}
-
-#[inline(always)]
-fn ring_of(connection: &Connection) -> Option<*mut Ring> {
+fn ring_of(connection: &Connection) -> Option<*mut SendRing> {
     if let Some(ring) = CONNECTIONS.get_ptr_mut(connection) {
         return Some(ring);
     }
@@ -234,7 +144,7 @@ fn ring_of(connection: &Connection) -> Option<*mut Ring> {
 
 /// Notes a send of the current thread.
 #[inline(always)]
-fn note(ring: &mut Ring, now: u64, trace_offset: i32) {
+fn note(ring: &mut SendRing, now: u64, trace_offset: i32) {
     let ids = bpf_get_current_pid_tgid();
     // However much is sent before the answer, the first sends of the turn are kept, and those of the turn
     // before: an encrypted COPY sends its rows in one turn, after the turn of its statement.
@@ -249,7 +159,7 @@ fn note(ring: &mut Ring, now: u64, trace_offset: i32) {
     ring.sends[slot].tid = ids as u32;
     // SAFETY: the helper has no preconditions.
     ring.sends[slot].cpu = unsafe { bpf_get_smp_processor_id() };
-    walk::name_of_current(&mut ring.sends[slot].comm);
+    task::name(&mut ring.sends[slot].comm);
     ring.sends[slot].turn = ring.turn;
     ring.sends[slot].hash = 0;
     trace::of_current_thread(trace_offset, &mut ring.sends[slot].trace);
@@ -289,7 +199,7 @@ fn since(start: u64) -> u64 {
 #[inline(always)]
 fn within_budget(budget: &mut Budget, now: u64) -> bool {
     let limit = CALLERS_PER_WINDOW.load();
-    if now.wrapping_sub(budget.window) >= WINDOW {
+    if now.wrapping_sub(budget.window) >= BUDGET_WINDOW {
         budget.threshold = if budget.seen <= limit {
             u32::MAX
         } else {
@@ -324,8 +234,8 @@ fn count_time(budget: &mut Budget, nanos: u64) {
 /// Walks the stack of the current thread and holds it; or sends it at once, with a copy of the stack, when
 /// user space has to end the walk.
 #[inline(always)]
-fn take_stack(ring: &mut Ring, slot: usize, now: u64) -> CallerStack {
-    let Some(walk) = WALK.get_ptr_mut(walk::CALLER) else {
+fn take_stack(ring: &mut SendRing, slot: usize, now: u64) -> CallerStack {
+    let Some(walk) = WALK.get_ptr_mut(CALLER) else {
         return CallerStack::Refused;
     };
     // SAFETY: this CPU's only user of this slot is this program. The kernel runs it where nothing can preempt it
@@ -339,23 +249,23 @@ fn take_stack(ring: &mut Ring, slot: usize, now: u64) -> CallerStack {
     walk.record.header.cpu = send.cpu;
     walk.record.header.time = now;
     words::copy(&mut walk.record.header.trace, &send.trace);
-    walk::name_of_current(&mut walk.record.header.comm);
-    walk.record.header.mm = walk::current_mm();
+    task::name(&mut walk.record.header.comm);
+    walk.record.header.mm = task::mm();
     walk.record.header.kernel_frames = 0;
     walk.record.header.user_frames = 0;
     walk.record.header.has_stack_copy = 0;
     walk.record.header.is_backend_unchanged = 0;
-    if !registers::from_kernel_entry(&mut walk.cursor.regs, &mut walk.record.frames) {
+    if !arch::from_kernel_entry(&mut walk.cursor.regs, &mut walk.record.frames) {
         return CallerStack::Refused;
     }
-    walk::user_stack::<{ walk::CALLER }>(walk);
+    walk::user_stack::<{ CALLER }>(walk);
     let is_continuable = Outcome::is_continuable(walk::outcome(walk));
     // What is not whole is like nothing else.
     let hash = if is_continuable { now << 32 } else { walk.hash };
     ring.sends[slot & (SENDS - 1)].hash = (hash >> 32) as u32 | 1;
     if is_continuable {
         // Without a copy the agent still learns which process to make known.
-        let copied = sampling::send_stack_copy::<{ walk::CALLER }>(walk, now);
+        let copied = stack_copy::send::<{ CALLER }>(walk, now);
         walk.record.header.has_stack_copy = copied as u8;
         return match send_walk(walk) && copied {
             true => CallerStack::Sent,
@@ -368,13 +278,13 @@ fn take_stack(ring: &mut Ring, slot: usize, now: u64) -> CallerStack {
 
 #[inline(always)]
 fn send_walk(walk: &mut Walk) -> bool {
-    let bytes = Record::bytes(walk.record.header.user_frames as usize);
-    sampling::send(&mut walk.record, bytes, BPF_RB_FORCE_WAKEUP)
+    let bytes = SampleRecord::bytes(walk.record.header.user_frames as usize);
+    output::send(&mut walk.record, bytes, BPF_RB_FORCE_WAKEUP)
 }
 
 /// Keeps the leaf end of a stack.
 #[inline(always)]
-fn hold(walk: &mut Walk, stack: &mut Stack) {
+fn hold(walk: &mut Walk, stack: &mut HeldStack) {
     let mut frames = walk.record.header.user_frames as usize;
     if frames > MAX_CALLER_FRAMES {
         frames = MAX_CALLER_FRAMES;
@@ -392,11 +302,4 @@ fn hold(walk: &mut Walk, stack: &mut Stack) {
             )
         };
     }
-}
-
-/// Sends a held stack.
-#[inline(always)]
-pub fn send_stack(stack: &mut Stack) -> bool {
-    let bytes = size_of::<SampleHeader>() + stack.header.user_frames as usize * 8;
-    sampling::send(stack, bytes, BPF_RB_NO_WAKEUP)
 }

@@ -3,37 +3,21 @@
 //! `Space::mm`); the entry is removed as well, because the kernel gives the address of a freed `mm` to another
 //! one, and because the children of the new program must not inherit the tables of the old one.
 
-use core::ffi::c_void;
-
-use agent_ebpf::{counters::Counter, limits::ABSENT_FIELD, postgres::Told, table::Space};
-use aya_ebpf::{
-    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel},
-    programs::RawTracePointContext,
-};
+use agent_ebpf::{counters::Counter, postgres::Told, table::Space};
+use aya_ebpf::programs::RawTracePointContext;
 use aya_log_ebpf::warn;
 
 use crate::{
-    backend, counting, filter,
-    maps::{PROCESSES, SIGNAL_LIVE, TARGETS, TASK_MM, TASK_SIGNAL, TASK_TGID},
+    backend, counting,
+    fields::{Pointer, SIGNAL_LIVE, TASK_MM, TASK_SIGNAL, TASK_TGID, field},
+    filter,
+    maps::{PROCESSES, TARGETS},
+    task,
 };
-
-/// Reads a field of a kernel object; `None` for one that this kernel lacks.
-///
-/// # Safety
-/// `base + offset` must be meant to be a `T`; a bad address only makes the read fail.
-#[inline(always)]
-pub unsafe fn field<T>(base: *const c_void, offset: u32) -> Option<T> {
-    if offset == ABSENT_FIELD {
-        return None;
-    }
-    let address = base.cast::<u8>().wrapping_add(offset as usize).cast::<T>();
-    // SAFETY: the helper checks the address.
-    unsafe { bpf_probe_read_kernel(address) }.ok()
-}
 
 /// The child inherits the parent's tables, and its selection.
 #[inline(always)]
-pub fn fork(ctx: &RawTracePointContext, parent: *const c_void, child: *const c_void) {
+pub fn fork(ctx: &RawTracePointContext, parent: Pointer, child: Pointer) {
     // SAFETY: both arguments are task_structs, and the offset comes from the kernel's own BTF.
     let fields = unsafe {
         (
@@ -78,12 +62,12 @@ fn child_of(parent: Space, mm: u64) -> Space {
 
 /// Forgets the address space that a process had before it ran another program.
 #[inline(always)]
-pub fn exec(task: *const c_void) {
+pub fn exec(task: Pointer) {
     // SAFETY: the argument is a task_struct; the offset comes from the kernel's own BTF.
     // A value for the failure as well: the compiler may compare before it looks whether there is one, and the
     // verifier refuses a register that nothing was written to.
     let mm = unsafe { field::<u64>(task, TASK_MM.load()) }.unwrap_or(0);
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let pid = task::pid();
     // SAFETY: the value is copied at once.
     let Some(space) = unsafe { PROCESSES.get(pid) }.copied() else {
         return;
@@ -98,17 +82,17 @@ pub fn exec(task: *const c_void) {
 
 /// Forgets a process when its last thread ends, so that its pid can be used again.
 #[inline(always)]
-pub fn exit(task: *const c_void) {
+pub fn exit(task: Pointer) {
     // SAFETY: the argument is a task_struct; the offsets come from the kernel's own BTF. `live` is
     // counted down before this tracepoint (kernel/exit.c, do_exit).
     let live: Option<i32> = unsafe {
-        field::<*const c_void>(task, TASK_SIGNAL.load())
+        field::<Pointer>(task, TASK_SIGNAL.load())
             .and_then(|signal| field(signal, SIGNAL_LIVE.load()))
     };
     if live.unwrap_or(0) > 0 {
         return;
     }
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let pid = task::pid();
     // SAFETY: the value is copied at once.
     let server = unsafe { PROCESSES.get(pid) }.map_or(0, |space| space.server);
     backend::ended(pid, server);

@@ -7,16 +7,24 @@
     reason = "the entry points' macros make undocumented functions"
 )]
 
+mod arch;
 mod backend;
 mod caller;
 mod counting;
+mod fields;
 mod filter;
 mod lifecycle;
 mod maps;
-mod registers;
+mod output;
 mod sampling;
+mod sends;
 mod socket;
+mod stack_copy;
+mod state;
+mod task;
 mod trace;
+mod user;
+mod verifier;
 mod walk;
 mod words;
 

@@ -1,4 +1,4 @@
-//! Every map, and the constants that the agent sets before loading.
+//! Every map, and the settings that the agent makes before loading.
 
 use aya_ebpf::{
     Global,
@@ -17,11 +17,8 @@ use agent_ebpf::{
     table::Space,
 };
 
-use crate::{
-    backend::{Backend, Known},
-    caller::Ring,
-    sampling::StackCopy,
-    walk::{Cache, SLOTS, Walk},
+use crate::state::{
+    BackendFacts, BackendRecord, RuleCache, SLOTS, SendRing, StackCopyRecord, Walk,
 };
 
 /// Samples and stack copies on their way to the agent, which sets its size.
@@ -39,11 +36,11 @@ pub static WALK: PerCpuArray<Walk> = PerCpuArray::with_max_entries(SLOTS, 0);
 /// The stack copies that each CPU is building (too large for a per-CPU map), one a walk. The agent sets
 /// the number.
 #[map]
-pub static STACK_COPY: Array<StackCopy> = Array::with_max_entries(1, 0);
+pub static STACK_COPY: Array<StackCopyRecord> = Array::with_max_entries(1, 0);
 
 /// [`CACHES`] for each walk of each CPU, one after the other. The agent sets the number.
 #[map]
-pub static CACHE: Array<Cache> = Array::with_max_entries(CACHES, 0);
+pub static CACHE: Array<RuleCache> = Array::with_max_entries(CACHES, 0);
 
 /// pid → address space.
 #[map]
@@ -79,11 +76,11 @@ pub static SERVER_PORTS: Array<u64> = Array::with_max_entries(65_536 / 64, 0);
 
 /// What a backend says, being built.
 #[map]
-pub static BACKEND: PerCpuArray<Backend> = PerCpuArray::with_max_entries(1, 0);
+pub static BACKEND: PerCpuArray<BackendRecord> = PerCpuArray::with_max_entries(1, 0);
 
 /// What is known of backends that were sampled, by pid.
 #[map]
-pub static KNOWN: LruHashMap<u32, Known> = LruHashMap::with_max_entries(MAX_BACKENDS, 0);
+pub static KNOWN: LruHashMap<u32, BackendFacts> = LruHashMap::with_max_entries(MAX_BACKENDS, 0);
 
 /// The connection of each backend, for its parallel workers.
 #[map]
@@ -91,12 +88,12 @@ pub static BACKENDS: LruHashMap<BackendKey, Served> = LruHashMap::with_max_entri
 
 /// The last sends on each connection.
 #[map]
-pub static CONNECTIONS: LruHashMap<Connection, Ring> =
+pub static CONNECTIONS: LruHashMap<Connection, SendRing> =
     LruHashMap::with_max_entries(MAX_CONNECTIONS, 0);
 
 /// A connection without sends (too large for the programs' stack).
 #[map]
-pub static NEW_RING: Array<Ring> = Array::with_max_entries(1, 0);
+pub static NEW_RING: Array<SendRing> = Array::with_max_entries(1, 0);
 
 /// What is left of each CPU's budget of stacks at sends, and how long they took.
 #[map]
@@ -110,7 +107,7 @@ pub static WALL_CLOCK: Array<WallClock> = Array::with_max_entries(1, 0);
 #[unsafe(no_mangle)]
 pub static HAS_TAI_CLOCK: Global<u8> = Global::new(0);
 
-/// Stacks at sends that a CPU may take in a [`crate::caller::WINDOW`].
+/// Stacks at sends that a CPU may take in a [`BUDGET_WINDOW`](crate::caller::BUDGET_WINDOW).
 #[unsafe(no_mangle)]
 pub static CALLERS_PER_WINDOW: Global<u32> = Global::new(0);
 
@@ -121,106 +118,3 @@ pub static PERIOD_NS: Global<u64> = Global::new(0);
 /// 1: only [`TARGETS`] and [`TARGET_NAMES`] are sampled.
 #[unsafe(no_mangle)]
 pub static FILTER: Global<u8> = Global::new(0);
-
-/// Offset of `tgid` in `struct task_struct`, bytes, from the kernel's BTF, as are the following.
-#[unsafe(no_mangle)]
-pub static TASK_TGID: Global<u32> = Global::new(0);
-/// Offset of `flags` in `struct task_struct`.
-#[unsafe(no_mangle)]
-pub static TASK_FLAGS: Global<u32> = Global::new(0);
-/// Offset of `mm` in `struct task_struct`.
-#[unsafe(no_mangle)]
-pub static TASK_MM: Global<u32> = Global::new(0);
-/// Offset of the byte of `struct task_struct` that holds the bit field `in_execve`.
-#[unsafe(no_mangle)]
-pub static TASK_IN_EXECVE: Global<u32> = Global::new(0);
-/// The bit in that byte; 0 where the kernel has no such field.
-#[unsafe(no_mangle)]
-pub static TASK_IN_EXECVE_MASK: Global<u8> = Global::new(0);
-/// Offset of `signal` in `struct task_struct`.
-#[unsafe(no_mangle)]
-pub static TASK_SIGNAL: Global<u32> = Global::new(0);
-/// Offset of `live` in `struct signal_struct`.
-#[unsafe(no_mangle)]
-pub static SIGNAL_LIVE: Global<u32> = Global::new(0);
-/// Offset of `start_time` in `struct task_struct`.
-#[unsafe(no_mangle)]
-pub static TASK_START_TIME: Global<u32> = Global::new(0);
-/// Offset of `files` in `struct task_struct`.
-#[unsafe(no_mangle)]
-pub static TASK_FILES: Global<u32> = Global::new(0);
-/// Offset of `thread.fsbase` in `struct task_struct`.
-#[unsafe(no_mangle)]
-pub static TASK_FSBASE: Global<u32> = Global::new(0);
-/// Offset of `fdt` in `struct files_struct`.
-#[unsafe(no_mangle)]
-pub static FILES_FDT: Global<u32> = Global::new(0);
-/// Offset of `max_fds` in `struct fdtable`.
-#[unsafe(no_mangle)]
-pub static FDTABLE_MAX_FDS: Global<u32> = Global::new(0);
-/// Offset of `fd` in `struct fdtable`.
-#[unsafe(no_mangle)]
-pub static FDTABLE_FD: Global<u32> = Global::new(0);
-/// Offset of `f_inode` in `struct file`.
-#[unsafe(no_mangle)]
-pub static FILE_INODE: Global<u32> = Global::new(0);
-/// Offset of `private_data` in `struct file`.
-#[unsafe(no_mangle)]
-pub static FILE_PRIVATE_DATA: Global<u32> = Global::new(0);
-/// Offset of `i_mode` in `struct inode`.
-#[unsafe(no_mangle)]
-pub static INODE_MODE: Global<u32> = Global::new(0);
-/// Offset of `sk` in `struct socket`.
-#[unsafe(no_mangle)]
-pub static SOCKET_SK: Global<u32> = Global::new(0);
-/// Offset of `skc_family` in `struct sock_common`.
-#[unsafe(no_mangle)]
-pub static SOCK_FAMILY: Global<u32> = Global::new(0);
-/// Offset of `skc_num` in `struct sock_common`.
-#[unsafe(no_mangle)]
-pub static SOCK_NUM: Global<u32> = Global::new(0);
-/// Offset of `skc_dport` in `struct sock_common`.
-#[unsafe(no_mangle)]
-pub static SOCK_DPORT: Global<u32> = Global::new(0);
-/// Offset of `skc_rcv_saddr` in `struct sock_common`.
-#[unsafe(no_mangle)]
-pub static SOCK_RCV_SADDR: Global<u32> = Global::new(0);
-/// Offset of `skc_daddr` in `struct sock_common`.
-#[unsafe(no_mangle)]
-pub static SOCK_DADDR: Global<u32> = Global::new(0);
-/// Offset of `skc_v6_rcv_saddr` in `struct sock_common`.
-#[unsafe(no_mangle)]
-pub static SOCK_V6_RCV_SADDR: Global<u32> = Global::new(0);
-/// Offset of `skc_v6_daddr` in `struct sock_common`.
-#[unsafe(no_mangle)]
-pub static SOCK_V6_DADDR: Global<u32> = Global::new(0);
-/// Offset of `skc_net` in `struct sock_common`.
-#[unsafe(no_mangle)]
-pub static SOCK_NET: Global<u32> = Global::new(0);
-/// Offset of `ns.inum` in `struct net`.
-#[unsafe(no_mangle)]
-pub static NET_NS_INUM: Global<u32> = Global::new(0);
-/// Offset of `peer` in `struct unix_sock`.
-#[unsafe(no_mangle)]
-pub static UNIX_SOCK_PEER: Global<u32> = Global::new(0);
-/// Offset of `addr` in `struct unix_sock`.
-#[unsafe(no_mangle)]
-pub static UNIX_SOCK_ADDR: Global<u32> = Global::new(0);
-/// Offset of `len` in `struct unix_address`.
-#[unsafe(no_mangle)]
-pub static UNIX_ADDRESS_LENGTH: Global<u32> = Global::new(0);
-/// Offset of `name` in `struct unix_address`.
-#[unsafe(no_mangle)]
-pub static UNIX_ADDRESS_NAME: Global<u32> = Global::new(0);
-/// Offset of `pids` in `struct signal_struct`.
-#[unsafe(no_mangle)]
-pub static SIGNAL_PIDS: Global<u32> = Global::new(0);
-/// Offset of `level` in `struct pid`.
-#[unsafe(no_mangle)]
-pub static PID_LEVEL: Global<u32> = Global::new(0);
-/// Offset of `numbers` in `struct pid`.
-#[unsafe(no_mangle)]
-pub static PID_NUMBERS: Global<u32> = Global::new(0);
-/// Offset of `arg_start` in `struct mm_struct`.
-#[unsafe(no_mangle)]
-pub static MM_ARG_START: Global<u32> = Global::new(0);

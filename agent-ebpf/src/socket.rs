@@ -1,37 +1,36 @@
 //! From a socket, or a file descriptor of the current process, to the connection behind it.
 
-use core::ffi::c_void;
-
 use agent_ebpf::postgres::Connection;
-use aya_ebpf::helpers::bpf_get_current_task;
 
 use crate::{
-    caller::Ring,
-    lifecycle::field,
-    maps::{
-        CONNECTIONS, FDTABLE_FD, FDTABLE_MAX_FDS, FILE_INODE, FILE_PRIVATE_DATA, FILES_FDT,
-        INODE_MODE, NET_NS_INUM, SERVER_PORTS, SOCK_DADDR, SOCK_DPORT, SOCK_FAMILY, SOCK_NET,
-        SOCK_NUM, SOCK_RCV_SADDR, SOCK_V6_DADDR, SOCK_V6_RCV_SADDR, SOCKET_SK, TASK_FILES,
-        UNIX_ADDRESS_LENGTH, UNIX_ADDRESS_NAME, UNIX_SOCK_ADDR, UNIX_SOCK_PEER,
+    fields::{
+        FDTABLE_FD, FDTABLE_MAX_FDS, FILE_INODE, FILE_PRIVATE_DATA, FILES_FDT, INODE_MODE,
+        NET_NS_INUM, Pointer, SOCK_DADDR, SOCK_DPORT, SOCK_FAMILY, SOCK_NET, SOCK_NUM,
+        SOCK_RCV_SADDR, SOCK_V6_DADDR, SOCK_V6_RCV_SADDR, SOCKET_SK, TASK_FILES,
+        UNIX_ADDRESS_LENGTH, UNIX_ADDRESS_NAME, UNIX_SOCK_ADDR, UNIX_SOCK_PEER, field,
     },
+    maps::{CONNECTIONS, SERVER_PORTS},
+    state::SendRing,
+    task,
 };
 
 const AF_UNIX: u16 = 1;
+
 const AF_INET: u16 = 2;
+
 const AF_INET6: u16 = 10;
+
 /// File type bits of an inode's mode, and the type of a socket (include/uapi/linux/stat.h).
 const S_IFMT: u16 = 0o170_000;
-const S_IFSOCK: u16 = 0o140_000;
 
-/// An address in the kernel.
-pub type Pointer = *const c_void;
+const S_IFSOCK: u16 = 0o140_000;
 
 /// The `struct sock` of a file descriptor of the current process.
 #[inline(always)]
 pub fn of_descriptor(descriptor: u32) -> Option<Pointer> {
     // SAFETY: every base is a kernel object of the type that the offset is for, or the read fails.
     unsafe {
-        let files: Pointer = field(bpf_get_current_task() as Pointer, TASK_FILES.load())?;
+        let files: Pointer = field(task::current(), TASK_FILES.load())?;
         let table: Pointer = field(files, FILES_FDT.load())?;
         let size: u32 = field(table, FDTABLE_MAX_FDS.load())?;
         if descriptor >= size {
@@ -53,9 +52,9 @@ pub fn of_descriptor(descriptor: u32) -> Option<Pointer> {
 /// way.
 pub enum Message {
     /// From the client.
-    Request(Connection, Option<*mut Ring>),
+    Request(Connection, Option<*mut SendRing>),
     /// From the server.
-    Answer(Connection, Option<*mut Ring>),
+    Answer(Connection, Option<*mut SendRing>),
 }
 
 /// What is sent on a socket of the current process, if a server is at one of its ends.

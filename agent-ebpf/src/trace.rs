@@ -4,9 +4,9 @@
 use core::ffi::c_void;
 
 use agent_ebpf::sample::TraceContext;
-use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_user, generated};
+use aya_ebpf::helpers::{bpf_probe_read_user, generated};
 
-use crate::{lifecycle::field, maps::TASK_FSBASE, words};
+use crate::{arch, words};
 
 /// Offset of the record's byte that is 1 when the ids, with which the record begins, may be used.
 const VALID: u64 = size_of::<TraceContext>() as u64;
@@ -22,9 +22,9 @@ pub fn of_current_thread(offset: i32, to: &mut TraceContext) {
 
 #[inline(always)]
 fn read(offset: i32, to: &mut TraceContext) -> Option<()> {
-    // SAFETY: the current task; user addresses are checked by the helper, and what is read is as large as said.
+    // SAFETY: user addresses are checked by the helper, and what is read is as large as said.
     unsafe {
-        let thread: u64 = field(bpf_get_current_task() as *const c_void, TASK_FSBASE.load())?;
+        let thread = arch::thread_pointer()?;
         let variable = thread.wrapping_add_signed(i64::from(offset));
         let record = bpf_probe_read_user(variable as *const u64).ok()?;
         if record == 0 || bpf_probe_read_user((record + VALID) as *const u8) != Ok(1) {

@@ -4,163 +4,39 @@ use core::ffi::c_void;
 
 use agent_ebpf::{
     limits::{CACHES, MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SEGMENT_BLOCKS},
-    sample::{EXACT_IP, GUESSED, Outcome, SIGNAL_FRAME_BIT, SampleHeader},
+    sample::{EXACT_IP, GUESSED, Outcome, SIGNAL_FRAME_BIT},
     table::{
-        Block, BlockId, IndexEntry, Mapping, MappingKind, RULES_PER_BLOCK, Space, SpaceIndex,
-        SpaceLeaf, search_index, search_rows, search_space_index, search_space_leaf, tree_depth,
-        tree_kind, tree_root,
+        Block, BlockId, IndexEntry, Mapping, MappingKind, RULES_PER_BLOCK, SpaceIndex, SpaceLeaf,
+        search_index, search_rows, search_space_index, search_space_leaf, tree_depth, tree_kind,
+        tree_root,
     },
-    unwind::{Cursor, Rule, Step, WINDOW, step},
+    unwind::{Rule, Step, WINDOW, step},
 };
-use aya_ebpf::helpers::{
-    bpf_get_current_task, bpf_loop,
-    generated::{bpf_get_current_comm, bpf_probe_read_user},
-};
+use aya_ebpf::helpers::bpf_loop;
 
 use crate::{
-    lifecycle::field,
-    maps::{
-        CACHE, PROCESSES, SEGMENTS, TASK_FLAGS, TASK_IN_EXECVE, TASK_IN_EXECVE_MASK, TASK_MM, WALK,
-    },
+    maps::{CACHE, PROCESSES, SEGMENTS, WALK},
+    state::{CACHED, CALLER, CachedRule, FRAMES, SLOTS, STRETCH, Stretch, Walk},
+    task,
+    user::read_words,
+    verifier::bounded,
     words,
 };
-
-/// Slot of the sampling program in what each CPU has for walks. It may interrupt the other, so they share
-/// nothing that is written.
-pub const SAMPLER: u32 = 0;
-/// Slot of the program at sends.
-pub const CALLER: u32 = 1;
-/// How many walks may be under way on a CPU.
-pub const SLOTS: u32 = 2;
-
-/// Frames of a sample, kernel's and user's.
-pub const FRAMES: usize = (MAX_KERNEL_FRAMES + MAX_USER_FRAMES) as usize;
 
 /// Bytes offered for the kernel stack.
 pub const KERNEL_STACK_BYTES: u32 = MAX_KERNEL_FRAMES * 8;
 
-/// `PF_EXITING` of `task_struct.flags` (Linux, include/linux/sched.h).
-const PF_EXITING: u32 = 0x4;
-
 /// Multiplier of Fibonacci hashing: the upper bits of a product depend on all bits of the key.
 const FIBONACCI: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// A CPU's own time keeping.
-#[repr(C)]
-pub struct Clock {
-    /// Tick before this one, nanoseconds; 0 before the first.
-    pub last_tick: u64,
-    /// Start of the second in which `copies` were sent.
-    pub window: u64,
-    /// Stack copies sent in that second.
-    pub copies: u64,
-}
-
-/// The state of a walk and, behind it, the record being built. What each frame needs lies together: between
-/// two samples the measured program has driven this out of the caches, and a page more costs more than a line.
-#[repr(C)]
-pub struct Walk {
-    stretch: Stretch,
-    /// Registers of the current frame.
-    pub cursor: Cursor,
-    /// The CPU's time keeping.
-    pub clock: Clock,
-    /// What is known of its process.
-    pub space: Space,
-    /// The mapping that was looked for last; the next address is often in the same, in the next sample too.
-    mapping: Mapping,
-    /// [`Space::number`] of the address space in which it was found.
-    mapping_of: u32,
-    /// Place of the current frame's rule in the [`Cache`].
-    place: u8,
-    /// That of the last walk's first frame.
-    first: u8,
-    frame_pointers: u32,
-    /// Hash of the user frames of a [`CALLER`].
-    pub hash: u64,
-    /// What is sent.
-    pub record: Record,
-}
-
-/// A sample as it is sent.
-#[repr(C)]
-pub struct Record {
-    /// Its start.
-    pub header: SampleHeader,
-    /// Kernel frames and then user frames.
-    pub frames: [u64; FRAMES],
-}
-
-impl Record {
-    /// Bytes of a record with so many frames.
-    #[inline(always)]
-    pub fn bytes(frames: usize) -> usize {
-        core::mem::offset_of!(Record, frames) + frames * 8
-    }
-}
-
-const _: () = assert!(core::mem::offset_of!(Record, frames) == size_of::<SampleHeader>());
-
-/// Words of the user stack that are read at once. Frame by frame each read waits for memory that the measured
-/// program has not touched for long; in one piece the processor fetches ahead.
-const STRETCH: usize = 256;
-
-/// A piece of the user stack.
-#[repr(C)]
-struct Stretch {
-    /// Where it begins; 0: nothing is there yet.
-    start: u64,
-    /// 1 when a piece could not be read: near the end of the stack words are read one by one.
-    ended: u64,
-    words: [u64; STRETCH],
-}
-
-/// Rules that a [`Cache`] holds: as many as a byte counts.
-const CACHED: usize = 1 << u8::BITS;
-
 /// Bits of an address that do not choose its place: a loop's instructions share their row's rule.
 const CACHED_BITS: u32 = 6;
-
-/// Rules that were found before, in the order in which they were: a caller's nearly always comes after its callee's, as
-/// on the stack. So the next is at hand when the one before was found, and the processor has fetched it ahead: between
-/// two samples the measured program has driven all of this out of its caches.
-#[repr(C)]
-pub struct Cache {
-    /// Where the rule of an address is, by the address's hash.
-    places: [u8; CACHED],
-    /// The place of the next rule that is found: the oldest's.
-    next: u8,
-    padding: [u8; 7],
-    rules: [CachedRule; CACHED],
-}
-
-/// A rule that was found before.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct CachedRule {
-    /// The first address for which it is known to be valid.
-    start: u64,
-    /// [`Space::number`] of the address space in which; 0 is none.
-    space: u32,
-    /// Bytes for which.
-    length: u32,
-    rule: Rule,
-}
 
 /// A rule of the tables, and for which addresses it is known to be valid.
 struct Found {
     rule: &'static Rule,
     start: u64,
     length: u32,
-}
-
-/// `value` if it is at most `limit`, in a form that the verifier sees: the bound is checked on the very
-/// register that is used. Without the black box the compiler proves the bound earlier, on another
-/// register or on 32 of its bits, and drops it here.
-#[inline(always)]
-pub fn bounded(value: usize, limit: usize) -> Option<usize> {
-    let value = core::hint::black_box(value);
-    (value <= limit).then_some(value)
 }
 
 /// The outcome so far.
@@ -181,7 +57,7 @@ pub fn user_stack<const SLOT: u32>(walk: &mut Walk) {
     walk_up::<SLOT>(walk);
     // In the middle of execve a task has the new program's address space and still the registers of
     // the old one. What cannot be walked there is no user stack.
-    if !Outcome::is_complete(outcome(walk)) && is_in_execve() {
+    if !Outcome::is_complete(outcome(walk)) && task::is_in_execve() {
         walk.record.header.user_frames = 0;
         walk.record.header.outcome = Outcome::KernelOnly as u8;
     }
@@ -282,14 +158,14 @@ fn next<const SLOT: u32>(walk: &mut Walk) -> Option<Outcome> {
         Step::ZeroReturn => Some(Outcome::of_end(false, walk.frame_pointers != 0)),
         Step::NotCovered => Some(Outcome::NotCovered),
         Step::Unsupported => Some(Outcome::UnsupportedRule),
-        Step::Unreadable if is_exiting() => Some(Outcome::KernelOnly),
+        Step::Unreadable if task::is_exiting() => Some(Outcome::KernelOnly),
         Step::Unreadable | Step::NoProgress if guess => Some(Outcome::BrokenFramePointer),
         Step::Unreadable => Some(Outcome::UnreadableStack),
         Step::NoProgress => Some(Outcome::NoProgress),
     }
 }
 
-/// The rule of `ip`, from the [`Cache`] or else from the tables.
+/// The rule of `ip`, from the [`RuleCache`](crate::state::RuleCache) or else from the tables.
 #[inline(always)]
 fn look_up<const SLOT: u32>(walk: &mut Walk, ip: u64) -> Result<&'static Rule, Outcome> {
     let space = u64::from(walk.space.number).wrapping_mul(FIBONACCI) >> (64 - CACHES.ilog2());
@@ -424,16 +300,16 @@ impl Stretch {
     #[inline(always)]
     fn read(&mut self, address: u64, words: &mut [u64]) -> bool {
         if words.len() != WINDOW || address % 8 != 0 {
-            return read_user(address, words);
+            return read_words(address, words);
         }
         let mut at = address.wrapping_sub(self.start) / 8;
         if at > (STRETCH - WINDOW) as u64 {
-            if self.ended == 0 && read_user(address, &mut self.words) {
+            if self.ended == 0 && read_words(address, &mut self.words) {
                 self.start = address;
                 at = 0;
             } else {
                 self.ended = 1;
-                return read_user(address, words);
+                return read_words(address, words);
             }
         }
         let Some(at) = bounded(at as usize, STRETCH - WINDOW) else {
@@ -446,54 +322,5 @@ impl Stretch {
             word += 1;
         }
         true
-    }
-}
-
-/// Reads words of user memory.
-#[inline(always)]
-fn read_user(address: u64, words: &mut [u64]) -> bool {
-    // SAFETY: the helper checks the address and writes only what was asked for.
-    unsafe {
-        bpf_probe_read_user(
-            words.as_mut_ptr().cast(),
-            size_of_val(words) as u32,
-            address as *const c_void,
-        ) == 0
-    }
-}
-
-/// The name of the current thread.
-#[inline(always)]
-pub fn name_of_current(to: &mut [u8; 16]) {
-    // SAFETY: the buffer is as large as the size says, and there is always a current task.
-    unsafe { bpf_get_current_comm(to.as_mut_ptr().cast(), size_of_val(to) as u32) };
-}
-
-/// Identity of the current task's address space.
-#[inline(always)]
-pub fn current_mm() -> u64 {
-    // SAFETY: the current task, and an offset from the kernel's own BTF.
-    unsafe { field(bpf_get_current_task() as *const c_void, TASK_MM.load()).unwrap_or(0) }
-}
-
-/// Whether the current task is exiting: its address space may already be gone, so it has no user
-/// stack any more.
-#[inline(always)]
-fn is_exiting() -> bool {
-    // SAFETY: the current task, and an offset from the kernel's own BTF.
-    unsafe {
-        let task = bpf_get_current_task() as *const c_void;
-        field::<u32>(task, TASK_FLAGS.load()).is_some_and(|flags| flags & PF_EXITING != 0)
-    }
-}
-
-/// Whether the current task is becoming another program.
-#[inline(always)]
-fn is_in_execve() -> bool {
-    // SAFETY: the current task, and an offset from the kernel's own BTF.
-    unsafe {
-        let task = bpf_get_current_task() as *const c_void;
-        let bits = field::<u8>(task, TASK_IN_EXECVE.load()).unwrap_or(0);
-        bits & TASK_IN_EXECVE_MASK.load() != 0
     }
 }

@@ -1,15 +1,17 @@
-//! The register file of the current task's user mode, wherever the tick fell.
-
-use core::ffi::c_void;
+//! x86_64: the register file of the current task's user mode, its system calls, its thread pointer.
 
 use agent_ebpf::unwind::{Registers, reg};
 use aya_ebpf::{
     bindings::pt_regs,
     helpers::{bpf_get_current_task_btf, bpf_task_pt_regs, generated::bpf_probe_read_kernel},
-    programs::PerfEventContext,
+    programs::{PerfEventContext, RawTracePointContext},
 };
 
-use crate::walk::FRAMES;
+use crate::{
+    fields::{Pointer, TASK_FSBASE, field},
+    state::FRAMES,
+    task, user,
+};
 
 /// The privilege level in the code segment selector: 3 in user mode.
 const USER_MODE: u64 = 3;
@@ -64,7 +66,7 @@ pub fn from_kernel_entry(to: &mut Registers, scratch: &mut [u64; FRAMES]) -> boo
         bpf_probe_read_kernel(
             scratch.as_mut_ptr().cast(),
             size_of::<pt_regs>() as u32,
-            bpf_task_pt_regs(bpf_get_current_task_btf()) as *const c_void,
+            bpf_task_pt_regs(bpf_get_current_task_btf()) as Pointer,
         )
     };
     if failed != 0 {
@@ -74,4 +76,62 @@ pub fn from_kernel_entry(to: &mut Registers, scratch: &mut [u64; FRAMES]) -> boo
     let saved = unsafe { &*scratch.as_ptr().cast::<pt_regs>() };
     copy!(to, saved);
     saved.cs & USER_MODE == USER_MODE
+}
+
+/// System calls that send on a socket, by number (arch/x86/entry/syscalls/syscall_64.tbl).
+mod number {
+    pub const WRITE: u64 = 1;
+    pub const WRITEV: u64 = 20;
+    pub const CONNECT: u64 = 42;
+    pub const SENDTO: u64 = 44;
+    pub const SENDMSG: u64 = 46;
+}
+
+#[inline(always)]
+fn is_send(number: u64) -> bool {
+    matches!(
+        number,
+        number::WRITE | number::WRITEV | number::SENDTO | number::SENDMSG
+    )
+}
+
+/// The descriptor that a system call sends on, at its entry: `TP_PROTO(struct pt_regs *regs, long id)`. `None`: it is no
+/// system call that sends.
+#[inline(always)]
+pub fn sends_on(ctx: &RawTracePointContext) -> Option<u32> {
+    if !is_send(ctx.arg(1)) {
+        return None;
+    }
+    let registers: Pointer = ctx.arg(0);
+    // SAFETY: the first argument is the caller's registers.
+    let descriptor: u64 = unsafe { field(registers, core::mem::offset_of!(pt_regs, rdi) as u32) }?;
+    Some(descriptor as u32)
+}
+
+/// The first bytes that the current system call sends. `None`: it is another way to send.
+#[inline(always)]
+pub fn first_bytes_sent() -> Option<[u8; 2]> {
+    /// Offset of `msg_iov` in `struct user_msghdr`.
+    const MSG_IOV: u64 = 16;
+    // SAFETY: the helpers return pointers to the current task and its registers, which the verifier lets programs
+    // read without a helper; one that is bad reads as zero.
+    let (number, argument) = unsafe {
+        let registers = bpf_task_pt_regs(bpf_get_current_task_btf()) as *const pt_regs;
+        ((*registers).orig_rax, (*registers).rsi)
+    };
+    match number {
+        number::WRITE | number::SENDTO => user::read(argument),
+        number::WRITEV => user::read(user::read(argument)?),
+        number::SENDMSG => user::read(user::read(user::read(argument + MSG_IOV)?)?),
+        // A new client wakes a listening socket.
+        number::CONNECT => Some([0; 2]),
+        _ => None,
+    }
+}
+
+/// The current task's thread pointer, which thread-local variables are addressed by.
+#[inline(always)]
+pub fn thread_pointer() -> Option<u64> {
+    // SAFETY: the current task, and an offset from the kernel's own BTF.
+    unsafe { field(task::current(), TASK_FSBASE.load()) }
 }
