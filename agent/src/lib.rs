@@ -3,12 +3,17 @@
 //! Data flows one way, `kernel` → `profile` → `symbolize` → `encode`; the control plane,
 //! `process` → `unwind` → `kernel`, is known to the session alone. See ARCHITECTURE.md.
 
+pub mod clock;
+pub mod cost;
 pub mod diff;
 pub mod doctor;
 pub mod encode;
 pub mod file;
 pub mod kernel;
+pub mod mapped;
 pub mod object;
+pub mod pool;
+pub mod postgres;
 pub mod process;
 pub mod profile;
 pub mod query;

@@ -20,6 +20,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
 
 use flamestorm::{
+    clock, cost,
     diff::{self, Figures, Kind, Pair},
     doctor, kernel,
     profile::ResolvedProfile,
@@ -36,7 +37,7 @@ const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let started = session::now();
+    let started = clock::now();
     return_large_allocations();
     let cli = Cli::parse();
     // The namer says what went wrong in its answers only: its log would be in the words of hostile files.
@@ -230,7 +231,7 @@ fn name_functions(
         runtime,
         ..
     } = recording;
-    let before = session::cpu_seconds();
+    let before = cost::cpu_seconds();
     // A second signal while the recording ended asked for what the first did.
     signals.last.store(0, Ordering::Relaxed);
     let mut profile = symbolize::resolve_unnamed(&window, meta.clone());
@@ -272,8 +273,8 @@ fn name_functions(
     for note in report::caller_notes(&profile) {
         profile.runtime.note(note);
     }
-    profile.runtime.agent.cpu_seconds.symbolising = session::cpu_seconds() - before;
-    profile.runtime.agent.max_rss_bytes.peak = session::max_rss_bytes();
+    profile.runtime.agent.cpu_seconds.symbolising = cost::cpu_seconds() - before;
+    profile.runtime.agent.max_rss_bytes.peak = cost::max_rss_bytes();
     (profile, unnamed)
 }
 

@@ -3,7 +3,10 @@
 //!
 //! Addresses here are svmas (as the file states them) unless they are named otherwise.
 
+mod exports;
 mod parse;
+
+pub use exports::Exports;
 
 use std::ops::Range;
 

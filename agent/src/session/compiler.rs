@@ -16,8 +16,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{cost::go_first, objects::Image};
 use crate::{
+    cost::go_first,
+    mapped::Image,
     object::Object,
     process::ObjectId,
     unwind::{self, Table},

@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 
 use agent_ebpf::sample::Outcome;
 
-use super::{cost::now, repair::Repair};
+use super::repair::Repair;
 use crate::{
+    clock::now,
     kernel::{Event, EventKind, LifecycleEvents, Sample},
     process::{MappingReader, Registry},
 };

@@ -7,10 +7,8 @@ use std::{
 
 use agent_ebpf::counters::Counter;
 
-use super::{
-    Config, Recording, Session,
-    cost::{self, max_rss_bytes},
-};
+use super::{Config, Recording, Session};
+use crate::cost::{self, max_rss_bytes};
 use crate::profile::{AttributionStats, RecordingMeta, Runtime, StackCopies, Unknown};
 
 /// When a recording was made, and how it ended.

@@ -15,17 +15,13 @@ use agent_ebpf::{
 };
 use rustix::fs::OFlags;
 
-use super::{
-    backends::{Attributed, Backends},
-    code::Code,
-    objects::{Image, Mapped, Objects},
-    pool::{Subject, WorkerPool},
-    processes::{Processes, nobody},
-    servers::Servers,
-};
+use super::processes::{Processes, nobody};
 use crate::{
     file::{OpenFile, find_in_root_of, open_found},
     kernel::{Sample, StackCopy},
+    mapped::{Code, Image, Mapped, Objects},
+    pool::{Subject, WorkerPool},
+    postgres::{Attributed, Backends, Servers},
     process::{AddressSpace, Backing, ObjectId, Registry, is_trusted_by, own_pid},
     profile::{Frame, MAX_MODULES, Module, ModuleId, ProcessIndex, RawSample, Source, Window},
     unwind,

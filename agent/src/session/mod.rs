@@ -1,30 +1,19 @@
 //! A recording, from the first map to the last sample: the one place that knows both the way of the
 //! data and the control of the kernel's tables.
 
-mod backends;
-mod callers;
-mod code;
 mod command;
 mod compiler;
 mod config;
 mod control;
-mod cost;
-mod counts;
 mod coverage;
 mod cpus;
 mod figures;
 mod ingest;
-mod names;
-mod objects;
-mod pool;
 mod processes;
 mod repair;
-mod servers;
 mod starts;
-mod status;
 mod tables;
 mod truncation;
-mod workers;
 
 use std::{
     collections::HashSet,
@@ -42,15 +31,17 @@ use anyhow::{Context as _, Result, bail};
 use self::{
     command::Held,
     control::Control,
-    cost::WallClockReader,
     cpus::Cpus,
     figures::Course,
     ingest::{Ingest, Wanted},
-    objects::Objects,
     tables::Tables,
 };
 use crate::{
+    clock::{WallClockReader, now},
+    cost,
     kernel::{self, Kernel, LifecycleEvents, Options, Record},
+    mapped::Objects,
+    postgres::is_likely_server,
     process::{
         Backing, ObjectId, exists, in_initial_pid_namespace, process_name, process_of_thread,
     },
@@ -60,7 +51,6 @@ use crate::{
 pub use agent_ebpf::limits::CALLER_STACKS_PER_SECOND;
 pub use command::exit_code;
 pub use config::{Config, MAX_NAMES};
-pub use cost::{cpu_seconds, max_rss_bytes, now};
 pub use starts::UnwindEntries;
 pub use truncation::survive as survive_truncation;
 
@@ -222,7 +212,7 @@ impl Session {
         control.changed = control
             .registry
             .iter()
-            .filter(|process| servers::is_likely_server(&process.exe))
+            .filter(|process| is_likely_server(&process.exe))
             .map(|process| process.pid)
             .collect();
         let mut session = Session {
@@ -270,7 +260,7 @@ impl Session {
         mut child: Option<Child>,
         mut progress: impl FnMut(Progress),
     ) -> Result<(Option<u8>, f64)> {
-        let mut startup_cpu = cpu_seconds();
+        let mut startup_cpu = cost::cpu_seconds();
         let mut told = Duration::ZERO;
         progress(Progress {
             elapsed: told,
@@ -284,7 +274,7 @@ impl Session {
             let before_first = self.ingest.first_unwound.is_none();
             self.cycle();
             if before_first {
-                startup_cpu = cpu_seconds();
+                startup_cpu = cost::cpu_seconds();
             }
             if start.elapsed() - told >= Duration::from_secs(1) {
                 told = start.elapsed();
@@ -428,7 +418,7 @@ impl Session {
             };
             let (kernel, objects) = (&mut self.kernel, &mut self.objects);
             // What was forked has what its parent had.
-            let is_new = servers::is_likely_server(&process.exe) && kernel.space(pid).is_none();
+            let is_new = is_likely_server(&process.exe) && kernel.space(pid).is_none();
             let told = match is_new {
                 true => self
                     .tables

@@ -2,8 +2,8 @@
 
 use std::{collections::HashMap, path::PathBuf, rc::Rc};
 
-use super::pool::{Subject, WorkerPool};
 use crate::{
+    pool::{Subject, WorkerPool},
     process::{Process, Registry, service},
     profile::{self, MAX_PROGRAMS, ProcessIndex, Window},
     recent::Recent,

@@ -11,14 +11,11 @@ use agent_ebpf::{
     table::{BlockId, MappingKind, Space, pack_tree},
 };
 
-use super::{
-    compiler::Compiler,
-    coverage::Coverage,
-    objects::Objects,
-    servers::{Facts, Servers},
-};
+use super::{compiler::Compiler, coverage::Coverage};
 use crate::{
     kernel::{BlockPool, Error, Kernel},
+    mapped::Objects,
+    postgres::{Facts, Servers},
     process::{AddressSpace, Backing, ObjectId, Registry, exists},
     profile::UnwindTables,
     unwind::{self, Table, space, space::Mapping, tree},

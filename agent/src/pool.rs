@@ -20,8 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::cost::go_first;
-use crate::{kernel::MappedObject, process::mapped_objects};
+use crate::{cost::go_first, kernel::MappedObject, process::mapped_objects};
 
 /// How long the loop waits for one answer. The ring buffer has room for an eighth of a second in which every sample
 /// carries the largest stack copy ([`agent_ebpf::limits::ring_bytes`]), and for much longer as a rule. A large file on

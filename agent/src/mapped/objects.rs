@@ -22,17 +22,14 @@ use agent_ebpf::unwind::Rule;
 use memmap2::{Mmap, UncheckedAdvice};
 use rustix::fs::OFlags;
 
-use super::{
-    pool::{Answer, Subject, WorkerPool},
-    servers::Exports,
-};
 use crate::{
     file::{
         FileCopy, FileVersion, OpenFile, Snapshot, SnapshotRoom, find, find_in_root_of,
         is_served_by_fuse, open_again, open_found, open_regular,
     },
     kernel::{FileKey, MappedObject},
-    object::{Object, Segment, bias},
+    object::{Exports, Object, Segment, bias},
+    pool::{Answer, Subject, WorkerPool},
     process::{Backing, Mapping, ObjectId, living_thread, mapped_objects, process_exe},
     unwind::Cfi,
 };

@@ -14,13 +14,13 @@ use agent_ebpf::{
 
 use super::{
     callers::{Callers, SenderIndex},
-    cost::now,
     counts::Counts,
     names::Names,
     servers::Servers,
     status::{Said, half, word},
 };
 use crate::{
+    clock::now,
     kernel,
     profile::{
         Attribution, Backend, Caller, Phase, ProcessIndex, Query, QueryIndex, StackId, WaitEvent,

@@ -13,29 +13,14 @@ use std::{
 use agent_ebpf::{limits::MAX_SERVERS, postgres};
 use rustix::fs::OFlags;
 
-use super::{
-    cost::now,
-    objects::Objects,
-    pool::{Answer, Subject, WorkerPool},
-};
 use crate::{
+    clock::now,
     file::{directory_of, open_found},
     kernel::{Error, Kernel},
-    object::exported,
+    mapped::Objects,
+    pool::{Answer, Subject, WorkerPool},
     process::{AddressSpace, Backing, ObjectId, own_pid, parent_of, process_exe},
 };
-
-/// Symbols by which a server is known, in the order of [`postgres::Server`].
-const SERVER_SYMBOLS: [&str; 5] = [
-    "MyBEEntry",
-    "MyProcPort",
-    "my_wait_event_info",
-    "debug_query_string",
-    "MyBgworkerEntry",
-];
-
-/// The thread-local variable of OTEP 4947.
-const TRACE_SYMBOL: &str = "otel_thread_ctx_v1";
 
 /// Bytes that are read of a file in a data directory.
 const MAX_FILE: u64 = 4096;
@@ -61,29 +46,6 @@ pub struct Facts {
     pub trace_offset: i32,
     /// It looks like a server's, for which there was no place.
     pub found_no_place: bool,
-}
-
-/// What an object exports that matters here.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Exports {
-    server: Option<[Option<u64>; 5]>,
-    trace_offset: i32,
-}
-
-impl Exports {
-    /// Reads them from the bytes of an ELF file.
-    pub fn read(image: &[u8]) -> Exports {
-        let [trace] = exported(image, [TRACE_SYMBOL]);
-        let symbols = exported(image, SERVER_SYMBOLS);
-        Exports {
-            // Versions that are not supported export less.
-            server: (symbols[0].is_some() && symbols[1].is_some()).then_some(symbols),
-            trace_offset: trace
-                .and_then(|offset| i32::try_from(offset.cast_signed()).ok())
-                .filter(|offset| *offset < 0)
-                .unwrap_or(0),
-        }
-    }
 }
 
 /// A PostgreSQL server: one postmaster and its children.
