@@ -4,12 +4,8 @@ use std::sync::Arc;
 
 use agent_ebpf::sample::{Outcome, TraceContext};
 
+use super::ids::{ProcessIndex, QueryIndex, StackId};
 use super::wait_event::WaitEvent;
-use super::window::{ProcessIndex, StackId};
-
-/// A query of one window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct QueryIndex(pub u32);
 
 /// A query: what statements that differ in their literals only have in common.
 #[derive(Clone, Debug, PartialEq, Eq)]

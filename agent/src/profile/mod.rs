@@ -4,14 +4,14 @@
 //! Nothing here does I/O. A stage is a type and no stage changes its input.
 
 mod attribution;
+mod ids;
 mod meta;
 mod resolved;
 mod wait_event;
 mod window;
 
-pub use attribution::{
-    Attribution, Backend, Caller, KNOWN, PARTIAL, Phase, Query, QueryIndex, Unknown,
-};
+pub use attribution::{Attribution, Backend, Caller, KNOWN, PARTIAL, Phase, Query, Unknown};
+pub use ids::{ModuleId, ProcessIndex, QueryIndex, StackId};
 pub use meta::{
     AgentCost, AttributionStats, CpuSeconds, KernelCost, MaxRss, RecordingMeta, Runtime,
     StackCopies, Ticks, UnwindTables,
@@ -24,6 +24,6 @@ pub use resolved::{
 pub use wait_event::WaitEvent;
 pub use window::{
     Counted, Frame, MAX_FRAMES, MAX_MODULES, MAX_PROCESSES, MAX_PROGRAMS, MAX_ROWS,
-    MAX_STACK_NODES, Module, ModuleId, Process, ProcessIndex, RawSample, STACK_TABLE_FULL, Source,
-    StackId, Tally, ThreadName, Window, WindowCounters,
+    MAX_STACK_NODES, Module, Process, RawSample, STACK_TABLE_FULL, Source, Tally, ThreadName,
+    Window, WindowCounters,
 };

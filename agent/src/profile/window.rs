@@ -17,6 +17,7 @@ use foldhash::fast::RandomState;
 use indexmap::{IndexMap, IndexSet};
 
 use super::attribution::{Attribution, Query};
+use super::ids::{ModuleId, ProcessIndex, StackId};
 use crate::file::{FileCopy, FileVersion, OpenFile, Snapshot};
 
 /// Distinct nodes of the stack trie (12 MB). A whole machine at work for a minute has about 20,000;
@@ -45,23 +46,6 @@ pub const OTHER_PROCESSES: &str = "[other processes]";
 
 /// Name of the stack under which samples are counted that found a table full.
 pub const STACK_TABLE_FULL: &str = "[stack table full]";
-
-/// A module of one window.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ModuleId(pub u32);
-
-/// A process of one window. Not a pid: pids are used again, and an exec makes a new process here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ProcessIndex(pub u32);
-
-/// A stack of one window: the trie's node of its leaf. [`StackId::EMPTY`] has no frames.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct StackId(u32);
-
-impl StackId {
-    /// The stack without frames.
-    pub const EMPTY: StackId = StackId(u32::MAX);
-}
 
 /// Name of a thread as the kernel has it, ended by NUL.
 pub type ThreadName = [u8; 16];

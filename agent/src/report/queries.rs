@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::{Deserialize, Serialize};
 
 use super::callers::{Callers, Place, is_pooler};
-use super::{Style, table};
+use super::style::{Style, fit, percent, push};
 use crate::encode::svg::grouped;
 use crate::profile::{KNOWN, PARTIAL, Phase, ResolvedProfile, ResolvedSample, key};
 
@@ -243,24 +243,24 @@ pub fn queries_table(queries: &[QueryCost], style: Style) -> String {
         "{:>6}  {:>8}  {:>6}  {:>10}  {:>7}  query and callers",
         "share", "CPU s", "cores", "executions", "callers"
     );
-    table::push(&mut out, &style.heading(&heading));
+    push(&mut out, &style.heading(&heading));
     for query in queries.iter().take(ROWS) {
         let row = format!(
             "{:>6}  {:>8.2}  {:>6.2}  {:>10}  {:>7}  {}",
-            table::percent(query.share),
+            percent(query.share),
             query.cpu_seconds,
             query.mean_cores,
             grouped(query.executions),
-            table::percent(query.caller_share),
-            table::fit(&query.query, 100).trim_end(),
+            percent(query.caller_share),
+            fit(&query.query, 100).trim_end(),
         );
-        table::push(&mut out, &row);
+        push(&mut out, &row);
         for caller in query.callers.iter().take(3) {
             let place = super::top::place(&caller.file, caller.line);
             let row = format!(
                 "{:>49}{} {} {} {}{}",
                 "",
-                table::percent(caller.share),
+                percent(caller.share),
                 super::printable(&match caller.pooler {
                     true => format!("{} (a pooler)", caller.service),
                     false => caller.service.clone(),
@@ -273,20 +273,15 @@ pub fn queries_table(queries: &[QueryCost], style: Style) -> String {
                 },
             );
             let color = if caller.partial { "33" } else { "36" };
-            table::push(&mut out, style.paint(color, row.trim_end()).as_str());
+            push(&mut out, style.paint(color, row.trim_end()).as_str());
         }
         if let Some((reason, samples)) = query.callers_unknown.iter().max_by_key(|(_, n)| **n) {
             let share = *samples as f64 / query.samples.max(1) as f64;
-            let row = format!(
-                "{:>49}{} {}",
-                "",
-                table::percent(share),
-                super::printable(reason)
-            );
-            table::push(&mut out, &style.paint("33", &row));
+            let row = format!("{:>49}{} {}", "", percent(share), super::printable(reason));
+            push(&mut out, &style.paint("33", &row));
         }
         if let Some(trace) = query.trace_ids.first() {
-            table::push(
+            push(
                 &mut out,
                 &format!("{:>49}trace {}", "", super::printable(trace)),
             );
@@ -294,7 +289,7 @@ pub fn queries_table(queries: &[QueryCost], style: Style) -> String {
     }
     let more = queries.len().saturating_sub(ROWS);
     if more > 0 {
-        table::push(&mut out, &format!("{:>6}  and {more} more", ""));
+        push(&mut out, &format!("{:>6}  and {more} more", ""));
     }
     out.push('\n');
     out

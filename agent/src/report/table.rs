@@ -1,8 +1,8 @@
 //! The terminal's answer.
 
 use std::fmt::Write;
-use std::io::IsTerminal;
 
+use super::style::{Style, exact, fit, percent, push};
 use super::{Summary, printable, queries, queries_table, top_functions};
 use crate::encode::svg::grouped;
 use crate::profile::{AgentCost, AttributionStats, KernelCost, ResolvedProfile, UnwindTables};
@@ -15,40 +15,6 @@ const PROCESSES: usize = 10;
 const NAME: usize = 60;
 /// Columns of a module's and a process's name.
 const SHORT: usize = 24;
-
-/// How the table is dressed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Style {
-    /// Whether escape sequences for colours are used.
-    pub colour: bool,
-}
-
-impl Style {
-    /// Colour on a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
-    pub fn detect(stream: &impl IsTerminal) -> Style {
-        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Style {
-            colour: stream.is_terminal() && !refused,
-        }
-    }
-
-    pub(crate) fn paint(self, code: &str, text: &str) -> String {
-        if self.colour {
-            format!("\x1b[{code}m{text}\x1b[0m")
-        } else {
-            text.to_owned()
-        }
-    }
-
-    pub(crate) fn heading(self, text: &str) -> String {
-        self.paint("1", text)
-    }
-
-    /// Green when good, yellow when not.
-    fn verdict(self, good: bool, text: &str) -> String {
-        self.paint(if good { "32" } else { "33" }, text)
-    }
-}
 
 /// Top functions and processes, completeness, losses, costs, files.
 pub fn table(profile: &ResolvedProfile, summary: &Summary, style: Style) -> String {
@@ -313,55 +279,4 @@ fn costs(out: &mut String, summary: &Summary, style: Style) {
 
 fn line(out: &mut String, name: &str, text: &str) {
     let _ = writeln!(out, "{name:<8}  {text}");
-}
-
-pub(crate) fn push(out: &mut String, row: &str) {
-    out.push_str(row.trim_end());
-    out.push('\n');
-}
-
-pub(super) fn percent(share: f64) -> String {
-    format!("{:.1}%", share * 100.0)
-}
-
-/// With two digits behind the point, and never rounded up to a whole that it is not.
-fn exact(share: f64) -> String {
-    let hundredths = (share * 10_000.0 + 1e-6).floor();
-    format!("{:.2}%", hundredths / 100.0)
-}
-
-/// Exactly `width` columns: cut in the middle (both ends of a name tell something), or filled.
-pub(crate) fn fit(text: &str, width: usize) -> String {
-    let text: Vec<char> = printable(text).chars().collect();
-    if text.len() <= width {
-        let fill = width - text.len();
-        return text.into_iter().collect::<String>() + &" ".repeat(fill);
-    }
-    let head = (width - 1) / 2;
-    let tail = width - 1 - head;
-    let cut = text[..head]
-        .iter()
-        .chain(['…'].iter())
-        .chain(&text[text.len() - tail..]);
-    cut.collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_fit_their_column() {
-        assert_eq!(fit("short", 8), "short   ");
-        assert_eq!(fit("alpha::beta::gamma", 9), "alph…amma");
-        assert_eq!(fit("a\x1b[31mred", 10), "a?[31mred ");
-    }
-
-    /// 99.996 % is not a hundred.
-    #[test]
-    fn shares_are_not_rounded_up() {
-        assert_eq!(exact(1.0), "100.00%");
-        assert_eq!(exact(0.99996), "99.99%");
-        assert_eq!(exact(0.999), "99.90%");
-    }
 }

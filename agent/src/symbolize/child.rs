@@ -11,7 +11,8 @@ use rustix::process::{
     Resource, Rlimit, Signal, getrlimit, set_parent_process_death_signal, setrlimit,
 };
 
-use super::lookup::{Stage, name_module};
+use super::lookup::name_module;
+use super::names::Stage;
 use super::wire::{self, Answer, Kind, Packed, Request};
 use super::{FunctionStarts, Options};
 use crate::file::OpenFile;

@@ -6,7 +6,7 @@ use blazesym::MaybeDefault;
 use blazesym::symbolize::source::{Kernel, Source};
 use blazesym::symbolize::{Input, Symbolized, Symbolizer};
 
-use super::elf::{Named, cut};
+use super::names::{Named, cut};
 use super::{Options, Resolved};
 
 /// Kallsyms tells no sizes: a symbol reaches to the next one. Behind the last symbol of a region

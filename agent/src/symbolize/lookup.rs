@@ -1,20 +1,11 @@
 //! The names of one module's addresses, looked up in this process: what the namer child does.
 
-use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::debug_file::Origin;
-use super::elf::Named;
+use super::names::{Named, Stage};
 use super::{Options, elf, guard, kernel, memory_file, perf_map};
 use crate::profile::{Module, Source};
-
-/// How far the look-up of a module has come.
-pub(super) enum Stage<'a> {
-    /// The functions' starts are known, one per address.
-    Starts(&'a [Option<u64>]),
-    /// This file will be read.
-    Reading(&'a File),
-}
 
 /// Looks up sorted addresses. A reader that panics over a broken file costs the module its names.
 pub(super) fn name_module(

@@ -21,6 +21,7 @@ mod guard;
 mod kernel;
 mod lookup;
 mod namer;
+mod names;
 mod open;
 mod perf_map;
 mod resolve;

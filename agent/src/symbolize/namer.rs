@@ -16,8 +16,8 @@ use rustix::fs::{AtFlags, StatxFlags, statx};
 use rustix::io::Errno;
 
 use super::child::stored_bytes;
-use super::elf::Named;
 use super::lookup::bytes_of;
+use super::names::Named;
 use super::wire::{self, Answer, Kind, Request};
 use super::{Options, Spawner, memory_file};
 use crate::profile::{Module, Source};

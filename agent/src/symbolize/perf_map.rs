@@ -13,8 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Resolved;
-use super::elf::{Named, demangle};
-use super::lookup::Stage;
+use super::names::{Named, Stage, demangle};
 use super::open::{self, OpenError};
 use crate::file::OpenFile;
 use crate::process::is_trusted_by;

@@ -6,8 +6,8 @@ use std::fs::File;
 use std::sync::Arc;
 
 use super::builder::Builder;
-use super::elf::Named;
 use super::lookup::name_module;
+use super::names::Named;
 use super::{Namer, Options, Resolved};
 use crate::file::FileVersion;
 use crate::profile::{
