@@ -5,8 +5,8 @@ use agent_ebpf::{
     counters::Counter,
     postgres::{
         BackendHeader, BackendKey, CallerSearch, Connection, HAS_CONNECTION, HAS_LEADER,
-        HAS_STATUS, STATUS_BYTES, Served, Server, TEXT_BYTES, TEXT_OF_DEBUG, TITLE_BYTES, Told,
-        status,
+        HAS_STATUS, STATUS_BYTES, ServedConnection, ServerVariables, StatusRevision, TEXT_BYTES,
+        TEXT_OF_DEBUG, TITLE_BYTES, status,
     },
     sample::{KIND_BACKEND, SampleHeader},
     table::Space,
@@ -28,12 +28,12 @@ use crate::{
 pub fn tell(space: &Space, sample: &mut SampleHeader) {
     // SAFETY: the helper has no preconditions.
     let start = unsafe { bpf_ktime_get_ns() };
-    if is_unchanged(&space.told) {
+    if is_unchanged(&space.revision) {
         sample.is_backend_unchanged = 1;
-        sample.wait_event = wait_event(space.told.wait_event);
+        sample.wait_event = wait_event(space.revision.wait_event);
     } else {
-        let told = tell_all(space.server, sample).unwrap_or_default();
-        note(sample.pid, sample.mm, told);
+        let revision = tell_all(space.server, sample).unwrap_or_default();
+        note(sample.pid, sample.mm, revision);
     }
     counting::one(Counter::Backends);
     // SAFETY: the helper has no preconditions.
@@ -41,37 +41,38 @@ pub fn tell(space: &Space, sample: &mut SampleHeader) {
     counting::add(Counter::BackendNanos, end.wrapping_sub(start));
 }
 
-/// Whether nothing of the status has changed since it was told: the text, the state and the query's number are
+/// Whether nothing of the status has changed since it was sent: the text, the state and the query's number are
 /// the same then, and so is what was found by them. A statement takes many samples, and its record is some fifteen
 /// cache lines that nobody else touches.
 #[inline(always)]
-fn is_unchanged(told: &Told) -> bool {
+fn is_unchanged(revision: &StatusRevision) -> bool {
     // `st_changecount` and `st_procpid`.
-    told.entry != 0 && user::read::<[u32; 2]>(told.entry) == Some([told.changes, told.pid])
+    revision.entry != 0
+        && user::read::<[u32; 2]>(revision.entry) == Some([revision.changes, revision.pid])
 }
 
-/// Notes what a backend was told to be.
+/// Notes the revision of the status that was sent.
 #[inline(always)]
-fn note(pid: u32, mm: u64, told: Told) {
+fn note(pid: u32, mm: u64, revision: StatusRevision) {
     if let Some(space) = PROCESSES.get_ptr_mut(pid) {
         // SAFETY: nobody writes this but the process's own samples, and whoever replaces all of it.
         let space = unsafe { &mut *space };
         if space.mm == mm {
-            space.told = told;
+            space.revision = revision;
         }
     }
 }
 
-/// The sample that a backend's words were for was lost, and they with it.
+/// The sample that a backend record was for was lost, so its record is useless: the next sample sends it again.
 #[inline(always)]
 pub fn forget(sample: &SampleHeader) {
-    note(sample.pid, sample.mm, Told::default());
+    note(sample.pid, sample.mm, StatusRevision::default());
 }
 
-/// Sends all that the backend says. `server` counts from 1. What was told, if the same may be said again of the next
-/// sample.
+/// Sends the status and what goes with it. `server` counts from 1. Returns the revision that was sent, if the next sample
+/// may refer to it.
 #[inline(always)]
-fn tell_all(server: u32, sample: &SampleHeader) -> Option<Told> {
+fn tell_all(server: u32, sample: &SampleHeader) -> Option<StatusRevision> {
     let variables = SERVERS.get(server.checked_sub(1)?)?;
     let backend = BACKEND.get_ptr_mut(0)?;
     // SAFETY: this CPU's only user of its slot is the sampling program.
@@ -114,7 +115,7 @@ fn tell_all(server: u32, sample: &SampleHeader) -> Option<Told> {
     let is_sought = header.flags & HAS_CONNECTION != 0;
     let is_counted =
         known.mm != 0 && statement != 0 && (!is_sought || known.statement == statement);
-    let told = Told {
+    let revision = StatusRevision {
         entry: known.entry,
         wait_event: known.wait_event,
         changes: half(&header.status, status::CHANGE_COUNT),
@@ -123,12 +124,12 @@ fn tell_all(server: u32, sample: &SampleHeader) -> Option<Told> {
     let bytes = size_of::<BackendHeader>() + header.text_bytes as usize;
     // SAFETY: the helper copies as many bytes, which begin with the header.
     let is_sent = output::send(unsafe { &mut *backend }, bytes, BPF_RB_NO_WAKEUP);
-    (is_sent && is_counted).then_some(told)
+    (is_sent && is_counted).then_some(revision)
 }
 
 /// Finds out what does not change; false when something of it cannot be known yet.
 #[inline(always)]
-fn learn(variables: &Server, server: u32, known: &mut BackendFacts) -> bool {
+fn learn(variables: &ServerVariables, server: u32, known: &mut BackendFacts) -> bool {
     known.entry = follow(variables.my_be_entry).unwrap_or(0);
     known.wait_event = follow(variables.my_wait_event_info).unwrap_or(0);
     known.pid = task::own_pid().unwrap_or(0);
@@ -167,7 +168,7 @@ fn learn(variables: &Server, server: u32, known: &mut BackendFacts) -> bool {
 /// Fills the record.
 #[inline(always)]
 fn describe(
-    variables: &Server,
+    variables: &ServerVariables,
     header: &mut BackendHeader,
     text: &mut [u8; TEXT_BYTES],
     known: &mut BackendFacts,
@@ -211,7 +212,7 @@ fn wait_event(address: u64) -> u32 {
 /// taken: its text may be the beginning of one statement and the end of another, in which a literal looks
 /// like anything. (Only the backend itself writes it, and it is interrupted.)
 #[inline(always)]
-fn status_of(variables: &Server, header: &mut BackendHeader, known: &BackendFacts) -> u64 {
+fn status_of(variables: &ServerVariables, header: &mut BackendHeader, known: &BackendFacts) -> u64 {
     let status = &mut header.status;
     if known.entry != 0
         && read::<{ status::CHANGE_COUNT }, { status::USER + 4 }>(known.entry, status)
@@ -253,10 +254,10 @@ fn own_connection(port: u64) -> Option<Connection> {
 
 /// Notes the connection of the current backend, for its parallel workers. `pid` is as it sees it itself.
 #[inline(always)]
-pub fn remember(server: u32, pid: u32, connection: Connection) -> Option<Served> {
+pub fn remember(server: u32, pid: u32, connection: Connection) -> Option<ServedConnection> {
     let key = BackendKey { server, pid };
     let since = task::start_time()?;
-    let served = Served { connection, since };
+    let served = ServedConnection { connection, since };
     // SAFETY: the value is compared at once.
     if unsafe { BACKENDS.get(key) } != Some(&served) {
         let _ = BACKENDS.insert(key, served, 0);
@@ -284,7 +285,7 @@ pub fn ended(pid: u32, server: u32) {
 
 /// Address of the current backend's status.
 #[inline(always)]
-pub fn status_address(variables: &Server) -> Option<u64> {
+pub fn status_address(variables: &ServerVariables) -> Option<u64> {
     follow(variables.my_be_entry)
 }
 

@@ -3,7 +3,7 @@
 //! `Space::mm`); the entry is removed as well, because the kernel gives the address of a freed `mm` to another
 //! one, and because the children of the new program must not inherit the tables of the old one.
 
-use agent_ebpf::{counters::Counter, postgres::Told, table::Space};
+use agent_ebpf::{counters::Counter, postgres::StatusRevision, table::Space};
 use aya_ebpf::programs::RawTracePointContext;
 use aya_log_ebpf::warn;
 
@@ -55,7 +55,7 @@ pub fn fork(ctx: &RawTracePointContext, parent: Pointer, child: Pointer) {
 fn child_of(parent: Space, mm: u64) -> Space {
     Space {
         mm,
-        told: Told::default(),
+        revision: StatusRevision::default(),
         ..parent
     }
 }

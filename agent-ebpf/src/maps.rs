@@ -13,7 +13,7 @@ use agent_ebpf::{
         BLOCK_WORDS, CACHES, MAX_BACKENDS, MAX_CONNECTIONS, MAX_PROCESSES, MAX_SEGMENTS,
         MAX_SERVERS, MAX_TARGET_NAMES, MAX_TARGETS, MIN_RING_BYTES, SEGMENT_BLOCKS,
     },
-    postgres::{BackendKey, Budget, Connection, Served, Server, WallClock},
+    postgres::{BackendKey, Budget, Connection, ServedConnection, ServerVariables, WallClock},
     table::Space,
 };
 
@@ -68,7 +68,7 @@ pub static SEGMENTS: ArrayOfMaps<
 
 /// PostgreSQL servers.
 #[map]
-pub static SERVERS: Array<Server> = Array::with_max_entries(MAX_SERVERS, 0);
+pub static SERVERS: Array<ServerVariables> = Array::with_max_entries(MAX_SERVERS, 0);
 
 /// TCP ports on which they listen: a bit each.
 #[map]
@@ -84,7 +84,8 @@ pub static KNOWN: LruHashMap<u32, BackendFacts> = LruHashMap::with_max_entries(M
 
 /// The connection of each backend, for its parallel workers.
 #[map]
-pub static BACKENDS: LruHashMap<BackendKey, Served> = LruHashMap::with_max_entries(MAX_BACKENDS, 0);
+pub static BACKENDS: LruHashMap<BackendKey, ServedConnection> =
+    LruHashMap::with_max_entries(MAX_BACKENDS, 0);
 
 /// The last sends on each connection.
 #[map]

@@ -47,7 +47,7 @@ pub const APPLICATION_BYTES: usize = 64;
 /// address serves all of them, because they are forked from one process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
-pub struct Server {
+pub struct ServerVariables {
     /// `PgBackendStatus *MyBEEntry`
     pub my_be_entry: u64,
     /// `Port *MyProcPort`; its first member is the socket's file descriptor.
@@ -70,11 +70,11 @@ pub struct Server {
 pub struct Connection {
     /// Client's IPv6 address (IPv4 mapped into it) in memory order; or the server's socket.
     pub client: [u64; 2],
-    /// Server's address.
+    /// ServerVariables's address.
     pub server: [u64; 2],
     /// Client's port.
     pub client_port: u16,
-    /// Server's port.
+    /// ServerVariables's port.
     pub server_port: u16,
     /// Inode number of the network namespace of a loopback connection, else 0.
     pub network_namespace: u32,
@@ -83,7 +83,7 @@ pub struct Connection {
 /// A backend's end of a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Served {
+pub struct ServedConnection {
     /// The connection.
     pub connection: Connection,
     /// When the backend was started, `CLOCK_MONOTONIC`, nanoseconds. The name of a connection is used again;
@@ -101,16 +101,16 @@ pub struct BackendKey {
     pub pid: u32,
 }
 
-/// By what a backend is known to be as its last record tells. It stands with what every sample reads of its process: a
-/// map more would be pages more, each of them cold.
+/// Which revision of a backend's status its last record had. It is kept with what every sample reads of its process: a
+/// map of its own would be more cold pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Told {
-    /// Address of its status; 0: it was not told.
+pub struct StatusRevision {
+    /// Address of its status; 0: no record was sent.
     pub entry: u64,
     /// Address of its wait event; 0: it has none.
     pub wait_event: u64,
-    /// The status's count of changes then.
+    /// The status's count of changes in that record.
     pub changes: u32,
     /// Its process id as it sees it itself.
     pub pid: u32,

@@ -84,7 +84,7 @@ fn take_stacks(ctx: &PerfEventContext, walk: &mut Walk) {
     walk.record.header.is_backend_unchanged = 0;
     walk.space.server = 0;
     walk.space.trace_offset = 0;
-    walk.space.told.entry = 0;
+    walk.space.revision.entry = 0;
     let has_user_stack = if arch::in_user_mode(ctx) {
         arch::from_context(ctx, &mut walk.cursor.regs);
         true

@@ -2,9 +2,9 @@
 
 use agent_ebpf::{
     limits::{MAX_CALLER_FRAMES, MAX_KERNEL_FRAMES, MAX_STACK_COPY, MAX_USER_FRAMES, SENDS},
-    postgres::{BackendHeader, Send, Served, TEXT_BYTES, TITLE_BYTES},
+    postgres::{BackendHeader, Send, ServedConnection, TEXT_BYTES, TITLE_BYTES},
     sample::{SampleHeader, StackCopyHeader},
-    table::{Mapping, Space},
+    table::{MappingEntry, Space},
     unwind::{Cursor, Rule},
 };
 
@@ -44,7 +44,7 @@ pub struct Walk {
     /// What is known of its process.
     pub space: Space,
     /// The mapping that was looked for last; the next address is often in the same, in the next sample too.
-    pub mapping: Mapping,
+    pub mapping: MappingEntry,
     /// [`Space::number`] of the address space in which it was found.
     pub mapping_of: u32,
     /// Place of the current frame's rule in the [`RuleCache`].
@@ -185,7 +185,7 @@ pub struct BackendFacts {
     pub flags: u32,
     /// A [`CallerSearch`]: how that for the send behind `statement` ended.
     pub search: u32,
-    pub served: Served,
+    pub served: ServedConnection,
     /// Start of a statement, in PostgreSQL's own time; 0: none.
     pub statement: u64,
     /// Its send.

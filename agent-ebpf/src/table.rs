@@ -4,7 +4,7 @@
 //! ```text
 //! process map: pid → Space { mm, root, depth }
 //!   space index block   128 × (start avma, child)          only with more than 64 mappings
-//!   space leaf block    64 × Mapping (start, end, bias, tree, rules)
+//!   space leaf block    64 × MappingEntry (start, end, bias, tree, rules)
 //!     tree: index blocks 256 × (first table address, child), `depth` levels of them
 //!       leaf block      512 rows: table address (relative to the leaf's first) << 16 | rule
 //!     rules: directory  512 × block of rules
@@ -16,7 +16,7 @@
 //! a block's end repeat its last entry (rows) or hold the greatest key (indices) and repeat the last
 //! child, so that a search needs no count.
 
-use crate::{limits::BLOCK_WORDS, postgres::Told};
+use crate::{limits::BLOCK_WORDS, postgres::StatusRevision};
 
 /// Number of a block in the pool: segment × [`crate::limits::SEGMENT_BLOCKS`] + slot.
 pub type BlockId = u32;
@@ -65,7 +65,7 @@ pub struct Space {
     /// Unused, zero.
     pub padding: u32,
     /// What the sampling program notes of a backend; nothing when the agent writes.
-    pub told: Told,
+    pub revision: StatusRevision,
 }
 
 const _: () = assert!(size_of::<Space>() == 56);
@@ -106,7 +106,7 @@ pub const fn tree_root(tree: u32) -> BlockId {
 /// A mapping, as a slot of a [`SpaceLeaf`] holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
-pub struct Mapping {
+pub struct MappingEntry {
     /// First avma.
     pub start: u64,
     /// First avma after it.
@@ -261,7 +261,7 @@ const fn page_difference(avma: u64, start: u64) -> u64 {
 /// The mapping in a space leaf that covers `avma`, if one does. Starts are multiples of
 /// the page size (4 KiB), as mappings' are.
 #[inline(always)]
-pub fn search_space_leaf(leaf: &SpaceLeaf, avma: u64) -> Option<Mapping> {
+pub fn search_space_leaf(leaf: &SpaceLeaf, avma: u64) -> Option<MappingEntry> {
     let mask = mask(&leaf.start);
     let mut position = 0u64;
     let mut stride = SPACE_LEAF_MAPPINGS as u64 / 2;
@@ -270,7 +270,7 @@ pub fn search_space_leaf(leaf: &SpaceLeaf, avma: u64) -> Option<Mapping> {
         position = advance(position, stride, page_difference(avma, start));
         stride /= 2;
     }
-    let mapping = Mapping {
+    let mapping = MappingEntry {
         start: entry(&leaf.start, position, mask),
         end: entry(&leaf.end, position, mask),
         bias: entry(&leaf.bias, position, mask),

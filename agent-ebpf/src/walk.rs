@@ -6,9 +6,9 @@ use agent_ebpf::{
     limits::{CACHES, MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SEGMENT_BLOCKS},
     sample::{EXACT_IP, GUESSED, Outcome, SIGNAL_FRAME_BIT},
     table::{
-        Block, BlockId, IndexEntry, Mapping, MappingKind, RULES_PER_BLOCK, SpaceIndex, SpaceLeaf,
-        search_index, search_rows, search_space_index, search_space_leaf, tree_depth, tree_kind,
-        tree_root,
+        Block, BlockId, IndexEntry, MappingEntry, MappingKind, RULES_PER_BLOCK, SpaceIndex,
+        SpaceLeaf, search_index, search_rows, search_space_index, search_space_leaf, tree_depth,
+        tree_kind, tree_root,
     },
     unwind::{Rule, Step, WINDOW, step},
 };
@@ -244,7 +244,7 @@ fn find_mapping(walk: &mut Walk, ip: u64) -> bool {
 
 /// Finds the rule for `ip` in its mapping's table. `None`: a block is missing.
 #[inline(always)]
-fn find_row(mapping: &Mapping, ip: u64) -> Option<Found> {
+fn find_row(mapping: &MappingEntry, ip: u64) -> Option<Found> {
     let key = ip.wrapping_sub(mapping.bias);
     if key > u64::from(u32::MAX) {
         return Some(Found {

@@ -18,14 +18,14 @@ pub enum Record<'a> {
     /// The stack that belongs to the sample or caller which follows from the same CPU.
     StackCopy(StackCopy<'a>),
     /// What the PostgreSQL backend said whose sample follows from the same CPU.
-    Backend(Box<Backend<'a>>),
+    Backend(Box<BackendRecord<'a>>),
     /// The stack of a send to a PostgreSQL server: the header's `cpu` and `time` are the send's.
     Caller(Sample<'a>),
 }
 
 /// What a PostgreSQL backend said.
 #[derive(Clone, Debug)]
-pub struct Backend<'a> {
+pub struct BackendRecord<'a> {
     /// Its fixed part.
     pub header: BackendHeader,
     /// The query's text, cut at any byte.
@@ -70,7 +70,7 @@ impl<'a> Record<'a> {
             KIND_CALLER => sample(bytes).map(Record::Caller),
             KIND_BACKEND => {
                 let (header, text) = split::<BackendHeader>(bytes)?;
-                Some(Record::Backend(Box::new(Backend {
+                Some(Record::Backend(Box::new(BackendRecord {
                     text: text.get(..header.text_bytes as usize)?,
                     header,
                 })))

@@ -19,7 +19,7 @@ use std::{
 use agent_ebpf::{
     counters::{COUNTERS, Counter},
     limits::{CACHES, MAX_CONNECTIONS, MAX_SEGMENTS, SEGMENT_BLOCKS, ring_bytes},
-    postgres::{Budget, Server, TIME_STEPS, WallClock},
+    postgres::{Budget, ServerVariables, TIME_STEPS, WallClock},
     table::{Block, BlockId, Space},
 };
 use aya::{
@@ -35,7 +35,7 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 
-pub use events::{Backend, Record, Sample, StackCopy};
+pub use events::{BackendRecord, Record, Sample, StackCopy};
 pub use lifecycle::{Event, EventKind, FileKey, LifecycleEvents, MappedObject};
 pub use pool::BlockPool;
 pub use senders::Senders;
@@ -131,7 +131,7 @@ struct Plain<T: Copy>(T);
 // SAFETY: all are `repr(C)` integers without padding.
 unsafe impl aya::Pod for Plain<Block> {}
 // SAFETY: as above.
-unsafe impl aya::Pod for Plain<Server> {}
+unsafe impl aya::Pod for Plain<ServerVariables> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<Space> {}
 // SAFETY: as above.
@@ -151,7 +151,7 @@ pub struct Kernel {
     target_names: HashMap<MapData, [u8; 16], u8>,
     counts: PerCpuArray<MapData, u64>,
     budgets: PerCpuArray<MapData, Plain<Budget>>,
-    servers: Array<MapData, Plain<Server>>,
+    servers: Array<MapData, Plain<ServerVariables>>,
     server_ports: Array<MapData, u64>,
     wall_clock: Array<MapData, Plain<WallClock>>,
     outer: ArrayOfMaps<MapData, Segment>,
@@ -279,7 +279,7 @@ impl Kernel {
     ///
     /// # Errors
     /// The map cannot be written.
-    pub fn set_server(&mut self, index: u32, server: Server) -> Result<(), Error> {
+    pub fn set_server(&mut self, index: u32, server: ServerVariables) -> Result<(), Error> {
         self.servers
             .set(index, Plain(server), 0)
             .map_err(in_map("SERVERS"))

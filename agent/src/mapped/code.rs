@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::objects::{Mapped, Objects};
 use crate::{
     process::{AddressSpace, Backing},
-    unwind::Resolved,
+    unwind::RuleLookup,
 };
 
 /// Where the rules of a mapping come from.
@@ -79,19 +79,19 @@ impl Code {
     }
 
     /// The rule for an address, read from its file directly: the table may not exist yet. May block.
-    pub fn rule(&self, avma: u64) -> Resolved {
+    pub fn rule(&self, avma: u64) -> RuleLookup {
         let after = self.stretches.partition_point(|s| s.start <= avma);
         let stretch = after.checked_sub(1).map(|at| &self.stretches[at]);
         let Some(stretch) = stretch.filter(|stretch| avma < stretch.end) else {
-            return Resolved::UnknownMapping;
+            return RuleLookup::UnknownMapping;
         };
         match &stretch.rules {
-            Rules::FramePointer => Resolved::FramePointer,
-            Rules::Unknown => Resolved::UnknownMapping,
-            Rules::Pending => Resolved::TablesPending,
+            Rules::FramePointer => RuleLookup::FramePointer,
+            Rules::Unknown => RuleLookup::UnknownMapping,
+            Rules::Pending => RuleLookup::TablesPending,
             Rules::File(mapped, bias) => match mapped.rule_at(avma.wrapping_sub(*bias)) {
-                Some(rule) => Resolved::Rule(rule),
-                None => Resolved::FramePointer,
+                Some(rule) => RuleLookup::Rule(rule),
+                None => RuleLookup::FramePointer,
             },
         }
     }

@@ -30,7 +30,7 @@ use crate::{
     kernel::{FileKey, MappedObject},
     object::{Exports, Object, Segment, bias},
     pool::{Answer, Subject, WorkerPool},
-    process::{Backing, Mapping, ObjectId, living_thread, mapped_objects, process_exe},
+    process::{Backing, ExecutableMapping, ObjectId, living_thread, mapped_objects, process_exe},
     unwind::Cfi,
 };
 
@@ -248,7 +248,7 @@ impl Objects {
 
     /// What a mapping of `pid` is of; a file that is not known in its present version is opened. The answer is kept
     /// with the mapping.
-    pub fn backing(&mut self, pid: u32, mapping: &Mapping) -> Backing {
+    pub fn backing(&mut self, pid: u32, mapping: &ExecutableMapping) -> Backing {
         if let Some(backing) = mapping.backing.get() {
             return backing;
         }

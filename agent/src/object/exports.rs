@@ -2,7 +2,7 @@
 
 use super::exported;
 
-/// Symbols by which a server is known, in the order of [`agent_ebpf::postgres::Server`].
+/// Symbols by which a server is known, in the order of [`agent_ebpf::postgres::ServerVariables`].
 const SERVER_SYMBOLS: [&str; 5] = [
     "MyBEEntry",
     "MyProcPort",
@@ -17,7 +17,7 @@ const TRACE_SYMBOL: &str = "otel_thread_ctx_v1";
 /// What an object exports that matters here.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Exports {
-    /// Addresses (svma) of a PostgreSQL server's variables, in the order of [`agent_ebpf::postgres::Server`].
+    /// Addresses (svma) of a PostgreSQL server's variables, in the order of [`agent_ebpf::postgres::ServerVariables`].
     pub server: Option<[Option<u64>; 5]>,
     /// See [`agent_ebpf::table::Space::trace_offset`]; 0: none.
     pub trace_offset: i32,

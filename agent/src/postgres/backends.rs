@@ -17,7 +17,7 @@ use super::{
     counts::Counts,
     names::Names,
     servers::Servers,
-    status::{Said, half, word},
+    status::{BackendStatus, half, word},
 };
 use crate::{
     clock::now,
@@ -45,7 +45,7 @@ struct Words {
 
 /// What a sample was for.
 #[derive(Debug, Default)]
-pub struct Attributed {
+pub struct SampleAttribution {
     /// Set where anything is known.
     pub attribution: Option<Attribution>,
     /// Whether it is the first sample of an execution of its statement.
@@ -88,7 +88,7 @@ impl Backends {
     }
 
     /// Keeps what a backend said for the sample that follows.
-    pub fn said(&mut self, backend: &kernel::Backend<'_>) {
+    pub fn said(&mut self, backend: &kernel::BackendRecord<'_>) {
         // One a CPU: what an older record waits for was refused by a full buffer.
         self.pending
             .retain(|old| old.header.cpu != backend.header.cpu);
@@ -120,14 +120,14 @@ impl Backends {
         sample: &SampleHeader,
         servers: &Servers,
         sender: SenderIndex<'_>,
-    ) -> Attributed {
+    ) -> SampleAttribution {
         let own_trace = sample.trace;
         let Some(words) = self.words(sample) else {
             let attribution = (own_trace != TraceContext::default()).then_some(Attribution {
                 trace: own_trace,
                 backend: None,
             });
-            return Attributed {
+            return SampleAttribution {
                 attribution,
                 starts_execution: false,
             };
@@ -140,7 +140,7 @@ impl Backends {
         let version = server.and_then(|server| server.version);
         // The index may become another server's; names and queries are kept by number.
         header.server = server.map_or(0, |server| server.number);
-        let said = Said::new(&header, &words.text, version);
+        let said = BackendStatus::new(&header, &words.text, version);
         let watched_since = server.and_then(|server| server.watched_since);
         let port = server.and_then(|server| server.port);
         let since = watched_since.unwrap_or(self.since);
@@ -154,7 +154,7 @@ impl Backends {
             },
             backend: Some(Arc::new(backend)),
         };
-        Attributed {
+        SampleAttribution {
             attribution: Some(attribution),
             starts_execution,
         }
@@ -181,7 +181,7 @@ impl Backends {
 
     fn backend(
         &mut self,
-        said: &Said<'_>,
+        said: &BackendStatus<'_>,
         port: u16,
         watched_since: u64,
         sender: SenderIndex<'_>,
@@ -210,7 +210,7 @@ impl Backends {
         }
     }
 
-    fn query(&mut self, said: &Said<'_>) -> QueryIndex {
+    fn query(&mut self, said: &BackendStatus<'_>) -> QueryIndex {
         // Query ids are made of the tables' numbers, which are a database's own. (It stays where it is when
         // the rest of the status is being written.)
         let database = half(&said.header.status, status::DATABASE);
@@ -241,7 +241,7 @@ impl Backends {
         is_new
     }
 
-    fn count(&mut self, said: &Said<'_>, has_query: bool, phase: Phase, caller: &Caller) {
+    fn count(&mut self, said: &BackendStatus<'_>, has_query: bool, phase: Phase, caller: &Caller) {
         let counts = &mut self.counts;
         counts.samples += 1;
         if !said.runs_for_clients() {

@@ -7,7 +7,7 @@ use agent_ebpf::{
     sample::Outcome,
 };
 
-use super::status::{Said, word};
+use super::status::{BackendStatus, word};
 use crate::profile::{Caller, ProcessIndex, StackId, Unknown};
 
 /// Stacks of sends kept at most, the oldest go first. A query that runs longer than this many others need to
@@ -87,7 +87,7 @@ impl Callers {
     /// (nanoseconds).
     pub fn of(
         &self,
-        said: &Said<'_>,
+        said: &BackendStatus<'_>,
         client: &str,
         watched_since: u64,
         sender: SenderIndex<'_>,

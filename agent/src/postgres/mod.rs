@@ -8,5 +8,5 @@ mod servers;
 mod status;
 mod workers;
 
-pub use backends::{Attributed, Backends};
+pub use backends::{Backends, SampleAttribution};
 pub use servers::{Facts, Server, Servers, is_likely_server};

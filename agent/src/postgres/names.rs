@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use agent_ebpf::postgres::status;
 
-use super::status::{Said, USER, half};
+use super::status::{BackendStatus, USER, half};
 use crate::{query::Kind, recent::Recent};
 
 /// Names of databases, and of roles, that one half of [`Recent`] keeps.
@@ -36,7 +36,7 @@ impl Names {
 
     /// Names of database and role: from the title where they are in it, else by their numbers, which other
     /// backends' titles explained (a parallel worker's title has no names).
-    pub fn of(&mut self, said: &Said<'_>) -> (Arc<str>, Arc<str>) {
+    pub fn of(&mut self, said: &BackendStatus<'_>) -> (Arc<str>, Arc<str>) {
         let (database, user) = match &said.title.kind {
             Kind::Client { database, user, .. } => (Some(database.as_str()), Some(user.as_str())),
             Kind::Autovacuum { database } => (database.as_deref(), None),

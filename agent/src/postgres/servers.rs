@@ -174,7 +174,7 @@ impl Servers {
             debug_query_string,
             my_bgworker_entry,
         ] = symbols.map(|svma| svma.map_or(0, |svma| svma.wrapping_add(place.1)));
-        let variables = postgres::Server {
+        let variables = postgres::ServerVariables {
             my_be_entry,
             my_proc_port,
             my_wait_event_info,

@@ -19,7 +19,7 @@ use crate::{
 pub const USER: usize = status::DATABASE + 4;
 
 /// What a process of a server said at a sample.
-pub struct Said<'a> {
+pub struct BackendStatus<'a> {
     /// As the kernel program wrote it.
     pub header: &'a BackendHeader,
     /// Whether the status in it could be read.
@@ -31,15 +31,19 @@ pub struct Said<'a> {
     /// Text of its statement; empty where there is none.
     pub text: &'a [u8],
     /// The trace in `application_name`.
-    in_name: Option<query::TraceContext>,
+    in_name: Option<query::Traceparent>,
 }
 
-impl<'a> Said<'a> {
+impl<'a> BackendStatus<'a> {
     /// Reads a record; `version` is the server's major version.
-    pub fn new(header: &'a BackendHeader, text: &'a [u8], version: Option<u32>) -> Said<'a> {
+    pub fn new(
+        header: &'a BackendHeader,
+        text: &'a [u8],
+        version: Option<u32>,
+    ) -> BackendStatus<'a> {
         let has_status = header.flags & HAS_STATUS != 0;
         let application = until_nul(&header.application);
-        Said {
+        BackendStatus {
             header,
             has_status,
             title: query::title(&header.title),

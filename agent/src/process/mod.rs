@@ -11,4 +11,4 @@ pub use proc::{
     own_pid, parent_of, pids, process_exe, process_name, process_of_thread,
 };
 pub use registry::{MappingReader, Process, Registry};
-pub use space::{AddressSpace, Backing, MAX_KEPT_MAPPINGS, Mapping, ObjectId};
+pub use space::{AddressSpace, Backing, ExecutableMapping, MAX_KEPT_MAPPINGS, ObjectId};

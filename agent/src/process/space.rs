@@ -27,7 +27,7 @@ pub enum Backing {
 /// An executable mapping, and where its code comes from once that was looked up. The answer stays: a file that is
 /// overwritten later has another version, and so other mappings.
 #[derive(Clone, Debug)]
-pub struct Mapping {
+pub struct ExecutableMapping {
     object: MappedObject,
     /// `None` until it was looked up.
     pub backing: Cell<Option<Backing>>,
@@ -39,22 +39,22 @@ const MAX_LONG_NAMES: usize = 1024;
 /// Bytes that are kept of the end of the others' paths. A process may have some megabytes of paths, then.
 const MAX_NAME: usize = 256;
 
-impl Mapping {
+impl ExecutableMapping {
     /// A mapping of a process that has so many `others`.
-    fn new(mut object: MappedObject, others: usize) -> Mapping {
+    fn new(mut object: MappedObject, others: usize) -> ExecutableMapping {
         let name = object.name.as_os_str().as_bytes();
         if others >= MAX_LONG_NAMES && name.len() > MAX_NAME {
             let end = OsStr::from_bytes(&name[name.len() - MAX_NAME..]);
             object.name = PathBuf::from(end.to_owned());
         }
-        Mapping {
+        ExecutableMapping {
             object,
             backing: Cell::new(None),
         }
     }
 }
 
-impl Deref for Mapping {
+impl Deref for ExecutableMapping {
     type Target = MappedObject;
 
     fn deref(&self) -> &MappedObject {
@@ -67,7 +67,7 @@ impl Deref for Mapping {
 #[derive(Clone, Debug, Default)]
 pub struct AddressSpace {
     /// By address, not overlapping.
-    mappings: Vec<Mapping>,
+    mappings: Vec<ExecutableMapping>,
 }
 
 impl AddressSpace {
@@ -79,27 +79,27 @@ impl AddressSpace {
             mappings: mappings
                 .into_iter()
                 .enumerate()
-                .map(|(others, mapping)| Mapping::new(mapping, others))
+                .map(|(others, mapping)| ExecutableMapping::new(mapping, others))
                 .collect(),
         }
     }
 
     /// The mapping that holds `avma`.
-    pub fn find(&self, avma: u64) -> Option<&Mapping> {
+    pub fn find(&self, avma: u64) -> Option<&ExecutableMapping> {
         let after = self.mappings.partition_point(|m| m.start <= avma);
         let mapping = &self.mappings[after.checked_sub(1)?];
         (avma < mapping.end).then_some(mapping)
     }
 
     /// All mappings, by address.
-    pub fn mappings(&self) -> &[Mapping] {
+    pub fn mappings(&self) -> &[ExecutableMapping] {
         &self.mappings
     }
 
     /// Whether both have the same code at the same places. (The kernel's events and `/proc` may call one file by two
     /// names.)
     pub fn is_like(&self, other: &AddressSpace) -> bool {
-        let place = |m: &Mapping| (m.start, m.end, m.offset, m.file);
+        let place = |m: &ExecutableMapping| (m.start, m.end, m.offset, m.file);
         let (own, others) = (self.mappings.iter(), other.mappings.iter());
         own.map(place).eq(others.map(place))
     }
@@ -131,9 +131,9 @@ impl AddressSpace {
         });
         let new = left
             .into_iter()
-            .chain([Mapping::new(added, self.mappings.len())])
+            .chain([ExecutableMapping::new(added, self.mappings.len())])
             .chain(right);
-        let new: Vec<Mapping> = new.collect();
+        let new: Vec<ExecutableMapping> = new.collect();
         let removed = last.saturating_sub(first);
         if self.mappings.len() - removed + new.len() > MAX_KEPT_MAPPINGS {
             return false;

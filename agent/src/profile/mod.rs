@@ -23,7 +23,7 @@ pub use resolved::{
 };
 pub use wait_event::WaitEvent;
 pub use window::{
-    Counted, Frame, MAX_FRAMES, MAX_MODULES, MAX_PROCESSES, MAX_PROGRAMS, MAX_ROWS,
-    MAX_STACK_NODES, Module, Process, RawSample, STACK_TABLE_FULL, Source, Tally, ThreadName,
-    Window, WindowCounters,
+    Frame, MAX_FRAMES, MAX_MODULES, MAX_PROCESSES, MAX_PROGRAMS, MAX_ROWS, MAX_STACK_NODES, Module,
+    Process, RawSample, RowKey, STACK_TABLE_FULL, Source, Tally, ThreadName, Window,
+    WindowCounters,
 };

@@ -186,7 +186,7 @@ struct Node {
 
 /// What equal samples have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Counted {
+pub struct RowKey {
     /// The process.
     pub process: ProcessIndex,
     /// Thread id.
@@ -228,7 +228,7 @@ pub struct Window {
     /// agent's CPU time. This one is seeded at random as well.
     frames: IndexSet<Frame, RandomState>,
     nodes: IndexSet<Node, RandomState>,
-    rows: IndexMap<Counted, Tally>,
+    rows: IndexMap<RowKey, Tally>,
     attributions: IndexSet<Attribution>,
     queries: Vec<Query>,
     /// Samples of [`STACK_TABLE_FULL`] by process and outcome: bounded by [`MAX_PROCESSES`].
@@ -324,7 +324,7 @@ impl Window {
         }
         let attribution = attribution
             .and_then(|attribution| intern_bounded(&mut self.attributions, attribution, MAX_ROWS));
-        let row = stack.map(|stack| Counted {
+        let row = stack.map(|stack| RowKey {
             attribution,
             process: sample.process,
             tid: if self.is_one(sample.process) {
@@ -387,12 +387,12 @@ impl Window {
     }
 
     /// The counted rows, in the order in which they were first seen.
-    pub fn rows(&self) -> impl ExactSizeIterator<Item = (&Counted, Tally)> {
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = (&RowKey, Tally)> {
         self.rows.iter().map(|(row, tally)| (row, *tally))
     }
 
     /// What a row was for.
-    pub fn attribution(&self, row: &Counted) -> Option<&Attribution> {
+    pub fn attribution(&self, row: &RowKey) -> Option<&Attribution> {
         self.attributions.get_index(row.attribution? as usize)
     }
 
@@ -409,7 +409,7 @@ impl Window {
     /// Gives rows a better attribution, where `better` has one for a row, its attribution and its samples.
     pub fn reattribute(
         &mut self,
-        mut better: impl FnMut(&Counted, &Attribution, u64) -> Option<Attribution>,
+        mut better: impl FnMut(&RowKey, &Attribution, u64) -> Option<Attribution>,
     ) {
         for (mut row, tally) in std::mem::take(&mut self.rows) {
             let better = self

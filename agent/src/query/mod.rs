@@ -14,7 +14,7 @@ mod trace;
 pub use normalize::{Normalized, normalize, verbatim};
 pub use texts::{MAX_NUMBERS, MAX_TEXT_BYTES, MAX_TEXTS, Query, QueryRef, TextMode, Texts};
 pub use title::{Client, Kind, Title, title};
-pub use trace::{TraceContext, traceparent, traceparent_in_name};
+pub use trace::{Traceparent, traceparent, traceparent_in_name};
 
 /// Most bytes of a query's text that are kept: twice what PostgreSQL tells by default
 /// (`track_activity_query_size` is 1,024), and little enough for a label.

@@ -6,7 +6,7 @@ use super::lex::{Backslash, Kind, Lexer};
 ///
 /// <https://www.w3.org/TR/trace-context/#traceparent-header>
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct TraceContext {
+pub struct Traceparent {
     /// The trace, never all zero.
     pub trace_id: [u8; 16],
     /// The span that is the caller, never all zero.
@@ -24,7 +24,7 @@ const TRACEPARENT: usize = 55;
 /// whole.
 ///
 /// <https://google.github.io/sqlcommenter/spec/>
-pub fn traceparent(raw: &[u8]) -> Option<TraceContext> {
+pub fn traceparent(raw: &[u8]) -> Option<Traceparent> {
     let text = raw.split(|&byte| byte == 0).next()?;
     let found = in_comments(text, Backslash::Plain)?;
     let is_certain = !text.contains(&b'\\') || in_comments(text, Backslash::Escapes) == Some(found);
@@ -32,7 +32,7 @@ pub fn traceparent(raw: &[u8]) -> Option<TraceContext> {
 }
 
 /// The first context among the comments before everything else, or else behind it.
-fn in_comments(text: &[u8], backslash: Backslash) -> Option<TraceContext> {
+fn in_comments(text: &[u8], backslash: Backslash) -> Option<Traceparent> {
     let mut found = None;
     let mut begun = false;
     for token in Lexer::new(text, backslash) {
@@ -47,7 +47,7 @@ fn in_comments(text: &[u8], backslash: Backslash) -> Option<TraceContext> {
     found
 }
 
-fn in_comment(comment: &[u8]) -> Option<TraceContext> {
+fn in_comment(comment: &[u8]) -> Option<Traceparent> {
     let content = comment.strip_prefix(b"/*")?;
     content
         .split(|&byte| byte == b',')
@@ -86,7 +86,7 @@ fn decoded(value: &[u8]) -> Vec<u8> {
 /// The trace context that stands in an `application_name`, for clients that pass it so: a
 /// traceparent (55 of the 63 bytes that PostgreSQL keeps), alone or apart from other letters and
 /// digits.
-pub fn traceparent_in_name(application_name: &[u8]) -> Option<TraceContext> {
+pub fn traceparent_in_name(application_name: &[u8]) -> Option<Traceparent> {
     let name = application_name.split(|&byte| byte == 0).next()?;
     let is_apart =
         |byte: Option<&u8>| byte.is_none_or(|b| !b.is_ascii_alphanumeric() && *b != b'-');
@@ -98,11 +98,11 @@ pub fn traceparent_in_name(application_name: &[u8]) -> Option<TraceContext> {
 }
 
 /// A traceparent of version 00, by the letter: lower case, no id of zeros.
-fn parse(text: &[u8]) -> Option<TraceContext> {
+fn parse(text: &[u8]) -> Option<Traceparent> {
     let (text, flags) = text.strip_prefix(b"00-")?.split_at_checked(49)?;
     let (trace_id, span_id) = (text.get(..32)?, text.get(33..49)?);
     let flags = flags.strip_prefix(b"-")?;
-    let context = TraceContext {
+    let context = Traceparent {
         trace_id: hex(trace_id)?,
         span_id: hex(span_id)?,
     };
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     const VALUE: &str = "00-5bd66ef5095369c7b0d1f8f4bd33716a-c532cb4098ac3dd2-01";
-    const CONTEXT: TraceContext = TraceContext {
+    const CONTEXT: Traceparent = Traceparent {
         trace_id: 0x5bd6_6ef5_0953_69c7_b0d1_f8f4_bd33_716a_u128.to_be_bytes(),
         span_id: 0xc532_cb40_98ac_3dd2_u64.to_be_bytes(),
     };

@@ -11,7 +11,7 @@ use std::{
 };
 
 /// A command that was forked and waits just before its exec.
-pub struct Held {
+pub struct HeldCommand {
     pid: u32,
     release: std::fs::File,
     spawning: JoinHandle<io::Result<Child>>,
@@ -29,13 +29,13 @@ fn pipe() -> io::Result<(std::fs::File, std::fs::File)> {
     Ok((read.into(), write.into()))
 }
 
-impl Held {
-    /// Forks the command, into a process group if one is given. It goes on when [`Held::release`] is called, and ends when this is
+impl HeldCommand {
+    /// Forks the command, into a process group if one is given. It goes on when [`HeldCommand::release`] is called, and ends when this is
     /// dropped.
     ///
     /// # Errors
     /// No pipe, no fork.
-    pub fn start(command: &[String], group: Option<i32>) -> io::Result<Held> {
+    pub fn start(command: &[String], group: Option<i32>) -> io::Result<HeldCommand> {
         let (mut tells_pid, pid_to) = pipe()?;
         let (waits, release) = pipe()?;
         let (program, arguments) = command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
@@ -74,7 +74,7 @@ impl Held {
             let failed = join(spawning).err();
             return Err(failed.unwrap_or_else(|| io::Error::other("the command did not start")));
         }
-        Ok(Held {
+        Ok(HeldCommand {
             pid: u32::from_le_bytes(pid),
             release,
             spawning,
@@ -117,7 +117,7 @@ mod tests {
 
     fn run(command: &[&str]) -> u8 {
         let command: Vec<_> = command.iter().map(|word| (*word).to_owned()).collect();
-        let held = Held::start(&command, None).unwrap();
+        let held = HeldCommand::start(&command, None).unwrap();
         assert!(held.pid() > 1);
         exit_code(held.release().unwrap().wait().unwrap())
     }
@@ -134,7 +134,7 @@ mod tests {
     fn held_and_dropped() {
         let file = std::env::temp_dir().join(format!("held-{}", std::process::id()));
         let touch = vec!["touch".to_owned(), file.display().to_string()];
-        let held = Held::start(&touch, None).unwrap();
+        let held = HeldCommand::start(&touch, None).unwrap();
         drop(held.release);
         assert!(join(held.spawning).is_err());
         assert!(!file.exists());
@@ -143,7 +143,7 @@ mod tests {
     /// A program that does not exist is an error that says so.
     #[test]
     fn no_such_program() {
-        let held = Held::start(&["/nonexistent/program".to_owned()], None).unwrap();
+        let held = HeldCommand::start(&["/nonexistent/program".to_owned()], None).unwrap();
         let error = held.release().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }

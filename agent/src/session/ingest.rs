@@ -21,14 +21,14 @@ use crate::{
     kernel::{Sample, StackCopy},
     mapped::{Code, Image, Mapped, Objects},
     pool::{Subject, WorkerPool},
-    postgres::{Attributed, Backends, Servers},
+    postgres::{Backends, SampleAttribution, Servers},
     process::{AddressSpace, Backing, ObjectId, Registry, is_trusted_by, own_pid},
     profile::{Frame, MAX_MODULES, Module, ModuleId, ProcessIndex, RawSample, Source, Window},
     unwind,
 };
 
 /// A stack copy that waits for its sample.
-struct Copied {
+struct PendingStackCopy {
     cpu: u32,
     time: u64,
     exact_ip: bool,
@@ -52,7 +52,7 @@ pub struct Ingest {
     unknown_module: ModuleId,
     processes: Processes,
     /// Stack copies that wait for their samples: at most one a CPU and kind of walk.
-    copies: Vec<Copied>,
+    copies: Vec<PendingStackCopy>,
     /// Buffers of copies that were used.
     spare: Vec<Vec<u8>>,
     /// What PostgreSQL's backends said.
@@ -114,7 +114,7 @@ enum ModuleKey {
 
 /// What the kernel should be told after a sample.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted {
+pub struct TableRequest {
     /// A process that the kernel did not know, or not well enough.
     pub pid: u32,
     /// The address space in which it was sampled.
@@ -157,7 +157,7 @@ impl Ingest {
         let mut bytes = self.spare.pop().unwrap_or_default();
         bytes.clear();
         bytes.extend_from_slice(copy.bytes);
-        self.copies.push(Copied {
+        self.copies.push(PendingStackCopy {
             cpu: copy.cpu,
             time: copy.time,
             exact_ip: copy.exact_ip,
@@ -175,7 +175,7 @@ impl Ingest {
         registry: &mut Registry,
         objects: &mut Objects,
         servers: &Servers,
-    ) -> Option<Wanted> {
+    ) -> Option<TableRequest> {
         let header = &sample.header;
         let mut kernel = std::mem::take(&mut self.kernel_frames);
         kernel.clear();
@@ -196,7 +196,7 @@ impl Ingest {
         if ended && !user.is_empty() && self.first_unwound.is_none() {
             self.first_unwound = Some(header.time);
         }
-        let Attributed {
+        let SampleAttribution {
             attribution,
             starts_execution,
         } = self.attribution(sample, registry, objects, servers);
@@ -220,7 +220,7 @@ impl Ingest {
         caller: &Sample<'_>,
         registry: &mut Registry,
         objects: &mut Objects,
-    ) -> Option<Wanted> {
+    ) -> Option<TableRequest> {
         let mut user = std::mem::take(&mut self.user_frames);
         let (process, outcome) = self.unwound(caller, registry, objects, &mut user);
         let pid = caller.header.pid;
@@ -243,7 +243,7 @@ impl Ingest {
         registry: &mut Registry,
         objects: &mut Objects,
         servers: &Servers,
-    ) -> Attributed {
+    ) -> SampleAttribution {
         let Ingest {
             backends,
             processes,
@@ -307,7 +307,7 @@ impl Ingest {
         addresses: &mut Vec<u64>,
     ) -> Outcome {
         let (pid, cpu, time) = (sample.header.pid, sample.header.cpu, sample.header.time);
-        let belongs = |copy: &Copied| copy.cpu == cpu && copy.time == time;
+        let belongs = |copy: &PendingStackCopy| copy.cpu == cpu && copy.time == time;
         let Some(found) = self.copies.iter().position(belongs) else {
             return sample.outcome;
         };
@@ -323,7 +323,7 @@ impl Ingest {
         let walk = move || {
             let mut cursor = Cursor::new(copy.registers);
             cursor.exact_ip = u64::from(copy.exact_ip);
-            let stack = unwind::StackCopy {
+            let stack = unwind::StackBytes {
                 base: copy.start,
                 bytes: &copy.bytes,
             };
@@ -450,8 +450,8 @@ impl Ingest {
 }
 
 /// What the kernel should be told after a record.
-fn wanted(sample: &Sample<'_>) -> Option<Wanted> {
-    sample.outcome.is_continuable().then_some(Wanted {
+fn wanted(sample: &Sample<'_>) -> Option<TableRequest> {
+    sample.outcome.is_continuable().then_some(TableRequest {
         pid: sample.header.pid,
         mm: sample.header.mm,
     })

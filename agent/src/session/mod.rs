@@ -29,11 +29,11 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use self::{
-    command::Held,
+    command::HeldCommand,
     control::Control,
     cpus::Cpus,
     figures::Course,
-    ingest::{Ingest, Wanted},
+    ingest::{Ingest, TableRequest},
     tables::Tables,
 };
 use crate::{
@@ -114,7 +114,7 @@ pub fn record(
     } else {
         let name = &config.command[0];
         Some(
-            Held::start(&config.command, config.process_group)
+            HeldCommand::start(&config.command, config.process_group)
                 .with_context(|| format!("cannot start {name}"))?,
         )
     };
@@ -179,7 +179,7 @@ struct Session {
     objects: Objects,
     tables: Tables,
     ingest: Ingest,
-    wanted: Vec<Wanted>,
+    wanted: Vec<TableRequest>,
     cpus: Cpus,
     wall_clock: WallClockReader,
     /// When it was looked for processes that are gone.
@@ -233,7 +233,7 @@ impl Session {
         Ok(session)
     }
 
-    fn select(&mut self, config: &Config, held: Option<&Held>) -> Result<()> {
+    fn select(&mut self, config: &Config, held: Option<&HeldCommand>) -> Result<()> {
         for name in &config.names {
             self.kernel.select_name(name)?;
         }
@@ -243,7 +243,7 @@ impl Session {
             .iter()
             .filter(|p| config.names.contains(&p.name));
         let named: Vec<u32> = named.map(|process| process.pid).collect();
-        let command = held.map(Held::pid);
+        let command = held.map(HeldCommand::pid);
         for pid in config.pids.iter().copied().chain(named).chain(command) {
             self.kernel.select_process(pid)?;
         }
@@ -471,7 +471,7 @@ impl Session {
         }
     }
 
-    fn give(&mut self, Wanted { pid, mm }: Wanted) -> Result<(), kernel::Error> {
+    fn give(&mut self, TableRequest { pid, mm }: TableRequest) -> Result<(), kernel::Error> {
         let (kernel, objects) = (&mut self.kernel, &mut self.objects);
         let registry = &self.control.registry;
         let Some(process) = registry.living(pid) else {

@@ -15,7 +15,7 @@ const SETTLED: u64 = 1_000_000_000;
 
 /// A process in the window.
 #[derive(Debug)]
-struct Known {
+struct WindowProcess {
     index: ProcessIndex,
     /// When it is to be asked for what it publishes, nanoseconds; `None` when it was.
     ask: Option<u64>,
@@ -30,7 +30,7 @@ const MAX_ENVIRONMENTS: usize = 4096;
 #[derive(Debug)]
 pub struct Processes {
     /// By incarnation.
-    known: HashMap<u64, Known>,
+    known: HashMap<u64, WindowProcess>,
     /// Services in the environments with which programs were started, by image.
     environments: Recent<u64, String>,
     /// Those that stand for all processes of a program, by its name and path.
@@ -111,7 +111,7 @@ impl Processes {
         let Some(index) = added else {
             return self.program(window, process);
         };
-        let known = Known {
+        let known = WindowProcess {
             index,
             ask,
             is_client: false,

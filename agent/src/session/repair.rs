@@ -23,7 +23,7 @@ const MAX_MISSED: usize = 4096;
 
 /// What a process has missed.
 #[derive(Clone, Copy, Debug)]
-struct Missed {
+struct MissCount {
     /// Samples at unknown addresses since it was read.
     samples: u32,
     /// When it may be read again, nanoseconds.
@@ -31,9 +31,9 @@ struct Missed {
     rest: u64,
 }
 
-impl Missed {
+impl MissCount {
     /// No sample missed so far; it may be read at once.
-    const NOTHING: Missed = Missed {
+    const NOTHING: MissCount = MissCount {
         samples: 0,
         next: 0,
         rest: REST,
@@ -45,7 +45,7 @@ impl Missed {
 pub struct Repair {
     queue: VecDeque<u32>,
     queued: HashSet<u32>,
-    missed: HashMap<u32, Missed>,
+    missed: HashMap<u32, MissCount>,
 }
 
 impl Repair {
@@ -73,7 +73,7 @@ impl Repair {
         if self.missed.len() >= MAX_MISSED {
             self.missed.clear();
         }
-        let missed = self.missed.entry(pid).or_insert(Missed::NOTHING);
+        let missed = self.missed.entry(pid).or_insert(MissCount::NOTHING);
         missed.samples = missed.samples.saturating_add(1);
         if missed.samples >= MISSES && time >= missed.next {
             missed.samples = 0;
@@ -89,7 +89,7 @@ impl Repair {
         if self.queued.contains(&pid) || !is_counted && self.missed.len() >= MAX_MISSED {
             return;
         }
-        let missed = self.missed.entry(pid).or_insert(Missed::NOTHING);
+        let missed = self.missed.entry(pid).or_insert(MissCount::NOTHING);
         if time >= missed.next {
             self.queued.insert(pid);
             self.queue.push_back(pid);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use agent_ebpf::{
-    postgres::Told,
+    postgres::StatusRevision,
     table::{BlockId, MappingKind, Space, pack_tree},
 };
 
@@ -18,7 +18,7 @@ use crate::{
     postgres::{Facts, Servers},
     process::{AddressSpace, Backing, ObjectId, Registry, exists},
     profile::UnwindTables,
-    unwind::{self, Table, space, space::Mapping, tree},
+    unwind::{self, Table, space, space::MappingEntry, tree},
 };
 
 /// A table as the mappings of its object refer to it.
@@ -59,7 +59,7 @@ enum TableState {
 
 /// An address space in the kernel.
 #[derive(Debug)]
-struct Placed {
+struct PlacedSpace {
     /// What else the kernel should know of its processes.
     facts: Facts,
     /// Kept, so that its address cannot become another's while this is here.
@@ -88,7 +88,7 @@ struct Files {
 /// Address spaces that are tried again at once, since each may open files.
 const MAX_RETRIED: usize = 16;
 
-impl Placed {
+impl PlacedSpace {
     /// Gives it to a process.
     fn write(&self, kernel: &mut Kernel, pid: u32, mm: u64) -> Result<(), Error> {
         if self.waiting.is_empty() {
@@ -102,7 +102,7 @@ impl Placed {
             server: self.facts.server,
             trace_offset: self.facts.trace_offset,
             padding: 0,
-            told: Told::default(),
+            revision: StatusRevision::default(),
         };
         // The program at the exit of a process that has gone ran before there was something to remove. One that
         // goes from now on is told, and forgotten then.
@@ -128,7 +128,7 @@ pub struct Tables {
     /// Number of the address space that was written last.
     last_number: u32,
     states: HashMap<ObjectId, TableState>,
-    placed: HashMap<SpaceKey, Placed>,
+    placed: HashMap<SpaceKey, PlacedSpace>,
     /// What each process was given: the kernel's identity of its address space, and ours.
     given: HashMap<u32, (u64, SpaceKey)>,
     compiler: Compiler,
@@ -285,7 +285,7 @@ impl Tables {
             arrived.insert(id);
         }
         if !arrived.is_empty() {
-            let is_waiting = |placed: &Placed| !placed.waiting.is_disjoint(&arrived);
+            let is_waiting = |placed: &PlacedSpace| !placed.waiting.is_disjoint(&arrived);
             self.replace(kernel, objects, time, usize::MAX, is_waiting)?;
         }
         if objects.settle() {
@@ -433,7 +433,7 @@ impl Tables {
         let (root, depth) = (written.root, written.depth);
         // After four billion it begins again, but not with that of an empty cache.
         self.last_number = self.last_number.wrapping_add(1).max(1);
-        let placed = Placed {
+        let placed = PlacedSpace {
             facts,
             space: Rc::clone(address_space),
             root,
@@ -453,11 +453,11 @@ impl Tables {
         objects: &mut Objects,
         pid: u32,
         space: &AddressSpace,
-    ) -> (Vec<Mapping>, Files) {
+    ) -> (Vec<MappingEntry>, Files) {
         let mut files = Files::default();
         let mut mappings = Vec::with_capacity(space.mappings().len());
         for mapping in space.mappings() {
-            let mut entry = Mapping {
+            let mut entry = MappingEntry {
                 start: mapping.start,
                 end: mapping.end,
                 bias: 0,
@@ -519,7 +519,7 @@ impl Tables {
         objects: &mut Objects,
         time: u64,
         most: usize,
-        is_wanted: impl Fn(&Placed) -> bool,
+        is_wanted: impl Fn(&PlacedSpace) -> bool,
     ) -> Result<(), Error> {
         let wanted = self.placed.iter().filter(|(_, placed)| is_wanted(placed));
         let mut wanted: Vec<_> = wanted.map(|(key, placed)| (placed.number, *key)).collect();
@@ -548,7 +548,7 @@ impl Tables {
                 self.pool.retire(time, old.blocks);
             } else {
                 // No room: the processes keep what they have.
-                let placed = Placed {
+                let placed = PlacedSpace {
                     waiting: HashSet::new(),
                     is_partial: true,
                     ..old
@@ -632,7 +632,7 @@ mod tests {
             tables.states.insert(ObjectId(id), state);
         }
         let space = Rc::new(AddressSpace::default());
-        let placed = Placed {
+        let placed = PlacedSpace {
             facts: Facts::default(),
             number: 1,
             space: Rc::clone(&space),

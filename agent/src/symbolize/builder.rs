@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use indexmap::{IndexMap, IndexSet};
 
-use super::Resolved;
+use super::NamedFunction;
 use crate::profile::{Function, FunctionId, Line, Location, LocationId, Mapping, MappingId};
 
 #[derive(Default)]
@@ -36,7 +36,7 @@ impl Builder {
         MappingId(self.mappings.insert_full(key, ()).0 as u32)
     }
 
-    pub fn lines(&mut self, resolved: &[Resolved]) -> Vec<Line> {
+    pub fn lines(&mut self, resolved: &[NamedFunction]) -> Vec<Line> {
         resolved
             .iter()
             .map(|resolved| {
@@ -67,7 +67,7 @@ impl Builder {
     /// module of its kind.
     pub fn mark(&mut self, module: &str, name: &str) -> LocationId {
         let mapping = self.mapping(module, None, false);
-        let lines = self.lines(&[Resolved {
+        let lines = self.lines(&[NamedFunction {
             name: name.to_owned(),
             // Not a name for want of a symbol.
             system_name: name.to_owned(),

@@ -9,7 +9,7 @@ use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer};
 use super::debug_file::{self, Found, Origin};
 use super::names::{Named, Stage, cut, demangle};
 use super::open::own_path;
-use super::{Options, Resolved};
+use super::{NamedFunction, Options};
 
 /// How far a symbol without a size reaches at most, where no unwind entry says where the next
 /// function begins: hand-written assembly (`_start`, `_init`) is shorter.
@@ -116,7 +116,7 @@ fn covers(sym: &Sym<'_>, function_start: Option<u64>) -> bool {
 }
 
 /// The functions at an address, innermost first.
-fn lines_of(sym: &Sym<'_>) -> Vec<Resolved> {
+fn lines_of(sym: &Sym<'_>) -> Vec<NamedFunction> {
     let inlined = sym.inlined.iter().rev();
     inlined
         .filter(|function| !function.name.is_empty())
@@ -125,8 +125,8 @@ fn lines_of(sym: &Sym<'_>) -> Vec<Resolved> {
         .collect()
 }
 
-fn resolved(symbol: &str, code: Option<&CodeInfo<'_>>) -> Resolved {
-    Resolved {
+fn resolved(symbol: &str, code: Option<&CodeInfo<'_>>) -> NamedFunction {
+    NamedFunction {
         name: demangle(symbol),
         system_name: cut(symbol).to_owned(),
         file: code.map_or_else(String::new, |code| {

@@ -7,7 +7,7 @@ use blazesym::symbolize::source::{Kernel, Source};
 use blazesym::symbolize::{Input, Symbolized, Symbolizer};
 
 use super::names::{Named, cut};
-use super::{Options, Resolved};
+use super::{NamedFunction, Options};
 
 /// Kallsyms tells no sizes: a symbol reaches to the next one. Behind the last symbol of a region
 /// (module memory, BPF programs that are not listed) that would be gigabytes, so no function is
@@ -64,9 +64,9 @@ pub(super) fn symbolize(addresses: &[u64], options: &Options<'_>) -> Named {
     }
 }
 
-fn named(symbol: &str) -> Resolved {
+fn named(symbol: &str) -> NamedFunction {
     let name = cut(symbol).to_owned();
-    Resolved {
+    NamedFunction {
         system_name: name.clone(),
         name,
         file: String::new(),

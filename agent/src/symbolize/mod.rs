@@ -84,7 +84,7 @@ impl Default for Options<'_> {
 
 /// A frame's name and place, before it is interned.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Resolved {
+pub(crate) struct NamedFunction {
     /// Demangled name, or module and address.
     pub name: String,
     /// The symbol as it was found; without one see [`Function`](crate::profile::Function).

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 
-use super::Resolved;
+use super::NamedFunction;
 
 /// Longer symbols are not demangled (a mangled name can expand without bound) and cut.
 const MAX_NAME: usize = 4096;
@@ -11,7 +11,7 @@ const MAX_NAME: usize = 4096;
 /// Names by address (innermost function first), and what went wrong on the way.
 #[derive(Debug, Default)]
 pub(super) struct Named {
-    pub by_address: BTreeMap<u64, Vec<Resolved>>,
+    pub by_address: BTreeMap<u64, Vec<NamedFunction>>,
     /// Where the functions start by the unwind tables, one per address; may be shorter.
     pub starts: Vec<Option<u64>>,
     pub notes: Vec<String>,

@@ -12,7 +12,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::Resolved;
+use super::NamedFunction;
 use super::names::{Named, Stage, demangle};
 use super::open::{self, OpenError};
 use crate::file::OpenFile;
@@ -107,8 +107,8 @@ fn is_own(pid: u32, file: &File) -> Result<(), String> {
     }
 }
 
-fn named(symbol: &str) -> Resolved {
-    Resolved {
+fn named(symbol: &str) -> NamedFunction {
+    NamedFunction {
         name: demangle(symbol),
         system_name: symbol.to_owned(),
         file: String::new(),

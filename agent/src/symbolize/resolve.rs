@@ -8,12 +8,12 @@ use std::sync::Arc;
 use super::builder::Builder;
 use super::lookup::name_module;
 use super::names::Named;
-use super::{Namer, Options, Resolved};
+use super::{NamedFunction, Namer, Options};
 use crate::file::FileVersion;
 use crate::profile::{
-    ADDRESS_ONLY, Attribution, Backend, CALLER_MODULE, Caller, Counted, Frame, LocationId, Module,
-    ModuleId, PROCESS_MODULE, Process, QUERY_MODULE, RecordingMeta, ResolvedProfile,
-    ResolvedSample, Runtime, STACK_TABLE_FULL, Source, Window, key,
+    ADDRESS_ONLY, Attribution, Backend, CALLER_MODULE, Caller, Frame, LocationId, Module, ModuleId,
+    PROCESS_MODULE, Process, QUERY_MODULE, RecordingMeta, ResolvedProfile, ResolvedSample, RowKey,
+    Runtime, STACK_TABLE_FULL, Source, Window, key,
 };
 
 /// How far symbolising has come.
@@ -160,7 +160,7 @@ fn name_frames(
     frames: &[(usize, Frame)],
     name: &mut NameModule<'_>,
     runtime: &mut Runtime,
-) -> BTreeMap<u64, Vec<Resolved>> {
+) -> BTreeMap<u64, Vec<NamedFunction>> {
     let recorded = as_recorded(module);
     if matches!(recorded.source, Source::Unknown) && !matches!(module.source, Source::Unknown) {
         runtime.note(format!(
@@ -217,12 +217,12 @@ fn is_as_recorded(module: &Module, file: &File) -> bool {
 }
 
 /// The name of a frame without a symbol: by its function's start, else by its address.
-fn by_module(module: &Module, address: u64, start: Option<u64>) -> Resolved {
+fn by_module(module: &Module, address: u64, start: Option<u64>) -> NamedFunction {
     let system_name = match start {
         Some(_) => String::new(),
         None => ADDRESS_ONLY.to_owned(),
     };
-    Resolved {
+    NamedFunction {
         name: format!("{}+{:#x}", module.short_name(), start.unwrap_or(address)),
         system_name,
         file: String::new(),
@@ -284,7 +284,7 @@ fn samples(
 fn stitch(
     window: &Window,
     locations: &[LocationId],
-    row: &Counted,
+    row: &RowKey,
     backend: &Backend,
     mark: &mut impl FnMut(&'static str, &str) -> LocationId,
     stack: &mut Vec<LocationId>,

@@ -14,7 +14,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::Resolved;
+use super::NamedFunction;
 
 /// Largest message: names of all frames that a recording can have, at 500 bytes each.
 pub(super) const MAX_MESSAGE: usize = 128 << 20;
@@ -77,7 +77,7 @@ pub(super) struct Packed {
 }
 
 impl Packed {
-    pub fn new(by_address: &BTreeMap<u64, Vec<Resolved>>, notes: Vec<String>) -> Packed {
+    pub fn new(by_address: &BTreeMap<u64, Vec<NamedFunction>>, notes: Vec<String>) -> Packed {
         let mut texts: IndexSet<&str> = IndexSet::new();
         let mut text = |text| texts.insert_full(text).0 as u32;
         let names = by_address.iter().map(|(address, functions)| {
@@ -97,10 +97,10 @@ impl Packed {
     }
 
     /// `None`: an index that points nowhere.
-    pub fn unpack(&self) -> Option<BTreeMap<u64, Vec<Resolved>>> {
+    pub fn unpack(&self) -> Option<BTreeMap<u64, Vec<NamedFunction>>> {
         let text = |index: u32| Some(self.texts.get(index as usize)?.clone());
         let function = |[name, system_name, file, line]: &[u32; 4]| {
-            Some(Resolved {
+            Some(NamedFunction {
                 name: text(*name)?,
                 system_name: text(*system_name)?,
                 file: text(*file)?,
@@ -178,7 +178,7 @@ mod tests {
     /// What is packed is unpacked; an index that points nowhere is refused.
     #[test]
     fn names_round_trip() {
-        let function = |name: &str| Resolved {
+        let function = |name: &str| NamedFunction {
             name: name.to_owned(),
             system_name: name.to_owned(),
             file: String::new(),

@@ -22,7 +22,7 @@ mod x86_64;
 
 pub use cfi::{Cfi, MAX_CIE_BYTES, MAX_ENTRY_BYTES, MAX_FDE_BYTES, MIN_FRAME_POINTER_GAP};
 pub use table::{REASONS, Row, Table};
-pub use walk::{Resolved, StackCopy, walk};
+pub use walk::{RuleLookup, StackBytes, walk};
 
 use crate::object::Object;
 

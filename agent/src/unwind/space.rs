@@ -2,7 +2,7 @@
 //! more than 64 mappings.
 
 use agent_ebpf::limits::MAX_MAPPINGS;
-pub use agent_ebpf::table::Mapping;
+pub use agent_ebpf::table::MappingEntry;
 use agent_ebpf::table::{Block, BlockId, SPACE_FANOUT, SPACE_LEAF_MAPPINGS, SpaceIndex, SpaceLeaf};
 
 /// A block of a process's address space.
@@ -56,7 +56,7 @@ pub struct Root {
 }
 
 /// Mappings for which there is room: [`MAX_MAPPINGS`], the rest of a longer list is left out.
-pub fn placeable(mappings: &[Mapping]) -> &[Mapping] {
+pub fn placeable(mappings: &[MappingEntry]) -> &[MappingEntry] {
     &mappings[..mappings.len().min(MAX_MAPPINGS)]
 }
 
@@ -72,7 +72,7 @@ pub fn blocks(mappings: usize) -> usize {
 /// # Panics
 /// When `ids` are fewer than [`blocks`].
 pub fn write(
-    mappings: &[Mapping],
+    mappings: &[MappingEntry],
     ids: &[BlockId],
     mut write: impl FnMut(BlockId, &SpaceBlock),
 ) -> Root {
@@ -105,7 +105,7 @@ pub fn write(
     }
 }
 
-fn leaf(mappings: &[Mapping]) -> SpaceLeaf {
+fn leaf(mappings: &[MappingEntry]) -> SpaceLeaf {
     let mut leaf = SpaceLeaf {
         start: [u64::MAX; SPACE_LEAF_MAPPINGS],
         end: [0; SPACE_LEAF_MAPPINGS],
@@ -133,8 +133,8 @@ mod tests {
     #[test]
     fn every_mapping_is_found() {
         for count in [0usize, 1, 64, 65, 128, 129, MAX_MAPPINGS, MAX_MAPPINGS + 3] {
-            let mappings: Vec<Mapping> = (0..count as u64)
-                .map(|n| Mapping {
+            let mappings: Vec<MappingEntry> = (0..count as u64)
+                .map(|n| MappingEntry {
                     start: 0x40_0000 + n * 0x3000,
                     end: 0x40_0000 + n * 0x3000 + 0x2000,
                     bias: n,
@@ -161,7 +161,7 @@ mod tests {
         }
     }
 
-    fn find(pool: &HashMap<BlockId, SpaceBlock>, space: Root, avma: u64) -> Option<Mapping> {
+    fn find(pool: &HashMap<BlockId, SpaceBlock>, space: Root, avma: u64) -> Option<MappingEntry> {
         let id = match (space.depth, &pool[&space.root]) {
             (1, SpaceBlock::Index(index)) => search_space_index(index, avma),
             _ => space.root,

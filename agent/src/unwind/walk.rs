@@ -6,7 +6,7 @@ use agent_ebpf::unwind::{CfaKind, Cursor, Rule, Slot, Step, reg, step};
 
 /// What is known about an address of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Resolved {
+pub enum RuleLookup {
     /// Its file's rule for it.
     Rule(Rule),
     /// It lies in an executable mapping without unwind tables (just-in-time compiled code, Go).
@@ -19,14 +19,14 @@ pub enum Resolved {
 
 /// A copy of the top of a stack.
 #[derive(Clone, Copy, Debug)]
-pub struct StackCopy<'data> {
+pub struct StackBytes<'data> {
     /// avma of the first byte.
     pub base: u64,
     /// What follows there.
     pub bytes: &'data [u8],
 }
 
-impl StackCopy<'_> {
+impl StackBytes<'_> {
     /// Fills the words from the address, or returns false when they are not all in the copy.
     pub fn read(&self, address: u64, words: &mut [u64]) -> bool {
         let read = |address: u64, words: &mut [u64]| {
@@ -51,8 +51,8 @@ impl StackCopy<'_> {
 pub fn walk(
     cursor: &mut Cursor,
     mut guessed: bool,
-    mut resolve: impl FnMut(u64) -> Resolved,
-    stack: &StackCopy<'_>,
+    mut resolve: impl FnMut(u64) -> RuleLookup,
+    stack: &StackBytes<'_>,
     frames: &mut Vec<u64>,
 ) -> Outcome {
     loop {
@@ -62,10 +62,10 @@ pub fn walk(
         let interrupted = cursor.exact_ip != 0 && !frames.is_empty();
         frames.push(cursor.regs.ip | if interrupted { SIGNAL_FRAME_BIT } else { 0 });
         let (rule, has_table) = match resolve(cursor.lookup_ip()) {
-            Resolved::Rule(rule) => (rule, !rule.is_guess()),
-            Resolved::FramePointer => (Rule::FRAME_POINTER, false),
-            Resolved::UnknownMapping => return Outcome::UnknownMapping,
-            Resolved::TablesPending => return Outcome::TablesPending,
+            RuleLookup::Rule(rule) => (rule, !rule.is_guess()),
+            RuleLookup::FramePointer => (Rule::FRAME_POINTER, false),
+            RuleLookup::UnknownMapping => return Outcome::UnknownMapping,
+            RuleLookup::TablesPending => return Outcome::TablesPending,
         };
         guessed |= !has_table;
         if !has_table && cursor.regs.fp() == 0 {
@@ -96,7 +96,7 @@ pub fn walk(
 }
 
 /// One step on the copy; `missing` is the address of the last read that failed.
-fn step_on(cursor: &mut Cursor, rule: &Rule, stack: &StackCopy<'_>, missing: &mut u64) -> Step {
+fn step_on(cursor: &mut Cursor, rule: &Rule, stack: &StackBytes<'_>, missing: &mut u64) -> Step {
     step(cursor, rule, |address, words| {
         let inside = stack.read(address, words);
         if !inside {
@@ -152,9 +152,9 @@ mod tests {
         }
     }
 
-    fn run(cursor: Cursor, words: &[u64], resolve: fn(u64) -> Resolved) -> (Vec<u64>, Outcome) {
+    fn run(cursor: Cursor, words: &[u64], resolve: fn(u64) -> RuleLookup) -> (Vec<u64>, Outcome) {
         let bytes = bytes(words);
-        let stack = StackCopy {
+        let stack = StackBytes {
             base: cursor.regs.sp(),
             bytes: &bytes,
         };
@@ -167,10 +167,10 @@ mod tests {
     #[test]
     fn to_the_end() {
         let resolve = |avma| match avma {
-            0x1000 => Resolved::Rule(sp_rule(8)),
-            0x1fff => Resolved::Rule(sp_rule(16)),
-            0x2fff => Resolved::Rule(Rule::END),
-            _ => Resolved::UnknownMapping,
+            0x1000 => RuleLookup::Rule(sp_rule(8)),
+            0x1fff => RuleLookup::Rule(sp_rule(16)),
+            0x2fff => RuleLookup::Rule(Rule::END),
+            _ => RuleLookup::UnknownMapping,
         };
         let (frames, outcome) = run(at(0x1000, 0x8000, 0), &[0x2000, 7, 0x3000], resolve);
         assert_eq!(frames, [0x1000, 0x2000, 0x3000]);
@@ -180,11 +180,11 @@ mod tests {
     /// A copy that ends before the stack does is told from a stack that cannot be.
     #[test]
     fn copy_too_short_and_unreadable() {
-        let resolve = |_| Resolved::Rule(sp_rule(16));
+        let resolve = |_| RuleLookup::Rule(sp_rule(16));
         let (frames, outcome) = run(at(0x1000, 0x8000, 0), &[0, 0x2000], resolve);
         assert_eq!((frames.len(), outcome), (2, Outcome::CopyTooShort));
         let resolve = |_| {
-            Resolved::Rule(Rule {
+            RuleLookup::Rule(Rule {
                 kind: CfaKind::Deref as u8,
                 offset: -4096,
                 ..sp_rule(0)
@@ -200,12 +200,12 @@ mod tests {
         let resolve = |avma| {
             let mut rule = sp_rule(8);
             rule.saved[0] = Slot::below_cfa(2);
-            Resolved::Rule(if avma == 0x1000 { rule } else { Rule::END })
+            RuleLookup::Rule(if avma == 0x1000 { rule } else { Rule::END })
         };
         let mut cursor = at(0x1000, 0x8000, 0);
         cursor.regs.gp[reg::RBX as usize] = 77;
         let bytes = bytes(&[0x2000]);
-        let stack = StackCopy {
+        let stack = StackBytes {
             base: 0x8000,
             bytes: &bytes,
         };
@@ -218,12 +218,12 @@ mod tests {
     #[test]
     fn signal_frames_are_marked() {
         let resolve = |avma| match avma {
-            0x1000 => Resolved::Rule(Rule {
+            0x1000 => RuleLookup::Rule(Rule {
                 kind: CfaKind::Signal as u8,
                 ..sp_rule(0)
             }),
-            0x5000 => Resolved::Rule(Rule::END),
-            _ => Resolved::UnknownMapping,
+            0x5000 => RuleLookup::Rule(Rule::END),
+            _ => RuleLookup::UnknownMapping,
         };
         let mut context = [0x9000u64; 17];
         context[16] = 0x5000;
@@ -235,14 +235,14 @@ mod tests {
     /// Without tables: the chain of frame pointers, to its zero, which proves nothing, or broken.
     #[test]
     fn frame_pointers() {
-        let resolve = |_| Resolved::FramePointer;
+        let resolve = |_| RuleLookup::FramePointer;
         let words = [0x8010, 0x2000, 0, 0x3000];
         let (frames, outcome) = run(at(0x1000, 0x8000, 0x8000), &words, resolve);
         assert_eq!(frames, [0x1000, 0x2000, 0x3000]);
         assert_eq!(outcome, Outcome::GuessedEnd);
         let (_, outcome) = run(at(0x1000, 0x8000, 0x10), &words, resolve);
         assert_eq!(outcome, Outcome::BrokenFramePointer);
-        let guessed = |_| Resolved::Rule(Rule::FRAME_POINTER);
+        let guessed = |_| RuleLookup::Rule(Rule::FRAME_POINTER);
         let (_, outcome) = run(at(0x1000, 0x8000, 0x8000), &words, guessed);
         assert_eq!(outcome, Outcome::GuessedEnd);
         // A return address of zero, read by the guess.
@@ -255,10 +255,10 @@ mod tests {
     #[test]
     fn tables_behind_a_guess() {
         let resolve = |avma| match avma {
-            0x1000 => Resolved::FramePointer,
-            0x1fff => Resolved::Rule(sp_rule(16)),
-            0x2fff => Resolved::Rule(Rule::END),
-            _ => Resolved::UnknownMapping,
+            0x1000 => RuleLookup::FramePointer,
+            0x1fff => RuleLookup::Rule(sp_rule(16)),
+            0x2fff => RuleLookup::Rule(Rule::END),
+            _ => RuleLookup::UnknownMapping,
         };
         let cursor = at(0x1000, 0x8000, 0x8000);
         let (frames, outcome) = run(cursor, &[0, 0x2000, 7, 0x3000], resolve);
@@ -274,12 +274,12 @@ mod tests {
     fn guessed_before() {
         let outcome = |rule: Rule| {
             let bytes = bytes(&[0]);
-            let stack = StackCopy {
+            let stack = StackBytes {
                 base: 0x8000,
                 bytes: &bytes,
             };
             let mut cursor = at(0x1000, 0x8000, 0);
-            let resolve = |_| Resolved::Rule(rule);
+            let resolve = |_| RuleLookup::Rule(rule);
             walk(&mut cursor, true, resolve, &stack, &mut Vec::new())
         };
         assert_eq!(outcome(Rule::END), Outcome::CompleteByFramePointer);
@@ -289,7 +289,7 @@ mod tests {
     /// A stack deeper than a sample can hold.
     #[test]
     fn too_deep() {
-        let resolve = |_| Resolved::Rule(sp_rule(8));
+        let resolve = |_| RuleLookup::Rule(sp_rule(8));
         let (frames, outcome) = run(at(0x1000, 0x8000, 0), &[0x2000; 2000], resolve);
         assert_eq!(frames.len(), MAX_USER_FRAMES as usize);
         assert_eq!(outcome, Outcome::TooDeep);
