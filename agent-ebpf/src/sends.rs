@@ -2,7 +2,9 @@
 
 use agent_ebpf::{
     limits::SENDS,
-    postgres::{BackendHeader, CallerSearch, CallerStack, START_TOLERANCE, Send, WALL_CLOCK_STEP, WallClock},
+    postgres::{
+        BackendHeader, CallerSearch, CallerStack, START_TOLERANCE, Send, WALL_CLOCK_STEP, WallClock,
+    },
     sample::SampleHeader,
 };
 use aya_ebpf::{

@@ -12,6 +12,7 @@ pub mod file;
 pub mod kernel;
 pub mod mapped;
 pub mod object;
+pub mod pipeline;
 pub mod pool;
 pub mod postgres;
 pub mod process;

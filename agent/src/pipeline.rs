@@ -1,0 +1,59 @@
+//! The way of a recording after its last sample: saved without names first, because naming takes long and reads files
+//! of others; then named.
+
+use crate::{
+    cost,
+    profile::ResolvedProfile,
+    report::{OutputError, Outputs, Unnamed, caller_notes},
+    session::Recording,
+    symbolize::{self, Namer, Options, Progress, Spawner},
+};
+
+/// Follows a recording through the pipeline, and may end naming early.
+pub trait Observer {
+    /// The recording was saved without names: where, or why not.
+    fn saved(&self, unnamed: Result<&Unnamed, &OutputError>);
+
+    /// A file's functions are going to be named.
+    fn naming(&self, progress: Progress<'_>);
+
+    /// Whether to go on naming. Asked several times a second.
+    fn go_on(&self) -> bool;
+}
+
+/// Saves the recording, then names every frame, and completes the figures with what that cost. The caller drops the saved
+/// recording, which removes it, when the outputs are written.
+pub fn name_functions(
+    recording: Recording,
+    outputs: &Outputs,
+    spawner: &Spawner,
+    observer: &dyn Observer,
+) -> (ResolvedProfile, Option<Unnamed>) {
+    let Recording {
+        window,
+        meta,
+        runtime,
+        ..
+    } = recording;
+    let before = cost::cpu_seconds();
+    let mut profile = symbolize::resolve_unnamed(&window, meta.clone());
+    profile.runtime = runtime.clone();
+    profile
+        .runtime
+        .note("functions were not named: the recording was saved before");
+    let unnamed = outputs.write_unnamed(&profile);
+    observer.saved(unnamed.as_ref());
+    drop(profile);
+    let mut go_on = || observer.go_on();
+    let mut namer = Namer::new(spawner, Options::default(), &mut go_on);
+    let progress = |progress: Progress<'_>| observer.naming(progress);
+    let mut profile = symbolize::resolve_apart(&window, &mut namer, meta, progress);
+    drop(namer);
+    let notes = std::mem::replace(&mut profile.runtime, runtime).notes;
+    for note in notes.into_iter().chain(caller_notes(&profile)) {
+        profile.runtime.note(note);
+    }
+    profile.runtime.agent.cpu_seconds.symbolising = cost::cpu_seconds() - before;
+    profile.runtime.agent.max_rss_bytes.peak = cost::max_rss_bytes();
+    (profile, unnamed.ok())
+}
