@@ -7,9 +7,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use flamestorm::{
     diff::SortBy,
     kernel::Senders,
+    naming,
     profile::ResolvedProfile,
     report::{self, Filter, View},
-    session, symbolize,
+    session,
 };
 
 /// Complete CPU stacks of everything on this machine, without frame pointers.
@@ -37,7 +38,7 @@ pub enum Command {
     /// Tell what this machine offers, and how to mend what is missing
     Doctor(Doctor),
     /// Read symbols for a recording, on a socket at standard input: the agent starts this itself
-    #[command(name = symbolize::NAMER_ARGUMENT, hide = true)]
+    #[command(name = naming::NAMER_ARGUMENT, hide = true)]
     NameFunctions,
 }
 

@@ -1,6 +1,6 @@
 //! flamestorm, the agent: samples the CPU stacks of everything on a Linux machine.
 //!
-//! Data flows one way, `kernel` → `profile` → `symbolize` → `encode`; the control plane,
+//! Data flows one way, `kernel` → `profile` → `naming` → `encode`; the control plane,
 //! `process` → `unwind` → `kernel`, is known to the session alone. See ARCHITECTURE.md.
 
 pub mod clock;
@@ -11,6 +11,7 @@ pub mod encode;
 pub mod file;
 pub mod kernel;
 pub mod mapped;
+pub mod naming;
 pub mod object;
 pub mod pipeline;
 pub mod pool;

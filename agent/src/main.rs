@@ -12,10 +12,9 @@ use anyhow::{Context as _, Result};
 use clap::Parser as _;
 
 use flamestorm::{
-    clock, doctor, kernel,
+    clock, doctor, kernel, naming,
     report::{causes, printable},
     session::{self, UnwindEntries},
-    symbolize,
 };
 
 use cli::{Cli, Command};
@@ -46,7 +45,7 @@ fn main() -> ExitCode {
         }
         Command::NameFunctions => {
             let ready = session::survive_truncation();
-            let served = ready.and_then(|()| symbolize::serve_names(&UnwindEntries));
+            let served = ready.and_then(|()| naming::serve_names(&UnwindEntries));
             served.map(|()| 0).context("naming functions")
         }
     };

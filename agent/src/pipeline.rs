@@ -3,10 +3,11 @@
 
 use crate::{
     cost,
+    naming::{self, Namer, Progress, Spawner},
     profile::ResolvedProfile,
     report::{OutputError, Outputs, Unnamed, caller_notes},
     session::Recording,
-    symbolize::{self, Namer, Options, Progress, Spawner},
+    symbolize::Options,
 };
 
 /// Follows a recording through the pipeline, and may end naming early.
@@ -36,7 +37,7 @@ pub fn name_functions(
         ..
     } = recording;
     let before = cost::cpu_seconds();
-    let mut profile = symbolize::resolve_unnamed(&window, meta.clone());
+    let mut profile = naming::resolve_unnamed(&window, meta.clone());
     profile.runtime = runtime.clone();
     profile
         .runtime
@@ -47,7 +48,7 @@ pub fn name_functions(
     let mut go_on = || observer.go_on();
     let mut namer = Namer::new(spawner, Options::default(), &mut go_on);
     let progress = |progress: Progress<'_>| observer.naming(progress);
-    let mut profile = symbolize::resolve_apart(&window, &mut namer, meta, progress);
+    let mut profile = naming::resolve_apart(&window, &mut namer, meta, progress);
     drop(namer);
     let notes = std::mem::replace(&mut profile.runtime, runtime).notes;
     for note in notes.into_iter().chain(caller_notes(&profile)) {

@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 
 use agent_ebpf::sample::Outcome;
 use flamestorm::file::OpenFile;
+use flamestorm::naming::resolve;
 use flamestorm::profile::{
     Frame, Module, ModuleId, Process, ProcessIndex, RawSample, RecordingMeta, ResolvedProfile,
     Source, Window,
 };
-use flamestorm::symbolize::{FunctionStarts, NoFunctionStarts, Options, find_in_perf_map, resolve};
+use flamestorm::symbolize::{FunctionStarts, NoFunctionStarts, Options, find_in_perf_map};
 
 const LIBRARY: &str = r#"
 __attribute__((noinline)) int exported(int x) { return x * 3 + 1; }

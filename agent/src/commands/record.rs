@@ -9,10 +9,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use flamestorm::{
+    naming::{Progress, Spawner},
     pipeline,
     report::{OutputError, Outputs, Unnamed, causes, printable},
     session,
-    symbolize::{Progress, Spawner},
 };
 
 use super::{check_streams, print};

@@ -7,8 +7,8 @@ use std::{
 
 use super::view::Marks;
 use crate::{
+    naming::readable,
     profile::{CALLER_MODULE, FrameRef, KNOWN, LocationId, ResolvedProfile, ResolvedSample, key},
-    symbolize::readable,
 };
 
 /// A place in a caller's code.

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 
+use crate::naming::fold;
 use crate::profile::{
     Function, FunctionId, Line, Location, LocationId, PROCESS_MODULE, QUERY_MODULE,
     ResolvedProfile, ResolvedSample, key,
 };
-use crate::symbolize::fold;
 
 /// What of a stitched profile is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use super::{Options, elf, guard, kernel, memory_file, perf_map};
 use crate::profile::{Module, Source};
 
 /// Looks up sorted addresses. A reader that panics over a broken file costs the module its names.
-pub(super) fn name_module(
+pub(crate) fn name_module(
     module: &Module,
     addresses: &[u64],
     options: &Options<'_>,
@@ -41,7 +41,7 @@ fn starts(module: &Module, addresses: &[u64], options: &Options<'_>) -> Vec<Opti
 }
 
 /// The bytes of code that has no file here.
-pub(super) fn bytes_of(source: &Source) -> &[u8] {
+pub(crate) fn bytes_of(source: &Source) -> &[u8] {
     match source {
         Source::Copy(copy) => copy.bytes(),
         Source::Vdso(bytes) => bytes,

@@ -1,39 +1,25 @@
 //! From addresses to names, by blazesym: symbol tables, debug links, DWARF with inlined functions
 //! and lines, the vDSO, JIT maps and kallsyms.
 //!
-//! Three promises:
-//! - a frame is never named after a symbol that does not cover its address;
-//! - a frame is never without a name: without a symbol it is called after its module and its
-//!   function's start (`postgres+0x31e800`), and that is counted apart;
-//! - memory stays moderate: one module at a time, and what was read for it is dropped before the
-//!   next. Perf maps are streamed, only the lines that are asked for are kept.
+//! A frame is never named after a symbol that does not cover its address. Perf maps are streamed, and only the lines that are
+//! asked for are kept.
 //!
-//! What is read was written by others and may be hostile. The agent therefore reads none of it: it asks a child
-//! process with limits ([`Namer`], [`serve_names`]), which is killed when it takes too long. What the hostile side
-//! chose the name of is opened by `open` and, if it is a debug file, checked by `debug_file`.
+//! What is read was written by others and may be hostile: [`crate::naming`] runs this in a child process with limits.
+//! A path that a file chose is opened by `open`; a debug file is checked by `debug_file`.
 
-mod builder;
-mod child;
 mod debug_file;
 mod elf;
-mod fold;
 mod guard;
 mod kernel;
 mod lookup;
-mod namer;
 mod names;
 mod open;
 mod perf_map;
-mod resolve;
-mod spawner;
-mod wire;
 
-pub use child::{NAMER_ARGUMENT, serve_names};
-pub use fold::{fold, readable};
-pub use namer::Namer;
 pub use perf_map::{MAX_LINE_BYTES, MAX_MAP_BYTES, find_in_perf_map};
-pub use resolve::{Progress, resolve, resolve_apart, resolve_unnamed};
-pub use spawner::Spawner;
+
+pub(crate) use lookup::{bytes_of, name_module};
+pub(crate) use names::{Named, Stage};
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -96,7 +82,7 @@ pub(crate) struct NamedFunction {
 }
 
 /// A file in memory, for an image that has no file.
-fn memory_file(bytes: &[u8]) -> io::Result<File> {
+pub(crate) fn memory_file(bytes: &[u8]) -> io::Result<File> {
     let fd = rustix::fs::memfd_create(c"vdso", rustix::fs::MemfdFlags::CLOEXEC)?;
     let mut file = File::from(fd);
     file.write_all(bytes)?;

@@ -10,7 +10,7 @@ const MAX_NAME: usize = 4096;
 
 /// Names by address (innermost function first), and what went wrong on the way.
 #[derive(Debug, Default)]
-pub(super) struct Named {
+pub(crate) struct Named {
     pub by_address: BTreeMap<u64, Vec<NamedFunction>>,
     /// Where the functions start by the unwind tables, one per address; may be shorter.
     pub starts: Vec<Option<u64>>,
@@ -18,7 +18,7 @@ pub(super) struct Named {
 }
 
 /// How far the look-up of a module has come.
-pub(super) enum Stage<'a> {
+pub(crate) enum Stage<'a> {
     /// The functions' starts are known, one per address.
     Starts(&'a [Option<u64>]),
     /// This file will be read.
@@ -26,7 +26,7 @@ pub(super) enum Stage<'a> {
 }
 
 /// The name that a programmer wrote: Rust (both manglings, without the hash) and C++.
-pub(super) fn demangle(symbol: &str) -> String {
+pub(crate) fn demangle(symbol: &str) -> String {
     if symbol.len() > MAX_NAME {
         return cut(symbol).to_owned();
     }
@@ -43,7 +43,7 @@ pub(super) fn demangle(symbol: &str) -> String {
 }
 
 /// At most [`MAX_NAME`] bytes, whole characters.
-pub(super) fn cut(name: &str) -> &str {
+pub(crate) fn cut(name: &str) -> &str {
     &name[..name.floor_char_boundary(MAX_NAME)]
 }
 

@@ -5,16 +5,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::sync::Arc;
 
+use super::Namer;
 use super::builder::Builder;
-use super::lookup::name_module;
-use super::names::Named;
-use super::{NamedFunction, Namer, Options};
 use crate::file::FileVersion;
 use crate::profile::{
     ADDRESS_ONLY, Attribution, Backend, CALLER_MODULE, Caller, Frame, LocationId, Module, ModuleId,
     PROCESS_MODULE, Process, QUERY_MODULE, RecordingMeta, ResolvedProfile, ResolvedSample, RowKey,
     Runtime, STACK_TABLE_FULL, Source, Window, key,
 };
+use crate::symbolize::{Named, NamedFunction, Options, name_module};
 
 /// How far symbolising has come.
 #[derive(Clone, Copy, Debug)]

@@ -15,12 +15,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, StatxFlags, statx};
 use rustix::io::Errno;
 
+use super::Spawner;
 use super::child::stored_bytes;
-use super::lookup::bytes_of;
-use super::names::Named;
 use super::wire::{self, Answer, Kind, Request};
-use super::{Options, Spawner, memory_file};
 use crate::profile::{Module, Source};
+use crate::symbolize::{Named, Options, bytes_of, memory_file};
 
 /// Time for any module: a hundred times what a small one takes, so that a busy machine is no reason to fail.
 const BASE: Duration = Duration::from_secs(10);

@@ -11,12 +11,10 @@ use rustix::process::{
     Resource, Rlimit, Signal, getrlimit, set_parent_process_death_signal, setrlimit,
 };
 
-use super::lookup::name_module;
-use super::names::Stage;
 use super::wire::{self, Answer, Kind, Packed, Request};
-use super::{FunctionStarts, Options};
 use crate::file::OpenFile;
 use crate::profile::{Module, Source};
+use crate::symbolize::{FunctionStarts, Options, Stage, name_module};
 
 /// Memory of its own (heap, unpacked sections): compressed debug information may unpack to 4 GiB
 /// (`guard::MAX_UNPACKED`), and its reader needs about half as much again.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use indexmap::{IndexMap, IndexSet};
 
-use super::NamedFunction;
 use crate::profile::{Function, FunctionId, Line, Location, LocationId, Mapping, MappingId};
+use crate::symbolize::NamedFunction;
 
 #[derive(Default)]
 pub(super) struct Builder {

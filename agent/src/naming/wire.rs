@@ -14,7 +14,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::NamedFunction;
+use crate::symbolize::NamedFunction;
 
 /// Largest message: names of all frames that a recording can have, at 500 bytes each.
 pub(super) const MAX_MESSAGE: usize = 128 << 20;
