@@ -9,11 +9,11 @@ use std::{
 
 use agent_ebpf::{
     postgres::{BackendHeader, CallerSearch, HAS_LEADER, WallClock, status},
-    sample::{Outcome, SampleHeader, TraceContext},
+    sample::{SampleHeader, TraceContext},
 };
 
 use super::{
-    callers::{Callers, SenderIndex},
+    callers::{Callers, KnownSend, PlaceCaller},
     counts::Counts,
     names::Names,
     servers::Servers,
@@ -22,11 +22,8 @@ use super::{
 use crate::{
     clock::now,
     kernel,
-    profile::{
-        Attribution, Backend, Caller, Phase, ProcessIndex, Query, QueryIndex, StackId, WaitEvent,
-        Window,
-    },
-    query::{self, TextMode, Texts},
+    profile::{Attribution, Backend, Caller, Phase, QueryIndex, WaitEvent},
+    query::Texts,
     recent::Recent,
 };
 
@@ -52,7 +49,7 @@ pub struct SampleAttribution {
     pub starts_execution: bool,
 }
 
-/// The knowledge about backends in a recording.
+/// What is known of backends beyond a window.
 pub struct Backends {
     /// When the recording began, nanoseconds.
     since: u64,
@@ -60,30 +57,31 @@ pub struct Backends {
     pending: Vec<Words>,
     /// The last words of each backend by pid: they hold until it has others.
     last: Recent<u32, Rc<Words>>,
-    texts: Texts,
     callers: Callers,
     executions: Recent<u64, ()>,
     names: Names,
-    /// What came of it.
-    pub counts: Counts,
+}
+
+/// What a window knows of queries, for the attribution of its samples.
+pub struct WindowQueries<'a> {
+    /// The queries.
+    pub texts: &'a mut Texts,
+    /// How well samples could be attributed.
+    pub counts: &'a mut Counts,
+    /// Gives callers their place in the window.
+    pub place: PlaceCaller<'a>,
 }
 
 impl Backends {
-    /// `full_text`: queries keep their literals.
-    pub fn new(full_text: bool) -> Backends {
-        let mode = match full_text {
-            true => TextMode::Full,
-            false => TextMode::Normalized,
-        };
+    /// Nothing is known yet.
+    pub fn new() -> Backends {
         Backends {
             since: now(),
             pending: Vec::new(),
             last: Recent::new(MAX_WORDS),
-            texts: Texts::new(mode),
             callers: Callers::default(),
             executions: Recent::new(MAX_EXECUTIONS),
             names: Names::new(),
-            counts: Counts::default(),
         }
     }
 
@@ -104,14 +102,8 @@ impl Backends {
     }
 
     /// Keeps the stack of a send.
-    pub fn caller(
-        &mut self,
-        cpu: u32,
-        time: u64,
-        process: ProcessIndex,
-        stack: (StackId, Outcome),
-    ) {
-        self.callers.keep(cpu, time, process, stack);
+    pub fn keep_send(&mut self, cpu: u32, time: u64, send: KnownSend) {
+        self.callers.keep(cpu, time, send);
     }
 
     /// What a sample was for.
@@ -119,10 +111,10 @@ impl Backends {
         &mut self,
         sample: &SampleHeader,
         servers: &Servers,
-        sender: SenderIndex<'_>,
+        queries: &mut WindowQueries<'_>,
     ) -> SampleAttribution {
         let own_trace = sample.trace;
-        let Some(words) = self.words(sample) else {
+        let Some(words) = self.words(sample, queries.counts) else {
             let attribution = (own_trace != TraceContext::default()).then_some(Attribution {
                 trace: own_trace,
                 backend: None,
@@ -144,7 +136,7 @@ impl Backends {
         let watched_since = server.and_then(|server| server.watched_since);
         let port = server.and_then(|server| server.port);
         let since = watched_since.unwrap_or(self.since);
-        let backend = self.backend(&said, port.unwrap_or(0), since, sender);
+        let backend = self.backend(&said, port.unwrap_or(0), since, queries);
         let starts_execution = backend.query.is_some() && self.starts_execution(said.header);
         let trace = said.trace();
         let attribution = Attribution {
@@ -161,13 +153,13 @@ impl Backends {
     }
 
     /// What the backend said of itself, with this sample or before.
-    fn words(&mut self, sample: &SampleHeader) -> Option<Rc<Words>> {
+    fn words(&mut self, sample: &SampleHeader, counts: &mut Counts) -> Option<Rc<Words>> {
         if sample.is_backend_unchanged != 0 {
             let last = self.last.get(&sample.pid);
             if last.is_none() {
                 // So many others were sampled since that it is forgotten.
-                self.counts.samples += 1;
-                self.counts.for_clients += 1;
+                counts.samples += 1;
+                counts.for_clients += 1;
             }
             return last;
         }
@@ -184,16 +176,16 @@ impl Backends {
         said: &BackendStatus<'_>,
         port: u16,
         watched_since: u64,
-        sender: SenderIndex<'_>,
+        queries: &mut WindowQueries<'_>,
     ) -> Backend {
-        let query = (!said.text.is_empty()).then(|| self.query(said));
+        let query = (!said.text.is_empty()).then(|| query_of(said, queries.texts));
         let phase = said.phase(query.is_some());
         let client = said.client();
         let caller = match query.is_some() && said.runs_for_clients() {
-            true => self.callers.of(said, &client, watched_since, sender),
+            true => (queries.place)(self.callers.of(said, &client, watched_since)),
             false => Caller::None,
         };
-        self.count(said, query.is_some(), phase, &caller);
+        count(queries.counts, said, query.is_some(), phase, &caller);
         let (database, user) = self.names.of(said);
         Backend {
             kind: self.names.shared(said.kind()),
@@ -208,17 +200,6 @@ impl Backends {
             client: self.names.shared(&client),
             caller,
         }
-    }
-
-    fn query(&mut self, said: &BackendStatus<'_>) -> QueryIndex {
-        // Query ids are made of the tables' numbers, which are a database's own. (It stays where it is when
-        // the rest of the status is being written.)
-        let database = half(&said.header.status, status::DATABASE);
-        let scope = u64::from(said.header.server) << 32 | u64::from(database);
-        // `track_activity_query_size` is usually a power of two, one byte of which is the NUL.
-        let is_cut = said.text.len() >= 127 && (said.text.len() + 1).is_power_of_two();
-        let query = self.texts.insert(scope, said.query_id(), said.text, is_cut);
-        QueryIndex(query.0)
     }
 
     /// Whether this is the first sample of an execution: by its send; by its start, where there is none.
@@ -240,40 +221,34 @@ impl Backends {
         }
         is_new
     }
+}
 
-    fn count(&mut self, said: &BackendStatus<'_>, has_query: bool, phase: Phase, caller: &Caller) {
-        let counts = &mut self.counts;
-        counts.samples += 1;
-        if !said.runs_for_clients() {
-            return;
-        }
-        counts.for_clients += 1;
-        if has_query {
-            counts.add_query(phase, caller, 1);
-        } else {
-            counts.starting += u64::from(said.is_parallel_worker());
-        }
+fn query_of(said: &BackendStatus<'_>, texts: &mut Texts) -> QueryIndex {
+    // Query ids are made of the tables' numbers, which are a database's own. (It stays where it is when
+    // the rest of the status is being written.)
+    let database = half(&said.header.status, status::DATABASE);
+    let scope = u64::from(said.header.server) << 32 | u64::from(database);
+    // `track_activity_query_size` is usually a power of two, one byte of which is the NUL.
+    let is_cut = said.text.len() >= 127 && (said.text.len() + 1).is_power_of_two();
+    let query = texts.insert(scope, said.query_id(), said.text, is_cut);
+    QueryIndex(query.0)
+}
+
+fn count(
+    counts: &mut Counts,
+    said: &BackendStatus<'_>,
+    has_query: bool,
+    phase: Phase,
+    caller: &Caller,
+) {
+    counts.samples += 1;
+    if !said.runs_for_clients() {
+        return;
     }
-
-    /// When everything has been seen: gives the silent samples of parallel workers what they were for.
-    pub fn complete_workers(&mut self, window: &mut Window) {
-        super::workers::complete(window, &mut self.counts);
-    }
-
-    /// Samples of queries beyond the bounds.
-    pub fn other_queries(&self) -> u64 {
-        self.texts.overflow()
-    }
-
-    /// The queries, in the order of their indices.
-    pub fn queries(&self) -> Vec<Query> {
-        let query = |query: &query::Query| Query {
-            id: match query.id {
-                0 => format!("text:{:016x}", query.key),
-                id => id.to_string(),
-            },
-            text: Arc::clone(&query.text),
-        };
-        self.texts.queries().iter().map(query).collect()
+    counts.for_clients += 1;
+    if has_query {
+        counts.add_query(phase, caller, 1);
+    } else {
+        counts.starting += u64::from(said.is_parallel_worker());
     }
 }

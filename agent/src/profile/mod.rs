@@ -7,6 +7,7 @@ mod attribution;
 mod ids;
 mod meta;
 mod resolved;
+mod shared;
 mod wait_event;
 mod window;
 
@@ -21,6 +22,7 @@ pub use resolved::{
     LocationId, Mapping, MappingId, PROCESS_MODULE, QUERY_MODULE, ResolvedProfile, ResolvedSample,
     key,
 };
+pub use shared::{ModuleKey, SharedFrame, SharedModule, SharedProcess, SharedStack};
 pub use wait_event::WaitEvent;
 pub use window::{
     Frame, MAX_FRAMES, MAX_MODULES, MAX_PROCESSES, MAX_PROGRAMS, MAX_ROWS, MAX_STACK_NODES, Module,

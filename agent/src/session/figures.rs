@@ -7,7 +7,7 @@ use std::{
 
 use agent_ebpf::counters::Counter;
 
-use super::{Config, Recording, Session};
+use super::{Config, Recording, Session, open_window::OpenWindow};
 use crate::cost::{self, max_rss_bytes};
 use crate::profile::{AttributionStats, RecordingMeta, Runtime, StackCopies, Unknown};
 
@@ -28,20 +28,19 @@ pub struct Course {
 impl Session {
     /// What was recorded, with its circumstances and figures.
     pub fn into_recording(mut self, config: &Config, course: &Course) -> Recording {
-        self.log_counters();
+        let filled = self.rotate();
+        self.log_counters(&filled);
         let meta = self.meta(config, course);
-        let runtime = self.runtime(config, course);
-        let queries = self.ingest.backends.queries();
-        self.ingest.window.set_queries(queries);
+        let runtime = self.runtime(config, course, &filled);
         Recording {
-            window: self.ingest.window,
+            window: filled.finish(),
             meta,
             runtime,
             command_status: course.command_status,
         }
     }
 
-    fn log_counters(&self) {
+    fn log_counters(&self, filled: &OpenWindow) {
         let count = |counter| self.kernel.counter(counter);
         log::debug!(
             "kernel: {} samples, {} ns by its own clock, {} user frames, {} processes without room; {} stacks \
@@ -50,7 +49,7 @@ impl Session {
             count(Counter::SampleNanos),
             count(Counter::UserFrames),
             count(Counter::ProcessMapFull),
-            self.ingest.continued,
+            filled.continued,
             self.tables.blocks_in_use(),
             self.objects.failures.other,
         );
@@ -70,7 +69,7 @@ impl Session {
         }
     }
 
-    fn runtime(&mut self, config: &Config, course: &Course) -> Runtime {
+    fn runtime(&mut self, config: &Config, course: &Course, filled: &OpenWindow) -> Runtime {
         let count = |counter| self.kernel.counter(counter);
         let cpu_seconds = self.cpus.seconds(course.duration, self.kernel.cpus().len());
         let ticks = cpu_seconds * f64::from(config.frequency);
@@ -84,7 +83,7 @@ impl Session {
                 ("process_events_lost", self.control.lifecycle.lost()),
                 (
                     "stack_table_full",
-                    self.ingest.window.counters().stack_table_full,
+                    filled.places.window.counters().stack_table_full,
                 ),
             ]),
             unwind_tables: self.tables.coverage(),
@@ -95,7 +94,7 @@ impl Session {
                     ("ring_buffer_full", count(Counter::StackCopyRingFull)),
                 ]),
             },
-            attribution: self.attribution(config),
+            attribution: self.attribution(config, filled),
             sizes: self.sizes(),
             skipped_runs: self.kernel.skipped_runs(),
             ..Runtime::default()
@@ -110,7 +109,7 @@ impl Session {
         // By the program's own clock, so that ticks which were no samples do not count.
         let nanos = count(Counter::SampleNanos).saturating_sub(count(Counter::BackendNanos));
         runtime.kernel.run_ns_per_sample = mean(nanos, count(Counter::Sampled));
-        self.note_bounds(&mut runtime);
+        self.note_bounds(&mut runtime, filled);
         runtime
     }
 
@@ -128,7 +127,7 @@ impl Session {
     }
 
     /// Says which bounds were reached.
-    fn note_bounds(&self, runtime: &mut Runtime) {
+    fn note_bounds(&self, runtime: &mut Runtime, filled: &OpenWindow) {
         let unsent: u64 = runtime.stack_copies.refused.values().sum();
         if unsent > 0 {
             runtime.note(format!(
@@ -145,12 +144,12 @@ impl Session {
                 agent_ebpf::limits::MAX_MAPPINGS
             ));
         }
-        self.note_files(runtime);
-        if self.ingest.programs() > 0 {
+        self.note_files(runtime, filled);
+        if filled.places.programs() > 0 {
             runtime.note(format!(
                 "so many processes or rows were recorded that processes of {} programs which came later have no pid \
                  and are counted together by program",
-                self.ingest.programs()
+                filled.places.programs()
             ));
         }
         if self.tables.servers.refused > 0 {
@@ -178,7 +177,7 @@ impl Session {
     }
 
     /// Says which files could not be read, and what helps.
-    fn note_files(&self, runtime: &mut Runtime) {
+    fn note_files(&self, runtime: &mut Runtime, filled: &OpenWindow) {
         let failures = self.objects.failures;
         if failures.no_descriptors > 0 {
             runtime.note(format!(
@@ -197,11 +196,11 @@ impl Session {
         }
         let pool = self.objects.pool.counts();
         let waiting = self.objects.pool.overdue() + self.tables.abandoned();
-        if pool.refused + self.ingest.not_continued > 0 || waiting > 0 {
+        if pool.refused + filled.not_continued > 0 || waiting > 0 {
             runtime.note(format!(
                 "{} files or processes did not answer in time (a dead network file system, FUSE?), {waiting} of them \
                  not at all; {} were not asked therefore, and {} stacks could not be completed",
-                pool.overdue, pool.refused, self.ingest.not_continued,
+                pool.overdue, pool.refused, filled.not_continued,
             ));
         }
         for subject in self.objects.pool.unanswered() {
@@ -217,13 +216,13 @@ impl Session {
         }
     }
 
-    fn attribution(&self, config: &Config) -> Option<AttributionStats> {
+    fn attribution(&self, config: &Config, filled: &OpenWindow) -> Option<AttributionStats> {
         let servers = self.tables.servers.count();
         if servers == 0 {
             return None;
         }
         let count = |counter| self.kernel.counter(counter);
-        let counts = &self.ingest.backends.counts;
+        let counts = &filled.counts;
         let unknown = Unknown::ALL.map(|reason| {
             let samples = counts.unknown.get(&reason).copied().unwrap_or(0);
             (reason.name(), samples)
@@ -239,7 +238,7 @@ impl Session {
             with_caller: counts.with_caller,
             with_partial_caller: counts.with_partial_caller,
             without_caller: by_cause(unknown),
-            other_queries: self.ingest.backends.other_queries(),
+            other_queries: filled.texts.overflow(),
             sends,
             caller_stacks: stacks,
             caller_stack_budget: config.callers_per_second,

@@ -15,15 +15,22 @@ use agent_ebpf::{
 };
 use rustix::fs::OFlags;
 
-use super::processes::{Processes, nobody};
+use super::{
+    open_window::{OpenWindow, unknown_module},
+    processes::{Processes, nobody},
+};
 use crate::{
     file::{OpenFile, find_in_root_of, open_found},
     kernel::{Sample, StackCopy},
     mapped::{Code, Image, Mapped, Objects},
     pool::{Subject, WorkerPool},
-    postgres::{Backends, SampleAttribution, Servers},
+    postgres::{Backends, FoundCaller, KnownSend, SampleAttribution, Servers, WindowQueries},
     process::{AddressSpace, Backing, ObjectId, Registry, is_trusted_by, own_pid},
-    profile::{Frame, MAX_MODULES, Module, ModuleId, ProcessIndex, RawSample, Source, Window},
+    profile::{
+        self, Caller, Frame, Module, ModuleKey, ProcessIndex, RawSample, SharedFrame, SharedModule,
+        SharedProcess, Source,
+    },
+    query::TextMode,
     unwind,
 };
 
@@ -44,12 +51,13 @@ const MAX_COPIES: usize = 1024;
 /// Buffers of used copies that are kept, 64 KiB each: more wait for their samples only in a burst of new processes.
 const MAX_SPARE: usize = 16;
 
-/// The window being filled and what is needed to fill it.
+/// The window that is being filled, and what is needed to fill it and the next ones.
 pub struct Ingest {
-    /// The counted samples.
-    pub window: Window,
-    modules: HashMap<ModuleKey, ModuleId>,
-    unknown_module: ModuleId,
+    /// The window that is being filled.
+    pub open: OpenWindow,
+    mode: TextMode,
+    /// Modules of this window and the one before, and of callers.
+    modules: HashMap<ModuleKey, Arc<SharedModule>>,
     processes: Processes,
     /// Stack copies that wait for their samples: at most one a CPU and kind of walk.
     copies: Vec<PendingStackCopy>,
@@ -59,16 +67,21 @@ pub struct Ingest {
     pub backends: Backends,
     kernel_frames: Vec<Frame>,
     user_frames: Vec<Frame>,
+    addresses: Vec<UserAddress>,
     /// When the first sample whose user stack was walked to an end, proven or not, was taken, nanoseconds.
     pub first_unwound: Option<u64>,
-    /// Samples whose stack was unwound here.
-    pub continued: u64,
-    /// Samples whose stack could not be unwound here, because a file did not answer in time.
-    pub not_continued: u64,
     /// The code of the process whose stack was unwound here last.
     code: Option<(Rc<AddressSpace>, Arc<Code>)>,
     /// Time for walks in this thread.
     walks: Allowance,
+}
+
+/// A frame's address, before its module has a place in a window.
+#[derive(Clone, Copy, Debug)]
+struct UserAddress {
+    module: ModuleKey,
+    address: u64,
+    exact: bool,
 }
 
 /// Time that something may take: a quarter of all time, and what it did not take lately.
@@ -103,15 +116,6 @@ impl Allowance {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum ModuleKey {
-    Kernel,
-    Unknown,
-    Object(ObjectId),
-    /// Code private to a process's incarnation.
-    Jit(u64),
-}
-
 /// What the kernel should be told after a sample.
 #[derive(Clone, Copy, Debug)]
 pub struct TableRequest {
@@ -124,27 +128,37 @@ pub struct TableRequest {
 impl Ingest {
     /// Nothing counted yet. `full_text`: queries keep their literals.
     pub fn new(full_text: bool) -> Ingest {
-        let mut window = Window::new();
-        let mut modules = HashMap::new();
-        // First, so that it is there when there is room for no other.
-        let unknown_module = window.add_module(unknown_module()).unwrap_or(ModuleId(0));
-        modules.insert(ModuleKey::Unknown, unknown_module);
+        let mode = match full_text {
+            true => TextMode::Full,
+            false => TextMode::Normalized,
+        };
         Ingest {
-            window,
-            modules,
-            unknown_module,
+            open: OpenWindow::new(mode),
+            mode,
+            modules: HashMap::new(),
             processes: Processes::new(),
             copies: Vec::new(),
             spare: Vec::new(),
-            backends: Backends::new(full_text),
+            backends: Backends::new(),
             kernel_frames: Vec::new(),
             user_frames: Vec::new(),
+            addresses: Vec::new(),
             first_unwound: None,
-            continued: 0,
-            not_continued: 0,
             code: None,
             walks: Allowance::new(),
         }
+    }
+
+    /// Ends the window that is being filled, and begins the next.
+    pub fn rotate(&mut self, registry: &Registry, pool: &mut WorkerPool) -> OpenWindow {
+        self.open.complete_workers();
+        self.processes
+            .learn_services(&mut self.open.places, registry, pool);
+        let filled = std::mem::replace(&mut self.open, OpenWindow::new(self.mode));
+        self.processes.evict(registry);
+        self.modules
+            .retain(|key, shared| filled.places.has_module(*key) || Arc::strong_count(shared) > 1);
+        filled
     }
 
     /// Keeps a stack for the sample that follows.
@@ -180,7 +194,7 @@ impl Ingest {
         let mut kernel = std::mem::take(&mut self.kernel_frames);
         kernel.clear();
         if sample.header.kernel_frames > 0 {
-            let module = self.module(ModuleKey::Kernel, objects, header.pid);
+            let module = self.place(ModuleKey::Kernel, objects, header.pid);
             // The kernel's own first entry is the interrupted instruction; the others are return
             // addresses.
             let frames = sample.kernel_frames().enumerate();
@@ -191,7 +205,20 @@ impl Ingest {
             }));
         }
         let mut user = std::mem::take(&mut self.user_frames);
-        let (index, outcome) = self.unwound(sample, registry, objects, &mut user);
+        user.clear();
+        let (index, outcome) = self.unwound(sample, registry, objects);
+        for index in 0..self.addresses.len() {
+            let UserAddress {
+                module,
+                address,
+                exact,
+            } = self.addresses[index];
+            user.push(Frame {
+                module: self.place(module, objects, header.pid),
+                address,
+                exact,
+            });
+        }
         let ended = outcome.is_complete() || outcome == Outcome::GuessedEnd;
         if ended && !user.is_empty() && self.first_unwound.is_none() {
             self.first_unwound = Some(header.time);
@@ -200,7 +227,7 @@ impl Ingest {
             attribution,
             starts_execution,
         } = self.attribution(sample, registry, objects, servers);
-        self.window.add(&RawSample {
+        self.open.places.window.add(&RawSample {
             process: index,
             tid: header.tid,
             thread_name: header.comm,
@@ -221,19 +248,28 @@ impl Ingest {
         registry: &mut Registry,
         objects: &mut Objects,
     ) -> Option<TableRequest> {
-        let mut user = std::mem::take(&mut self.user_frames);
-        let (process, outcome) = self.unwound(caller, registry, objects, &mut user);
+        let (_, outcome) = self.unwound(caller, registry, objects);
         let pid = caller.header.pid;
-        self.processes
-            .sent(&mut self.window, pid, registry, &mut objects.pool);
+        let sender = self
+            .processes
+            .sent(&mut self.open.places, pid, registry, &mut objects.pool);
         // A stack that could not be walked to its end is a part of one; one without a frame is nothing.
-        if !user.is_empty()
-            && let Some(stack) = self.window.intern(&user, &[])
-        {
+        if !self.addresses.is_empty() {
+            let addresses = std::mem::take(&mut self.addresses);
+            let frame = |of: &UserAddress| SharedFrame {
+                module: self.shared_module(of.module, objects, pid),
+                address: of.address,
+                exact: of.exact,
+            };
+            let send = KnownSend {
+                stack: addresses.iter().map(frame).collect(),
+                process: sender.unwrap_or_else(|| Arc::new(unasked(pid, caller, registry))),
+                outcome,
+            };
+            self.addresses = addresses;
             let (cpu, time) = (caller.header.cpu, caller.header.time);
-            self.backends.caller(cpu, time, process, (stack, outcome));
+            self.backends.keep_send(cpu, time, send);
         }
-        self.user_frames = user;
         wanted(caller)
     }
 
@@ -247,30 +283,42 @@ impl Ingest {
         let Ingest {
             backends,
             processes,
-            window,
+            open,
             ..
         } = self;
         let header = &sample.header;
-        let mut sender = |pid: u32, comm: &[u8; 16]| {
-            let pool = &mut objects.pool;
-            processes.of_pid(
-                window,
-                (pid, header.time),
-                &thread_name(comm),
-                registry,
-                pool,
-            )
+        let OpenWindow {
+            places,
+            texts,
+            counts,
+            ..
+        } = open;
+        let mut place = |found: FoundCaller| match found {
+            FoundCaller::Send(send) => places.caller(&send),
+            FoundCaller::Process { pid, comm, reason } => {
+                let name = thread_name(&comm);
+                let seen = (pid, header.time);
+                let pool = &mut objects.pool;
+                let process = processes.of_pid(places, seen, &name, registry, pool);
+                Caller::Process { process, reason }
+            }
+            FoundCaller::Unknown(reason) => Caller::Unknown(reason),
         };
-        backends.attribute(header, servers, &mut sender)
+        let mut queries = WindowQueries {
+            texts,
+            counts,
+            place: &mut place,
+        };
+        backends.attribute(header, servers, &mut queries)
     }
 
-    /// The process and the user frames of a record; the rest of the stack is unwound here if need be.
+    /// The process of a record, and how its walk ended. Its user frames are in `addresses` then; the rest of the stack is
+    /// unwound here if need be.
     fn unwound(
         &mut self,
         sample: &Sample<'_>,
         registry: &mut Registry,
         objects: &mut Objects,
-        user: &mut Vec<Frame>,
     ) -> (ProcessIndex, Outcome) {
         let header = &sample.header;
         let name = thread_name(&header.comm);
@@ -278,14 +326,14 @@ impl Ingest {
         let pool = &mut objects.pool;
         let index = self
             .processes
-            .of_pid(&mut self.window, seen, &name, registry, pool);
+            .of_pid(&mut self.open.places, seen, &name, registry, pool);
         let (space, incarnation) = match registry.known(header.pid) {
             Some(process) => (Rc::clone(&process.space), process.incarnation),
             None => (Rc::default(), nobody(header.pid)),
         };
         let mut addresses: Vec<u64> = sample.user_frames().collect();
         let outcome = self.go_on(sample, &space, objects, &mut addresses);
-        user.clear();
+        self.addresses.clear();
         for (i, &address) in addresses.iter().enumerate() {
             // No instruction called the code that returns from a signal's handler: its address is its
             // first instruction, and before it is another function.
@@ -293,7 +341,9 @@ impl Ingest {
                 .get(i + 1)
                 .is_some_and(|caller| caller & SIGNAL_FRAME_BIT != 0);
             let exact = i == 0 || address & SIGNAL_FRAME_BIT != 0 || returns_from_handler;
-            user.push(self.frame(address, exact, &space, objects, header.pid, incarnation));
+            let pid = header.pid;
+            self.addresses
+                .push(locate(address, exact, &space, objects, (pid, incarnation)));
         }
         (index, outcome)
     }
@@ -344,13 +394,13 @@ impl Ingest {
         };
         match done {
             Some((outcome, walked, bytes)) => {
-                self.continued += 1;
+                self.open.continued += 1;
                 *addresses = walked;
                 self.spare(bytes);
                 outcome
             }
             None => {
-                self.not_continued += 1;
+                self.open.not_continued += 1;
                 *addresses = before;
                 addresses.push(stopped_at);
                 sample.outcome
@@ -380,72 +430,77 @@ impl Ingest {
         code
     }
 
-    fn frame(
+    /// A module's index in the window that is being filled.
+    fn place(&mut self, key: ModuleKey, objects: &mut Objects, pid: u32) -> profile::ModuleId {
+        let Ingest { open, modules, .. } = self;
+        open.places
+            .module(key, || shared_module(modules, key, objects, pid))
+    }
+
+    fn shared_module(
         &mut self,
-        address: u64,
-        exact: bool,
-        space: &AddressSpace,
+        key: ModuleKey,
         objects: &mut Objects,
         pid: u32,
-        incarnation: u64,
-    ) -> Frame {
-        let avma = address & !SIGNAL_FRAME_BIT;
-        let lookup = if exact { avma } else { avma.wrapping_sub(1) };
-        let Some(mapping) = space.find(lookup) else {
-            let module = self.module(ModuleKey::Unknown, objects, pid);
-            return Frame {
-                module,
-                address: avma,
-                exact,
-            };
-        };
-        let key = match objects.backing(pid, mapping) {
-            Backing::Object(id) => match objects.get(id).and_then(|o| o.bias(mapping)) {
-                Some(bias) => {
-                    let module = self.module(ModuleKey::Object(id), objects, pid);
-                    return Frame {
-                        module,
-                        address: avma.wrapping_sub(bias),
-                        exact,
-                    };
-                }
-                None => ModuleKey::Unknown,
-            },
-            Backing::Private => ModuleKey::Jit(incarnation),
-            Backing::Lost => ModuleKey::Unknown,
-        };
-        Frame {
-            module: self.module(key, objects, pid),
-            address: avma,
-            exact,
-        }
+    ) -> Arc<SharedModule> {
+        shared_module(&mut self.modules, key, objects, pid)
     }
+}
 
-    /// Programs whose processes were not all told apart.
-    pub fn programs(&self) -> usize {
-        self.processes.programs()
+/// A module with its identity, described once.
+fn shared_module(
+    modules: &mut HashMap<ModuleKey, Arc<SharedModule>>,
+    key: ModuleKey,
+    objects: &mut Objects,
+    pid: u32,
+) -> Arc<SharedModule> {
+    let describe = || {
+        let module = describe(key, objects, pid);
+        Arc::new(SharedModule { key, module })
+    };
+    Arc::clone(modules.entry(key).or_insert_with(describe))
+}
+
+/// A process that was not asked for its service.
+fn unasked(pid: u32, caller: &Sample<'_>, registry: &Registry) -> SharedProcess {
+    let known = registry.known(pid);
+    let exe = known.map(|process| process.exe.to_string_lossy().into_owned());
+    SharedProcess {
+        incarnation: known.map_or(nobody(pid), |process| process.incarnation),
+        process: profile::Process {
+            pid,
+            name: known.map_or_else(|| thread_name(&caller.header.comm), |p| p.name.clone()),
+            exe: exe.unwrap_or_default(),
+            service: String::new(),
+        },
     }
+}
 
-    /// Asks the processes that are still there once more for their service: one may have said it after its
-    /// first sample.
-    pub fn learn_services(&mut self, registry: &Registry, pool: &mut WorkerPool) {
-        self.processes
-            .learn_services(&mut self.window, registry, pool);
-    }
-
-    fn module(&mut self, key: ModuleKey, objects: &mut Objects, pid: u32) -> ModuleId {
-        if let Some(id) = self.modules.get(&key) {
-            return *id;
-        }
-        // Beyond the bound code counts under the module of unknown addresses, and is not looked up for each sample.
-        if self.window.modules().len() >= MAX_MODULES {
-            return self.unknown_module;
-        }
-        let Some(id) = self.window.add_module(describe(key, objects, pid)) else {
-            return self.unknown_module;
-        };
-        self.modules.insert(key, id);
-        id
+/// The module and the address of a frame.
+fn locate(
+    address: u64,
+    exact: bool,
+    space: &AddressSpace,
+    objects: &mut Objects,
+    (pid, incarnation): (u32, u64),
+) -> UserAddress {
+    let avma = address & !SIGNAL_FRAME_BIT;
+    let at = |module, address| UserAddress {
+        module,
+        address,
+        exact,
+    };
+    let lookup = if exact { avma } else { avma.wrapping_sub(1) };
+    let Some(mapping) = space.find(lookup) else {
+        return at(ModuleKey::Unknown, avma);
+    };
+    match objects.backing(pid, mapping) {
+        Backing::Object(id) => match objects.get(id).and_then(|o| o.bias(mapping)) {
+            Some(bias) => at(ModuleKey::File(id.0), avma.wrapping_sub(bias)),
+            None => at(ModuleKey::Unknown, avma),
+        },
+        Backing::Private => at(ModuleKey::Jit(incarnation), avma),
+        Backing::Lost => at(ModuleKey::Unknown, avma),
     }
 }
 
@@ -455,18 +510,6 @@ fn wanted(sample: &Sample<'_>) -> Option<TableRequest> {
         pid: sample.header.pid,
         mm: sample.header.mm,
     })
-}
-
-fn unknown_module() -> Module {
-    Module {
-        name: "[no mapping]".to_owned(),
-        build_id: None,
-        source: Source::Unknown,
-        is_local: true,
-        debug_dir: None,
-        version: None,
-        snapshot: None,
-    }
 }
 
 fn describe(key: ModuleKey, objects: &mut Objects, pid: u32) -> Module {
@@ -486,8 +529,8 @@ fn describe(key: ModuleKey, objects: &mut Objects, pid: u32) -> Module {
             is_local: false,
             ..bare("[jit]", jit(pid, &mut objects.pool))
         },
-        ModuleKey::Object(id) => objects
-            .get(id)
+        ModuleKey::File(number) => objects
+            .get(ObjectId(number))
             .map_or_else(unknown_module, |object| module_of(object)),
     }
 }
@@ -554,15 +597,24 @@ mod tests {
     #[test]
     fn too_many_modules() {
         let mut ingest = Ingest::new(false);
-        while ingest.window.add_module(unknown_module()).is_some() {}
-        assert_eq!(ingest.window.modules().len(), MAX_MODULES);
+        while ingest
+            .open
+            .places
+            .window
+            .add_module(unknown_module())
+            .is_some()
+        {}
+        assert_eq!(
+            ingest.open.places.window.modules().len(),
+            profile::MAX_MODULES
+        );
         let mut objects = Objects::new();
-        let unknown = ingest.module(ModuleKey::Unknown, &mut objects, 0);
+        let unknown = ingest.place(ModuleKey::Unknown, &mut objects, 0);
         assert!(matches!(
-            ingest.window.modules()[unknown.0 as usize].source,
+            ingest.open.places.window.modules()[unknown.0 as usize].source,
             Source::Unknown
         ));
-        assert_eq!(ingest.module(ModuleKey::Jit(7), &mut objects, 0), unknown);
-        assert_eq!(ingest.module(ModuleKey::Kernel, &mut objects, 0), unknown);
+        assert_eq!(ingest.place(ModuleKey::Jit(7), &mut objects, 0), unknown);
+        assert_eq!(ingest.place(ModuleKey::Kernel, &mut objects, 0), unknown);
     }
 }

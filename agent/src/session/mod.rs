@@ -9,6 +9,7 @@ mod coverage;
 mod cpus;
 mod figures;
 mod ingest;
+mod open_window;
 mod processes;
 mod repair;
 mod starts;
@@ -34,6 +35,7 @@ use self::{
     cpus::Cpus,
     figures::Course,
     ingest::{Ingest, TableRequest},
+    open_window::OpenWindow,
     tables::Tables,
 };
 use crate::{
@@ -278,7 +280,7 @@ impl Session {
             }
             if start.elapsed() - told >= Duration::from_secs(1) {
                 told = start.elapsed();
-                let samples = self.ingest.window.counters().samples;
+                let samples = self.ingest.open.places.window.counters().samples;
                 progress(Progress {
                     elapsed: told,
                     samples,
@@ -496,17 +498,18 @@ impl Session {
         }
     }
 
+    /// Ends the window that is being filled, and begins the next. No sample is lost: those that are in the ring buffer are
+    /// counted in the next.
+    fn rotate(&mut self) -> OpenWindow {
+        self.ingest
+            .rotate(&self.control.registry, &mut self.objects.pool)
+    }
+
     /// Stops the clock and takes what is still in the buffers.
     fn finish(&mut self) -> Result<()> {
         self.kernel.stop()?;
         self.cycle();
-        let Ingest {
-            backends, window, ..
-        } = &mut self.ingest;
-        backends.complete_workers(window);
-        let pool = &mut self.objects.pool;
-        pool.be_patient(PATIENCE);
-        self.ingest.learn_services(&self.control.registry, pool);
+        self.objects.pool.be_patient(PATIENCE);
         Ok(())
     }
 }

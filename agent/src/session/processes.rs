@@ -1,11 +1,17 @@
-//! The processes of a window, by their incarnations.
+//! The processes that were sampled, by their incarnations: what is asked of each once, and holds for every window.
 
-use std::{collections::HashMap, path::PathBuf, rc::Rc};
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+    rc::Rc,
+    sync::Arc,
+};
 
+use super::open_window::Places;
 use crate::{
     pool::{Subject, WorkerPool},
     process::{Process, Registry, service},
-    profile::{self, MAX_PROGRAMS, ProcessIndex, Window},
+    profile::{self, ProcessIndex, SharedProcess},
     recent::Recent,
 };
 
@@ -13,54 +19,55 @@ use crate::{
 /// read its mappings, which costs as much as a few of its samples, and servers fork workers for every statement.
 const SETTLED: u64 = 1_000_000_000;
 
-/// A process in the window.
+/// A process that was sampled.
 #[derive(Debug)]
-struct WindowProcess {
-    index: ProcessIndex,
+struct SampledProcess {
+    shared: Arc<SharedProcess>,
     /// When it is to be asked for what it publishes, nanoseconds; `None` when it was.
     ask: Option<u64>,
     /// Whether it has sent something to a server.
     is_client: bool,
 }
 
+impl SampledProcess {
+    fn set_service(&mut self, places: &mut Places, service: String) {
+        places.set_service(self.shared.incarnation, &service);
+        Arc::make_mut(&mut self.shared).process.service = service;
+    }
+}
+
 /// Images whose environment one half of [`Recent`] remembers.
 const MAX_ENVIRONMENTS: usize = 4096;
 
-/// The processes that were added to a window.
+/// The processes that were sampled and are still there, or were sampled in the window that is being filled.
 #[derive(Debug)]
 pub struct Processes {
     /// By incarnation.
-    known: HashMap<u64, WindowProcess>,
+    sampled: HashMap<u64, SampledProcess>,
     /// Services in the environments with which programs were started, by image.
     environments: Recent<u64, String>,
-    /// Those that stand for all processes of a program, by its name and path.
-    programs: HashMap<(String, PathBuf), ProcessIndex>,
-    /// Stands for the processes of programs for which there was no room.
-    others: Option<ProcessIndex>,
 }
 
 impl Processes {
     /// None yet.
     pub fn new() -> Processes {
         Processes {
-            known: HashMap::new(),
+            sampled: HashMap::new(),
             environments: Recent::new(MAX_ENVIRONMENTS),
-            programs: HashMap::new(),
-            others: None,
         }
     }
 
     /// The process of a pid, seen at `time` (nanoseconds); `name` for one of which nothing is known.
     pub fn of_pid(
         &mut self,
-        window: &mut Window,
+        places: &mut Places,
         (pid, time): (u32, u64),
         name: &str,
         registry: &mut Registry,
         pool: &mut WorkerPool,
     ) -> ProcessIndex {
         if let Some(process) = registry.get(pid, &mut |pid| pool.mapped_objects(pid)) {
-            return self.index(window, process, time, pool);
+            return self.index(places, process, time, pool);
         }
         let unknown = Process {
             pid,
@@ -73,27 +80,29 @@ impl Processes {
             forked: None,
             renames: 0,
         };
-        self.index(window, &unknown, time, pool)
+        self.index(places, &unknown, time, pool)
     }
 
     fn index(
         &mut self,
-        window: &mut Window,
+        places: &mut Places,
         process: &Process,
         time: u64,
         pool: &mut WorkerPool,
     ) -> ProcessIndex {
-        if let Some(known) = self.known.get_mut(&process.incarnation) {
-            if known.ask.is_some_and(|ask| time >= ask) {
-                known.ask = None;
+        if let Some(sampled) = self.sampled.get_mut(&process.incarnation) {
+            let index = places.process(&sampled.shared);
+            if sampled.ask.is_some_and(|ask| time >= ask) {
+                sampled.ask = None;
                 if let Some(name) = ask(pool, process.pid, service::published) {
-                    rename(window, known.index, name);
+                    sampled.set_service(places, name);
                 }
             }
-            return known.index;
+            return index;
         }
-        if window.is_crowded() {
-            return self.program(window, process);
+        // What is counted by its program is not asked for anything.
+        if places.window.is_crowded() {
+            return places.program(&process.name, &process.exe);
         }
         let ask = process.forked.map(|forked| forked.saturating_add(SETTLED));
         let ask = ask.filter(|ask| time < *ask);
@@ -102,42 +111,23 @@ impl Processes {
             Some(_) => None,
         };
         let service = published.unwrap_or_else(|| self.environment(process, pool));
-        let added = window.add_process(profile::Process {
-            pid: process.pid,
-            name: process.name.clone(),
-            exe: process.exe.to_string_lossy().into_owned(),
-            service,
+        let shared = Arc::new(SharedProcess {
+            incarnation: process.incarnation,
+            process: profile::Process {
+                pid: process.pid,
+                name: process.name.clone(),
+                exe: process.exe.to_string_lossy().into_owned(),
+                service,
+            },
         });
-        let Some(index) = added else {
-            return self.program(window, process);
-        };
-        let known = WindowProcess {
-            index,
+        let index = places.process(&shared);
+        let sampled = SampledProcess {
+            shared,
             ask,
             is_client: false,
         };
-        self.known.insert(process.incarnation, known);
+        self.sampled.insert(process.incarnation, sampled);
         index
-    }
-
-    /// Stands for all processes of a program that are not told apart.
-    fn program(&mut self, window: &mut Window, process: &Process) -> ProcessIndex {
-        let key = (process.name.clone(), process.exe.clone());
-        if let Some(index) = self.programs.get(&key) {
-            return *index;
-        }
-        if self.programs.len() >= MAX_PROGRAMS {
-            return *self.others.get_or_insert_with(|| window.add_program(None));
-        }
-        let exe = process.exe.to_string_lossy();
-        let index = window.add_program(Some((&process.name, &exe)));
-        self.programs.insert(key, index);
-        index
-    }
-
-    /// Programs whose processes were not all told apart.
-    pub fn programs(&self) -> usize {
-        self.programs.len()
     }
 
     /// The service in the environment of a process; empty for none.
@@ -153,33 +143,46 @@ impl Processes {
     }
 
     /// A process has sent something to a server, so it is ready with its start: at its first sample it may not
-    /// have said its service yet, and at the end of the recording it may have gone.
+    /// have said its service yet, and at the end of the recording it may have gone. `None`: it is not told apart.
     pub fn sent(
         &mut self,
-        window: &mut Window,
+        places: &mut Places,
         pid: u32,
         registry: &Registry,
         pool: &mut WorkerPool,
-    ) {
+    ) -> Option<Arc<SharedProcess>> {
         let incarnation = registry.known(pid).map_or(nobody(pid), |p| p.incarnation);
-        if let Some(known) = self.known.get_mut(&incarnation)
-            && !std::mem::replace(&mut known.is_client, true)
+        let sampled = self.sampled.get_mut(&incarnation)?;
+        if !std::mem::replace(&mut sampled.is_client, true)
             && let Some(name) = ask(pool, pid, service::name_of)
         {
-            known.ask = None;
-            rename(window, known.index, name);
+            sampled.ask = None;
+            sampled.set_service(places, name);
         }
+        Some(Arc::clone(&sampled.shared))
     }
 
     /// Asks the processes that are still there once more for their service.
-    pub fn learn_services(&self, window: &mut Window, registry: &Registry, pool: &mut WorkerPool) {
+    pub fn learn_services(
+        &mut self,
+        places: &mut Places,
+        registry: &Registry,
+        pool: &mut WorkerPool,
+    ) {
         for process in registry.iter() {
-            if let Some(known) = self.known.get(&process.incarnation)
+            if let Some(sampled) = self.sampled.get_mut(&process.incarnation)
                 && let Some(name) = ask(pool, process.pid, service::name_of)
             {
-                rename(window, known.index, name);
+                sampled.set_service(places, name);
             }
         }
+    }
+
+    /// Forgets processes that have gone.
+    pub fn evict(&mut self, registry: &Registry) {
+        let alive: HashSet<u64> = registry.iter().map(|p| p.incarnation).collect();
+        self.sampled
+            .retain(|incarnation, _| alive.contains(incarnation));
     }
 }
 
@@ -187,12 +190,6 @@ impl Processes {
 fn ask(pool: &mut WorkerPool, pid: u32, question: fn(u32) -> Option<String>) -> Option<String> {
     let answer = pool.call(Subject::process(pid), move || question(pid));
     answer.done().flatten()
-}
-
-fn rename(window: &mut Window, index: ProcessIndex, service: String) {
-    if let Some(process) = window.process_mut(index) {
-        process.service = service;
-    }
 }
 
 /// Stands for the incarnation of a process of which nothing is known.
@@ -205,6 +202,7 @@ mod tests {
     use agent_ebpf::sample::Outcome;
 
     use super::*;
+    use crate::profile::MAX_PROGRAMS;
 
     fn process(pid: u32, name: &str) -> Process {
         Process {
@@ -236,8 +234,8 @@ mod tests {
     /// Rows crowd a window as processes do.
     #[test]
     fn rows_that_crowd_a_window() {
-        let mut window = Window::new();
-        let process = window.add_process(profile::Process {
+        let mut places = Places::new();
+        let process = places.window.add_process(profile::Process {
             pid: 1,
             name: String::new(),
             exe: String::new(),
@@ -245,23 +243,23 @@ mod tests {
         });
         let process = process.expect("the first");
         for tid in 0.. {
-            if window.is_crowded() {
+            if places.window.is_crowded() {
                 break;
             }
-            window.add(&sample(process, tid));
+            places.window.add(&sample(process, tid));
         }
-        assert_eq!(window.rows().len(), profile::MAX_ROWS / 2);
+        assert_eq!(places.window.rows().len(), profile::MAX_ROWS / 2);
     }
 
     /// In a crowded window processes that are new are counted by program, and those that were there before as before.
     #[test]
     fn a_crowded_window() {
-        let (mut window, mut pool) = (Window::new(), WorkerPool::new());
+        let (mut places, mut pool) = (Places::new(), WorkerPool::new());
         let mut processes = Processes::new();
         let gone = u32::MAX;
-        let first = processes.index(&mut window, &process(gone, "a"), 0, &mut pool);
-        while !window.is_crowded() {
-            window.add_process(profile::Process {
+        let first = processes.index(&mut places, &process(gone, "a"), 0, &mut pool);
+        while !places.window.is_crowded() {
+            places.window.add_process(profile::Process {
                 pid: 1,
                 name: String::new(),
                 exe: String::new(),
@@ -269,7 +267,7 @@ mod tests {
             });
         }
         let mut index =
-            |pid, name: &str| processes.index(&mut window, &process(pid, name), 0, &mut pool);
+            |pid, name: &str| processes.index(&mut places, &process(pid, name), 0, &mut pool);
         assert_eq!(index(gone, "a"), first);
         let late = index(gone - 1, "a");
         assert_ne!(late, first);
@@ -279,12 +277,16 @@ mod tests {
             index(pid, &format!("program {pid}"));
         }
         assert_eq!(index(gone - 4, "c"), index(gone - 5, "d"));
-        assert_eq!(processes.programs(), MAX_PROGRAMS);
+        assert_eq!(places.programs(), MAX_PROGRAMS);
         for tid in [5, 6] {
-            window.add(&sample(late, tid));
+            places.window.add(&sample(late, tid));
         }
-        assert_eq!(window.rows().len(), 1, "their threads are not told apart");
-        let late = &window.processes()[late.0 as usize];
+        assert_eq!(
+            places.window.rows().len(),
+            1,
+            "their threads are not told apart"
+        );
+        let late = &places.window.processes()[late.0 as usize];
         assert_eq!(
             (late.pid, late.name.as_str(), late.exe.as_str()),
             (0, "a", "/bin/a")

@@ -1,0 +1,289 @@
+//! The window that is being filled.
+
+use std::{collections::HashMap, path::Path, path::PathBuf, sync::Arc};
+
+use crate::{
+    postgres::{Counts, KnownSend, complete_workers},
+    profile::{
+        Caller, Frame, MAX_MODULES, MAX_PROGRAMS, Module, ModuleId, ModuleKey, ProcessIndex, Query,
+        SharedFrame, SharedModule, SharedProcess, SharedStack, Source, StackId, Unknown, Window,
+    },
+    query::{self, TextMode, Texts},
+};
+
+/// Callers' stacks whose place is remembered, so that not every sample of a statement looks its caller's frames up.
+const MAX_PLACED: usize = 4096;
+
+/// Everything that is an index into a window. It is replaced as a whole when the window is rotated; what outlives a window
+/// refers to modules, processes and stacks by their identity ([`SharedModule`], [`SharedProcess`], [`SharedStack`]).
+pub struct OpenWindow {
+    /// The samples, and what they refer to.
+    pub places: Places,
+    /// The queries.
+    pub texts: Texts,
+    /// How well samples could be attributed.
+    pub counts: Counts,
+    /// Samples whose stack was unwound by the agent.
+    pub continued: u64,
+    /// Samples whose stack could not be unwound by the agent, because a file did not answer in time.
+    pub not_continued: u64,
+}
+
+impl OpenWindow {
+    /// An empty window.
+    pub fn new(mode: TextMode) -> OpenWindow {
+        OpenWindow {
+            places: Places::new(),
+            texts: Texts::new(mode),
+            counts: Counts::default(),
+            continued: 0,
+            not_continued: 0,
+        }
+    }
+
+    /// Gives the silent samples of parallel workers what they were for, when all samples were added.
+    pub fn complete_workers(&mut self) {
+        complete_workers(&mut self.places.window, &mut self.counts);
+    }
+
+    /// The window, when all its samples were added.
+    pub fn finish(self) -> Window {
+        let query = |query: &query::Query| Query {
+            id: match query.id {
+                0 => format!("text:{:016x}", query.key),
+                id => id.to_string(),
+            },
+            text: Arc::clone(&query.text),
+        };
+        let mut window = self.places.window;
+        window.set_queries(self.texts.queries().iter().map(query).collect());
+        window
+    }
+}
+
+/// The places of modules, processes and stacks in a window.
+pub struct Places {
+    /// The counted samples.
+    pub window: Window,
+    modules: HashMap<ModuleKey, ModuleId>,
+    unknown_module: ModuleId,
+    /// By incarnation.
+    processes: HashMap<u64, ProcessIndex>,
+    /// Those that stand for all processes of a program, by its name and path.
+    programs: HashMap<(String, PathBuf), ProcessIndex>,
+    /// Stands for the processes of programs for which there was no room.
+    others: Option<ProcessIndex>,
+    /// Stacks of callers that were placed, by their address in memory, which is theirs as long as they are held here.
+    callers: HashMap<*const SharedFrame, (SharedStack, Option<StackId>)>,
+}
+
+impl Places {
+    /// Those of an empty window.
+    pub fn new() -> Places {
+        let mut window = Window::new();
+        let mut modules = HashMap::new();
+        // First, so that it is there when there is room for no other.
+        let unknown_module = window.add_module(unknown_module()).unwrap_or(ModuleId(0));
+        modules.insert(ModuleKey::Unknown, unknown_module);
+        Places {
+            window,
+            modules,
+            unknown_module,
+            processes: HashMap::new(),
+            programs: HashMap::new(),
+            others: None,
+            callers: HashMap::new(),
+        }
+    }
+
+    /// Whether a module has a sample in this window.
+    pub fn has_module(&self, key: ModuleKey) -> bool {
+        self.modules.contains_key(&key)
+    }
+
+    /// A module's index. `shared` is asked for a module that is new here. Beyond the bound code counts under the module of
+    /// unknown addresses, and is not looked up for each sample.
+    pub fn module(
+        &mut self,
+        key: ModuleKey,
+        shared: impl FnOnce() -> Arc<SharedModule>,
+    ) -> ModuleId {
+        if let Some(id) = self.modules.get(&key) {
+            return *id;
+        }
+        if self.window.modules().len() >= MAX_MODULES {
+            return self.unknown_module;
+        }
+        let Some(id) = self.window.add_module(shared().module.clone()) else {
+            return self.unknown_module;
+        };
+        self.modules.insert(key, id);
+        id
+    }
+
+    /// A process's index. One that is new here stands for its program where processes are not told apart any more.
+    pub fn process(&mut self, shared: &SharedProcess) -> ProcessIndex {
+        if let Some(index) = self.processes.get(&shared.incarnation) {
+            return *index;
+        }
+        let process = &shared.process;
+        let added = match self.window.is_crowded() {
+            true => None,
+            false => self.window.add_process(process.clone()),
+        };
+        match added {
+            Some(index) => {
+                self.processes.insert(shared.incarnation, index);
+                index
+            }
+            None => self.program(&process.name, Path::new(&process.exe)),
+        }
+    }
+
+    /// Stands for all processes of a program that are not told apart.
+    pub fn program(&mut self, name: &str, exe: &Path) -> ProcessIndex {
+        let key = (name.to_owned(), exe.to_owned());
+        if let Some(index) = self.programs.get(&key) {
+            return *index;
+        }
+        if self.programs.len() >= MAX_PROGRAMS {
+            let window = &mut self.window;
+            return *self.others.get_or_insert_with(|| window.add_program(None));
+        }
+        let path = exe.to_string_lossy();
+        let index = self.window.add_program(Some((name, &path)));
+        self.programs.insert(key, index);
+        index
+    }
+
+    /// Programs whose processes were not all told apart.
+    pub fn programs(&self) -> usize {
+        self.programs.len()
+    }
+
+    /// Corrects the service of a process that is in this window.
+    pub fn set_service(&mut self, incarnation: u64, service: &str) {
+        if let Some(index) = self.processes.get(&incarnation)
+            && let Some(process) = self.window.process_mut(*index)
+        {
+            service.clone_into(&mut process.service);
+        }
+    }
+
+    /// A caller whose stack is known, in terms of this window.
+    pub fn caller(&mut self, send: &KnownSend) -> Caller {
+        let process = self.process(&send.process);
+        match self.stack(&send.stack) {
+            Some(stack) => send.caller(process, stack),
+            None => Caller::Process {
+                process,
+                reason: Unknown::Lost,
+            },
+        }
+    }
+
+    fn stack(&mut self, shared: &SharedStack) -> Option<StackId> {
+        if let Some((_, stack)) = self.callers.get(&shared.as_ptr()) {
+            return *stack;
+        }
+        let frames: Vec<Frame> = shared
+            .iter()
+            .map(|frame| Frame {
+                module: self.module(frame.module.key, || Arc::clone(&frame.module)),
+                address: frame.address,
+                exact: frame.exact,
+            })
+            .collect();
+        let stack = self.window.intern(&frames, &[]);
+        if self.callers.len() >= MAX_PLACED {
+            self.callers.clear();
+        }
+        self.callers
+            .insert(shared.as_ptr(), (Arc::clone(shared), stack));
+        stack
+    }
+}
+
+/// The module of addresses outside every mapping.
+pub fn unknown_module() -> Module {
+    Module {
+        name: "[no mapping]".to_owned(),
+        build_id: None,
+        source: Source::Unknown,
+        is_local: true,
+        debug_dir: None,
+        version: None,
+        snapshot: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use agent_ebpf::sample::Outcome;
+
+    use super::*;
+    use crate::profile::Process;
+
+    fn shared_module(key: ModuleKey, name: &str) -> Arc<SharedModule> {
+        let module = Module {
+            name: name.to_owned(),
+            ..unknown_module()
+        };
+        Arc::new(SharedModule { key, module })
+    }
+
+    /// A stack that the kernel handed over in one window has its place in the next as well, whatever stands before it there.
+    #[test]
+    fn a_caller_outlives_a_window() {
+        let frame = |module: &Arc<SharedModule>, address| SharedFrame {
+            module: Arc::clone(module),
+            address,
+            exact: false,
+        };
+        let (program, library) = (
+            shared_module(ModuleKey::File(1), "program"),
+            shared_module(ModuleKey::File(2), "library"),
+        );
+        let send = KnownSend {
+            process: Arc::new(SharedProcess {
+                incarnation: 7,
+                process: Process {
+                    pid: 42,
+                    name: "shop".to_owned(),
+                    exe: "/bin/shop".to_owned(),
+                    service: "product-service".to_owned(),
+                },
+            }),
+            stack: [frame(&library, 3), frame(&program, 2), frame(&program, 1)].into(),
+            outcome: Outcome::Complete,
+        };
+        for others in 0..3 {
+            let mut places = Places::new();
+            for other in 0..others {
+                let module = shared_module(ModuleKey::Jit(other), "other");
+                places.module(module.key, || Arc::clone(&module));
+            }
+            let Caller::Known { process, stack } = places.caller(&send) else {
+                panic!("not known");
+            };
+            assert_eq!(places.caller(&send), Caller::Known { process, stack });
+            let frames: Vec<Frame> = places.window.frames().copied().collect();
+            let stack: Vec<_> = places
+                .window
+                .stack(stack)
+                .map(|index| {
+                    let Frame {
+                        module, address, ..
+                    } = frames[index];
+                    (
+                        places.window.modules()[module.0 as usize].name.as_str(),
+                        address,
+                    )
+                })
+                .collect();
+            assert_eq!(stack, [("library", 3), ("program", 2), ("program", 1)]);
+            let process = &places.window.processes()[process.0 as usize];
+            assert_eq!(process, &send.process.process);
+        }
+    }
+}
