@@ -5,7 +5,6 @@
 //! is remembered beside the private cluster (`memory`), so that it is done once for a machine.
 
 mod cost;
-mod memory;
 mod sums;
 
 use std::path::PathBuf;
@@ -16,15 +15,16 @@ use axum::http::{HeaderValue, Method};
 use nix::sys::signal::Signal;
 use tokio::sync::oneshot;
 
-pub use memory::{Calibration, Machine, forget, path, recall, remember};
-pub use sums::{FAILED_PERCENT, Measured};
+pub use sums::FAILED_PERCENT;
 
+use crate::calibration::{Calibration, FileError, Machine, Measured, recall, server_version};
 use crate::catalogue::Catalogue;
 use crate::child::{Process, ReadyError};
 use crate::db::{Database, DbError};
 use crate::postgres::{self, Source};
 use crate::problem::Problem;
-use crate::services::gateway::{self, Upstream};
+use crate::services::gateway;
+use crate::services::upstream::{Upstream, UpstreamError, client};
 use crate::storm::StormReport;
 use crate::supervise::{self, SuperviseError};
 
@@ -49,13 +49,8 @@ const TRIGGER: &str = "/api/demo/trigger-database-scenario";
 #[derive(Debug, thiserror::Error)]
 pub enum CalibrateError {
     /// A file of ours or of the kernel's.
-    #[error("{path}: {source}")]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The private PostgreSQL.
     #[error("PostgreSQL did not start: {0}")]
     Postgres(ReadyError),
@@ -73,7 +68,7 @@ pub enum CalibrateError {
     Closed,
     /// The gateway has an address that is none.
     #[error(transparent)]
-    Gateway(#[from] gateway::UpstreamError),
+    Gateway(#[from] UpstreamError),
     /// The storm could not be had.
     #[error("the storm could not be had: {0}")]
     Storm(String),
@@ -126,18 +121,9 @@ pub async fn run(options: &Options, tell: impl Fn(&str)) -> Result<Outcome, Cali
     result
 }
 
-/// The size that is remembered for this machine and the server at `url`.
-pub async fn known_size(remembered: &std::path::Path, url: &str) -> Option<u32> {
-    let pool = Database::from_url(url).ok()?.connect().await.ok()?;
-    let version = server_version(&pool).await;
-    pool.close().await;
-    Some(recall(remembered, &Machine::with(version.ok()?))?.products)
-}
-
 fn start_postgres(options: &Options) -> std::io::Result<Process> {
     let (directory, user) = (options.directory.as_deref(), options.user.as_deref());
-    let mut command =
-        supervise::postgres_command(&options.program, &options.source, directory, user);
+    let mut command = postgres::command(&options.program, &options.source, directory, user);
     command.stdout(std::process::Stdio::piped());
     Process::spawn_watching(&mut command)
 }
@@ -238,12 +224,6 @@ fn describe(products: u32, measured: &Measured) -> String {
     )
 }
 
-async fn server_version(pool: &sqlx::PgPool) -> Result<String, sqlx::Error> {
-    sqlx::query_scalar("SELECT current_setting('server_version')")
-        .fetch_one(pool)
-        .await
-}
-
 /// Opens the shop, has one round of the storm, and closes it.
 async fn one_round(
     options: &Options,
@@ -291,7 +271,7 @@ async fn one_round(
 
 async fn storm(address: &str) -> Result<StormReport, CalibrateError> {
     let told = |problem: Problem| CalibrateError::Storm(problem.detail);
-    let gateway = Upstream::new(gateway::NAME, address, gateway::client())?;
+    let gateway = Upstream::new(gateway::NAME, address, client())?;
     let body = Some((
         HeaderValue::from_static("application/json"),
         Bytes::from_static(b"{\"rounds\":1}"),

@@ -12,7 +12,7 @@ use sqlx::{Acquire, PgConnection, PgPool};
 use crate::db::{Failure, STATEMENT_TIMEOUT};
 use crate::problem::Problem;
 use crate::services::common::Service;
-use crate::simulate::{self, INDEX_PATH};
+use crate::services::demo::{self, INDEX_PATH};
 
 /// The index's name.
 pub const NAME: &str = "products_description_trgm";
@@ -156,8 +156,8 @@ async fn change(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Json<Changed>, Problem> {
-    simulate::check_allowed(service.simulation().is_enabled(), &headers)?;
-    let Change { action } = simulate::options(&body)?;
+    demo::check_allowed(service.simulation().is_enabled(), &headers)?;
+    let Change { action } = demo::options(&body)?;
     // A task of its own: what was begun is finished, also when nobody waits for it any more.
     let control = service.simulation().control().clone();
     let changed = tokio::spawn(async move { change_by(&control, action).await });

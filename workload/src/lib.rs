@@ -3,7 +3,8 @@
 //! - [`services`]: the shop's HTTP services, each with its routes and its queries;
 //! - [`db`]: pools, migrations, statements, and what their failures mean;
 //! - [`catalogue`]: products, customers, orders and stock, generated inside the database;
-//! - [`storm`]: 43 queries at once, measured; [`calibrate`]: the catalogue that they need here;
+//! - [`storm`]: 43 queries at once, measured; [`calibrate`]: the catalogue that they need here, and
+//!   [`calibration`], where that is remembered;
 //! - [`load`]: steady background traffic, measured;
 //! - [`simulate`]: what the demo does to a service on purpose; [`index`]: the fix;
 //! - [`supervise`]: the whole shop, one process per service;
@@ -12,6 +13,7 @@
 //! - [`scene`]: the investigator's script, which has all of it measured and recorded, and concludes.
 
 pub mod calibrate;
+pub mod calibration;
 pub mod catalogue;
 pub mod child;
 pub mod db;

@@ -19,7 +19,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 pub use tally::{Kind, Report};
 
-use crate::services::gateway::{self, Upstream, UpstreamError};
+use crate::services::gateway;
+use crate::services::upstream::{Upstream, UpstreamError, client};
 use crate::storm::{outcome, plan};
 use tally::Tally;
 
@@ -79,7 +80,7 @@ pub async fn run(
     options: &Options,
     stop: impl Future<Output = ()>,
 ) -> Result<Report, UpstreamError> {
-    let gateway = Upstream::new(gateway::NAME, &options.url, gateway::client())?;
+    let gateway = Upstream::new(gateway::NAME, &options.url, client())?;
     let shared = Arc::new(Shared {
         gateway,
         tally: Mutex::new(Tally::default()),

@@ -14,6 +14,8 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use tokio::process::Command;
+
 pub use binaries::{Binaries, Source, VERSION};
 pub use cluster::{Cluster, Server};
 pub use pin::{DEMO_CPUS, pin};
@@ -201,4 +203,24 @@ fn make_private_directory(path: &Path) -> Result<(), PostgresError> {
         directory: path.to_owned(),
         owner,
     })
+}
+
+/// The command of a private PostgreSQL that ends with us.
+pub(crate) fn command(
+    program: &Path,
+    source: &Source,
+    directory: Option<&Path>,
+    user: Option<&str>,
+) -> Command {
+    let mut command = Command::new(program);
+    command.args(["postgres", "--with-parent", "--source"]);
+    command.arg(source.to_string());
+    command.args(["--cpus", &DEMO_CPUS.to_string()]);
+    if let Some(directory) = directory {
+        command.arg("--directory").arg(directory);
+    }
+    if let Some(user) = user {
+        command.args(["--user", user]);
+    }
+    command
 }

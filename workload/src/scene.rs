@@ -30,7 +30,7 @@ use self::narrator::Narrator;
 use self::recording::Recording;
 use self::stage::Stage;
 use crate::child;
-use crate::services::gateway::UpstreamError;
+use crate::services::upstream::UpstreamError;
 use crate::user::UserError;
 
 /// Which part of the story.
@@ -203,7 +203,8 @@ async fn play(
         (outcome.traffic, outcome.storm) = (Some(traffic), Some(storm));
     }
     if act.has(Act::Investigation) {
-        let (investigation, storm) = investigation::tell(narrator, &shop, options).await?;
+        let (mut investigation, storm) = investigation::tell(narrator, &shop, options).await?;
+        readme::add(&mut investigation, &storm, options)?;
         outcome.problems.extend(investigation.problems());
         outcome.investigation = Some(investigation);
         outcome.storm.get_or_insert(storm);

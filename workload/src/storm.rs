@@ -20,7 +20,7 @@ pub(crate) use report::{latencies, quantile_ms, record};
 pub(crate) use round::outcome;
 
 use crate::problem::Problem;
-use crate::services::gateway::Upstream;
+use crate::services::upstream::Upstream;
 use crate::telemetry::span;
 use watch::{Peak, Seen};
 

@@ -5,7 +5,7 @@
 //! find out what did. It is named, and the rest is ended in order. All of it ends with this
 //! process, however that ends.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -14,13 +14,13 @@ use tokio::process::Command;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::calibrate;
+use crate::calibration;
 use crate::catalogue::Catalogue;
 use crate::child::{Process, ReadyError};
 use crate::postgres::{self, Source};
 use crate::serve::LISTENING;
 use crate::services::{gateway, inventory, order, product};
-use crate::user::{Account, UserError};
+use crate::user::{UserError, without_root};
 
 /// A first start fetches and initialises; on a slow line that takes a while.
 const POSTGRES_PATIENCE: Duration = Duration::from_secs(300);
@@ -117,7 +117,7 @@ async fn keep_open(
         Some(url) => url.clone(),
         None => {
             let (directory, user) = (options.directory.as_deref(), options.user.as_deref());
-            let command = postgres_command(&options.program, &options.source, directory, user);
+            let command = postgres::command(&options.program, &options.source, directory, user);
             parts.start_database(command).await?
         }
     };
@@ -149,7 +149,7 @@ impl Options {
     /// The catalogue, as large as this machine needs it.
     async fn sized(&self, url: &str) -> Catalogue {
         let known = match &self.remembered {
-            Some(path) => calibrate::known_size(path, url).await,
+            Some(path) => calibration::known_size(path, url).await,
             None => None,
         };
         Catalogue {
@@ -174,35 +174,6 @@ impl Options {
         command.env_remove("OTEL_SERVICE_NAME");
         without_root(command, self.user.as_deref())
     }
-}
-
-/// The command of a private PostgreSQL that ends with us.
-pub(crate) fn postgres_command(
-    program: &Path,
-    source: &Source,
-    directory: Option<&Path>,
-    user: Option<&str>,
-) -> Command {
-    let mut command = Command::new(program);
-    command.args(["postgres", "--with-parent", "--source"]);
-    command.arg(source.to_string());
-    command.args(["--cpus", &postgres::DEMO_CPUS.to_string()]);
-    if let Some(directory) = directory {
-        command.arg("--directory").arg(directory);
-    }
-    if let Some(user) = user {
-        command.args(["--user", user]);
-    }
-    command
-}
-
-/// Has a service become `user` where we are root: a web service has no need of that.
-pub(crate) fn without_root(command: &mut Command, user: Option<&str>) -> Result<(), UserError> {
-    if nix::unistd::Uid::effective().is_root() {
-        let account = Account::unprivileged(user)?;
-        command.args(["--user", account.name()]);
-    }
-    Ok(())
 }
 
 fn service_command(

@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{Gid, Uid, User};
+use tokio::process::Command;
 
 /// The account that is used when root did not come through sudo: it exists on every system and
 /// owns nothing.
@@ -189,4 +190,13 @@ pub fn give_to_sudo_user(path: &Path) -> io::Result<()> {
         .and_then(|gid| gid.parse().ok())
         .map_or(account.user.gid, Gid::from_raw);
     std::os::unix::fs::lchown(path, Some(uid), Some(gid.as_raw()))
+}
+
+/// Has a service become `user` where we are root: a web service has no need of that.
+pub(crate) fn without_root(command: &mut Command, user: Option<&str>) -> Result<(), UserError> {
+    if Uid::effective().is_root() {
+        let account = Account::unprivileged(user)?;
+        command.args(["--user", account.name()]);
+    }
+    Ok(())
 }

@@ -5,6 +5,7 @@ use std::fs;
 use sqlx::{Connection, PgConnection, PgPool};
 
 use super::CalibrateError;
+use crate::calibration::FileError;
 use crate::catalogue::RARE_WORDS;
 use crate::services::product::SEARCH;
 
@@ -56,15 +57,16 @@ async fn search(connection: &mut PgConnection, word: &str) -> Result<(), sqlx::E
 /// (<https://docs.kernel.org/scheduler/sched-stats.html#proc-pid-schedstat>).
 fn cpu_nanos(pid: i32) -> Result<u64, CalibrateError> {
     let path = format!("/proc/{pid}/schedstat");
-    let text = fs::read_to_string(&path).map_err(|source| CalibrateError::File {
+    let text = fs::read_to_string(&path).map_err(|source| FileError {
         path: path.clone().into(),
         source,
     })?;
     let first = text.split_whitespace().next();
-    first
-        .and_then(|nanos| nanos.parse().ok())
-        .ok_or_else(|| CalibrateError::File {
+    let nanos = first.and_then(|nanos| nanos.parse().ok());
+    nanos.ok_or_else(|| {
+        CalibrateError::File(FileError {
             path: path.into(),
             source: std::io::ErrorKind::InvalidData.into(),
         })
+    })
 }

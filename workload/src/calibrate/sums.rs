@@ -1,7 +1,6 @@
 //! The arithmetic of a calibration, and what counts as success.
 
-use serde::{Deserialize, Serialize};
-
+use crate::calibration::Measured;
 use crate::catalogue::MAX_PRODUCTS;
 use crate::storm::StormReport;
 use crate::storm::plan::QUERIES_OF_A_ROUND;
@@ -37,21 +36,6 @@ const STEP: f64 = 1000.0;
 
 /// One measurement never changes the size by more than this factor: it may have been disturbed.
 const MAX_CHANGE: f64 = 1.6;
-
-/// What a round of the storm showed.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Measured {
-    /// The 95th percentile of the completed queries.
-    pub p95_ms: Option<f64>,
-    /// Queries that failed, in percent.
-    pub failed_percent: f64,
-    /// The fullest that the pools were seen, in percent.
-    pub pool_utilization_percent: f64,
-    /// The background's 95th percentile just before.
-    pub baseline_p95_ms: Option<f64>,
-    /// One query alone, just before.
-    pub single_query_ms: Option<f64>,
-}
 
 impl From<&StormReport> for Measured {
     fn from(report: &StormReport) -> Self {

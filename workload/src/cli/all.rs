@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::Args;
 use workload::serve::LISTENING;
 use workload::user::Account;
-use workload::{calibrate, child, supervise};
+use workload::{calibration, child, supervise};
 
 use super::{Cluster, Shop, announce, runtime};
 
@@ -40,7 +40,7 @@ impl All {
         let remembered = match (&self.database_url, self.shop.products) {
             (None, None) => {
                 let account = Account::unprivileged(self.cluster.user.as_deref())?;
-                Some(calibrate::path(&account.cache()?))
+                Some(calibration::path(&account.cache()?))
             }
             _ => None,
         };

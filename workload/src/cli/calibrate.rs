@@ -3,6 +3,7 @@
 use anyhow::{Context, bail};
 use clap::Args;
 use workload::calibrate::{self, Outcome};
+use workload::calibration;
 use workload::user::Account;
 
 use super::{Cluster, announce, runtime};
@@ -27,7 +28,7 @@ impl Calibrate {
     /// Runs it.
     pub fn run(self) -> anyhow::Result<()> {
         let account = Account::unprivileged(self.cluster.user.as_deref())?;
-        let path = calibrate::path(&account.cache()?);
+        let path = calibration::path(&account.cache()?);
         let options = calibrate::Options {
             program: std::env::current_exe().context("cannot find this program's own path")?,
             source: self.cluster.source,
@@ -47,12 +48,12 @@ impl Calibrate {
         let (calibration, what) = match &outcome {
             Outcome::Known(known) => (known, "known"),
             Outcome::Measured(measured) => {
-                calibrate::remember(&path, measured)?;
+                calibration::remember(&path, measured)?;
                 (measured, "remembered")
             }
             Outcome::Nearest { found, refuted } => {
                 if *refuted {
-                    calibrate::forget(&path)?;
+                    calibration::forget(&path)?;
                 }
                 (found, "the nearest, not remembered")
             }

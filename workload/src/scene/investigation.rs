@@ -10,13 +10,11 @@ use serde_json::Value;
 use super::evidence::{self, Caller, Query, Stacks, Step, share};
 use super::fire::{self, ms};
 use super::narrator::{Narrator, Tone, toned};
-use super::readme;
 use super::shop::Shop;
 use super::{Options, Recording, SceneError};
 use crate::index::Action;
 use crate::services::product;
 use crate::storm::StormReport;
-use crate::user;
 
 /// What the search's function is called: what the audience is promised.
 pub const FUNCTION: &str = "search_products_unindexed";
@@ -172,7 +170,7 @@ pub async fn tell(
     files.push(picture);
     let total = |side: &str| difference["total"][side].as_f64();
     let Verdict { query, caller, .. } = &verdict;
-    let mut investigation = Investigation {
+    let investigation = Investigation {
         function: caller.function.clone(),
         file: caller.file.clone(),
         line: caller.line,
@@ -192,21 +190,6 @@ pub async fn tell(
         files,
     };
     investigation.tell_difference(narrator);
-    let readme = options.output_dir.join("README.md");
-    let text = readme::text(&investigation, &before_fix, options);
-    let failed = |source| SceneError::Output {
-        path: readme.clone(),
-        source,
-    };
-    std::fs::write(&readme, text).map_err(failed)?;
-    investigation.files.push(readme.clone());
-    // Pictures first.
-    investigation
-        .files
-        .sort_by_key(|file| file.extension().is_none_or(|ending| ending != "svg"));
-    for file in &investigation.files {
-        user::give_to_sudo_user(file).map_err(failed)?;
-    }
     Ok((investigation, before_fix))
 }
 

@@ -5,13 +5,37 @@ use std::time::SystemTime;
 
 use super::fire::ms;
 use super::investigation::{Investigation, place};
-use super::{Options, Recording};
-use crate::calibrate::Machine;
+use super::{Options, Recording, SceneError};
+use crate::calibration::Machine;
 use crate::storm::StormReport;
 use crate::storm::plan::QUERIES_OF_A_ROUND;
+use crate::user;
+
+/// Writes it beside the pictures, and gives all of these files to the user behind sudo.
+pub fn add(
+    investigation: &mut Investigation,
+    storm: &StormReport,
+    options: &Options,
+) -> Result<(), SceneError> {
+    let readme = options.output_dir.join("README.md");
+    let failed = |source| SceneError::Output {
+        path: readme.clone(),
+        source,
+    };
+    std::fs::write(&readme, text(investigation, storm, options)).map_err(failed)?;
+    investigation.files.push(readme.clone());
+    // Pictures first.
+    investigation
+        .files
+        .sort_by_key(|file| file.extension().is_none_or(|ending| ending != "svg"));
+    for file in &investigation.files {
+        user::give_to_sudo_user(file).map_err(failed)?;
+    }
+    Ok(())
+}
 
 /// The text, with the figures of this time.
-pub fn text(found: &Investigation, storm: &StormReport, options: &Options) -> String {
+fn text(found: &Investigation, storm: &StormReport, options: &Options) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
     let _ = write(&mut text, found, storm, options);

@@ -11,7 +11,8 @@ use super::SceneError;
 use crate::index::Action;
 use crate::load::{self, Pace};
 use crate::problem::Problem;
-use crate::services::gateway::{self, Answer, Upstream};
+use crate::services::gateway;
+use crate::services::upstream::{Answer, Upstream, client};
 use crate::storm::StormReport;
 use crate::telemetry::memory::Line;
 
@@ -114,7 +115,7 @@ pub struct Shop(Upstream);
 impl Shop {
     /// The shop whose gateway is at `url` (`http://host:port`).
     pub fn at(url: &str) -> Result<Self, SceneError> {
-        Ok(Self(Upstream::new(gateway::NAME, url, gateway::client())?))
+        Ok(Self(Upstream::new(gateway::NAME, url, client())?))
     }
 
     /// The gateway's address.

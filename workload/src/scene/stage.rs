@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use super::narrator::Narrator;
 use super::shop::Shop;
 use super::{Options, SceneError};
-use crate::calibrate::Calibration;
+use crate::calibration::Calibration;
 use crate::child::Process;
 use crate::postgres::Source;
 use crate::serve::LISTENING;

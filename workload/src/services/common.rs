@@ -4,21 +4,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, MatchedPath, Query, Request, State};
+use axum::extract::{Query, Request};
 use axum::http::StatusCode;
-use axum::middleware::{self, Next};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use axum::{Json, Router};
-use serde::Serialize;
 use sqlx::PgPool;
 
-use crate::db::{ACQUIRE_TIMEOUT, Pool, PoolHealth, QueryCounts, STATEMENT_TIMEOUT};
-use crate::live::Latency;
+use crate::db::{ACQUIRE_TIMEOUT, Pool, STATEMENT_TIMEOUT};
 use crate::problem::Problem;
-use crate::simulate::{self, HeavyQuery, Simulation, SimulationState};
-use crate::{profiling, telemetry};
+use crate::simulate::{HeavyQuery, Simulation};
 
 /// A request may wait for a connection, then run a statement, and needs a moment of its own.
 pub const REQUEST_TIMEOUT: Duration =
@@ -61,58 +57,6 @@ impl Service {
         self.0.pool.close().await;
         self.0.simulation.control().close().await;
     }
-
-    /// `own` routes with everything around them that each service has. `pages` says what there is
-    /// to who asks for something else.
-    pub fn router(&self, own: Router<Self>, pages: &'static str) -> Router {
-        own.route("/health", get(health))
-            .merge(simulate::router())
-            .with_state(self.clone())
-            .layer(middleware::from_fn(time_limit))
-            .merge(profiling::router())
-            .merge(telemetry::routes())
-            .fallback(move || async move { no_such_page(pages) })
-            .method_not_allowed_fallback(no_such_method)
-            .layer(DefaultBodyLimit::max(MAX_BODY))
-            .layer(middleware::from_fn(telemetry::http::serve))
-    }
-}
-
-/// What `GET /health` tells.
-#[derive(Debug, Serialize)]
-struct Health {
-    status: &'static str,
-    service: &'static str,
-    pool: PoolHealth,
-    queries: QueryCounts,
-    latency: Latency,
-    simulation: SimulationState,
-    demo: bool,
-}
-
-/// Alive, and how full its pool is. Asks the database nothing: with an exhausted pool that
-/// question would wait in the same queue.
-async fn health(State(service): State<Service>) -> Json<Health> {
-    let pool = service.pool();
-    Json(Health {
-        status: "ok",
-        service: pool.service(),
-        pool: pool.health(),
-        queries: pool.queries(),
-        latency: pool.live().latency(),
-        simulation: service.simulation().state(),
-        demo: service.simulation().is_enabled(),
-    })
-}
-
-/// Ends a request that takes too long. Its future is dropped, and the connection given back.
-async fn time_limit(path: Option<MatchedPath>, request: Request, next: Next) -> Response {
-    let path = path.as_ref().map_or("?", MatchedPath::as_str);
-    if path == simulate::INDEX_PATH {
-        // An index takes as long as it takes.
-        return next.run(request).await;
-    }
-    within(REQUEST_TIMEOUT, path, request, next).await
 }
 
 /// Serves a request in `limit`, or says that it could not.
@@ -149,16 +93,4 @@ pub fn id(text: &str, thing: &str) -> Result<i64, Problem> {
         let detail = format!("a {thing}'s id is a whole number, such as 42");
         Problem::bad_request("bad_id", detail)
     })
-}
-
-fn no_such_page(pages: &str) -> Problem {
-    Problem::not_found("no_such_page", format!("try {pages}"))
-}
-
-async fn no_such_method() -> Problem {
-    Problem::new(
-        StatusCode::METHOD_NOT_ALLOWED,
-        "no_such_method",
-        "this page does not answer that method",
-    )
 }

@@ -11,7 +11,6 @@ mod pages;
 mod proxy;
 mod status;
 mod storm;
-mod upstream;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,10 +23,10 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 
 use super::common::{self, MAX_BODY};
+use super::upstream::{self, Upstream, UpstreamError, client};
 use crate::problem::Problem;
 use crate::storm::Storms;
 use crate::{profiling, telemetry};
-pub use upstream::{Answer, TIMEOUT as REQUEST_TIMEOUT, Upstream, UpstreamError, client};
 
 /// The service's name, in its answers and its telemetry.
 pub const NAME: &str = "api-gateway";

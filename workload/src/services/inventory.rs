@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, SqlStr};
 
 use super::common::{self, Service};
+use super::routes;
 use super::search::{Search, SearchQuery};
 use crate::db::{self, Connection, Statement};
 use crate::problem::Problem;
@@ -29,7 +30,7 @@ pub fn router(service: &Service) -> Router {
         .route("/inventory/check/{id}", get(check))
         .route("/inventory/reservations", post(reserve))
         .route("/inventory/low-stock", get(low_stock));
-    service.router(own, PAGES)
+    routes::router(service, own, PAGES)
 }
 
 /// What there is of a product.

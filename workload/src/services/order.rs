@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, SqlStr};
 
 use super::common::{self, Service};
+use super::routes;
 use super::search::{Search, SearchQuery, check_limit};
 use crate::db::{self, Connection, Statement};
 use crate::problem::Problem;
@@ -33,7 +34,7 @@ pub fn router(service: &Service) -> Router {
         .route("/orders", post(place))
         .route("/orders/history", get(history))
         .route("/orders/popular-products", get(popular));
-    service.router(own, PAGES)
+    routes::router(service, own, PAGES)
 }
 
 /// A product and how often it was ordered.

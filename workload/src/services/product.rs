@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, SqlStr};
 
 use super::common::{self, Service};
+use super::routes;
 use super::search::{Search, SearchQuery, check_limit, escape_like};
 use crate::db::{self, Connection, Statement};
 use crate::index;
@@ -28,7 +29,7 @@ pub fn router(service: &Service) -> Router {
         .route("/products/search", get(search))
         .route("/products/{id}", get(product))
         .merge(index::router());
-    service.router(own, PAGES)
+    routes::router(service, own, PAGES)
 }
 
 /// One product, as a search lists it.

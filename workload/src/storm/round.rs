@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use super::Services;
 use super::plan::{self, Ask};
 use super::report::{self, Asked, COMPLETED};
-use crate::services::gateway::{Answer, REQUEST_TIMEOUT, Upstream};
+use crate::services::upstream::{Answer, TIMEOUT, Upstream};
 use crate::telemetry::span;
 
 /// Visitors of the background who come at the same time.
@@ -128,7 +128,7 @@ async fn query(services: Services, ask: Ask, round: u32) -> Asked {
 async fn timed(services: &Services, ask: &Ask) -> (Duration, String) {
     let service: &Upstream = &services[ask.service];
     let start = Instant::now();
-    let call = service.call(ask.template, Method::GET, &ask.path, None, REQUEST_TIMEOUT);
+    let call = service.call(ask.template, Method::GET, &ask.path, None, TIMEOUT);
     let outcome = match call.await {
         Ok(answer) => outcome(&answer),
         Err(problem) => problem.code.to_owned(),

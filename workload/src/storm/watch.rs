@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::Services;
 use crate::problem::Problem;
-use crate::services::gateway::Upstream;
+use crate::services::upstream::Upstream;
 
 /// A service under a storm answers this question in milliseconds; one that needs longer is left out.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -12,10 +12,10 @@ use axum::routing::post;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::upstream::{Answer, TIMEOUT};
 use super::{Gateway, Upstream};
 use crate::problem::Problem;
-use crate::simulate::{self, INDEX_PATH};
+use crate::services::demo::{INDEX_PATH, check_allowed};
+use crate::services::upstream::{Answer, TIMEOUT};
 
 /// An index of the largest catalogue on a busy machine.
 const INDEX_PATIENCE: Duration = Duration::from_secs(300);
@@ -46,7 +46,7 @@ struct Done {
 fn all(path: &'static str) -> axum::routing::MethodRouter<Gateway> {
     post(
         async move |State(gateway): State<Gateway>, headers: HeaderMap, body: Bytes| {
-            simulate::check_allowed(gateway.is_demo(), &headers)?;
+            check_allowed(gateway.is_demo(), &headers)?;
             if path == RESET {
                 // First: its next round would begin again what the services end.
                 gateway.storms().cancel();
@@ -74,7 +74,7 @@ async fn index(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Answer, Problem> {
-    simulate::check_allowed(gateway.is_demo(), &headers)?;
+    check_allowed(gateway.is_demo(), &headers)?;
     ask(gateway.product(), INDEX_PATH, body, INDEX_PATIENCE).await
 }
 

@@ -8,9 +8,9 @@ use axum::response::IntoResponse;
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
 
-use super::upstream::TIMEOUT;
 use super::{Gateway, Upstream};
 use crate::problem::Problem;
+use crate::services::upstream::TIMEOUT;
 
 /// What precedes a service's own path.
 const PREFIX: &str = "/api";

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::{Gateway, Upstream};
 use crate::problem::Problem;
-use crate::simulate;
+use crate::services::demo::{check_allowed, options};
 use crate::storm::{MAX_ROUNDS, Progress, Services, StormReport};
 
 pub fn router() -> Router<Gateway> {
@@ -36,8 +36,8 @@ async fn trigger(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Json<StormReport>, Problem> {
-    simulate::check_allowed(gateway.is_demo(), &headers)?;
-    let Wanted { rounds } = simulate::options(&body)?;
+    check_allowed(gateway.is_demo(), &headers)?;
+    let Wanted { rounds } = options(&body)?;
     if !(1..=MAX_ROUNDS).contains(&rounds) {
         let detail = format!("rounds lies between 1 and {MAX_ROUNDS}");
         return Err(Problem::bad_request("rounds_out_of_range", detail));
@@ -58,6 +58,6 @@ async fn trigger(
 }
 
 async fn progress(State(gateway): State<Gateway>) -> Result<Json<Progress>, Problem> {
-    simulate::check_allowed(gateway.is_demo(), &HeaderMap::new())?;
+    check_allowed(gateway.is_demo(), &HeaderMap::new())?;
     Ok(Json(gateway.storms().progress()))
 }

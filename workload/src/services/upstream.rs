@@ -11,8 +11,8 @@ use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::de::DeserializeOwned;
 
+use super::common::REQUEST_TIMEOUT;
 use crate::problem::Problem;
-use crate::services::common::REQUEST_TIMEOUT;
 use crate::telemetry;
 
 /// Longer than a service takes to give up by itself: its own words are better than ours.

@@ -1,4 +1,4 @@
-//! What was found out about this machine, in a file beside the private cluster.
+//! The size of the catalogue that was found for a machine, in a file beside the private cluster.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -8,9 +8,8 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
-use super::CalibrateError;
-use super::sums::Measured;
 use crate::catalogue::MAX_PRODUCTS;
+use crate::db::Database;
 
 /// The file's name in the cache directory.
 const FILE: &str = "calibration.json";
@@ -40,6 +39,31 @@ pub struct Calibration {
     pub cpu_ms_per_query: f64,
     /// What a round of the storm showed with it.
     pub measured: Measured,
+}
+
+/// What a round of the storm showed.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// The 95th percentile of the completed queries.
+    pub p95_ms: Option<f64>,
+    /// Queries that failed, in percent.
+    pub failed_percent: f64,
+    /// The fullest that the pools were seen, in percent.
+    pub pool_utilization_percent: f64,
+    /// The background's 95th percentile just before.
+    pub baseline_p95_ms: Option<f64>,
+    /// One query alone, just before.
+    pub single_query_ms: Option<f64>,
+}
+
+/// A file that cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {source}")]
+pub struct FileError {
+    /// Which.
+    pub path: PathBuf,
+    /// What the system said.
+    pub source: io::Error,
 }
 
 impl Machine {
@@ -91,8 +115,26 @@ pub fn recall(path: &Path, machine: &Machine) -> Option<Calibration> {
     is_ours.then_some(found)
 }
 
+/// The size that is remembered for this machine and the server at `url`.
+pub async fn known_size(remembered: &Path, url: &str) -> Option<u32> {
+    let pool = Database::from_url(url).ok()?.connect().await.ok()?;
+    let version = server_version(&pool).await;
+    pool.close().await;
+    Some(recall(remembered, &Machine::with(version.ok()?))?.products)
+}
+
+/// The server's version.
+///
+/// # Errors
+/// The statement failed.
+pub async fn server_version(pool: &sqlx::PgPool) -> Result<String, sqlx::Error> {
+    sqlx::query_scalar("SELECT current_setting('server_version')")
+        .fetch_one(pool)
+        .await
+}
+
 /// Remembers. To be called as the user whom the cache belongs to.
-pub fn remember(path: &Path, calibration: &Calibration) -> Result<(), CalibrateError> {
+pub fn remember(path: &Path, calibration: &Calibration) -> Result<(), FileError> {
     let write = || -> io::Result<()> {
         let text = serde_json::to_string_pretty(calibration)?;
         // Complete or not at all.
@@ -106,16 +148,16 @@ pub fn remember(path: &Path, calibration: &Calibration) -> Result<(), CalibrateE
         file.write_all(text.as_bytes())?;
         fs::rename(&new, path)
     };
-    write().map_err(|source| CalibrateError::File {
+    write().map_err(|source| FileError {
         path: path.to_owned(),
         source,
     })
 }
 
 /// Forgets what proved wrong. To be called as the user whom the cache belongs to.
-pub fn forget(path: &Path) -> Result<(), CalibrateError> {
+pub fn forget(path: &Path) -> Result<(), FileError> {
     match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(CalibrateError::File {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(FileError {
             path: path.to_owned(),
             source,
         }),
