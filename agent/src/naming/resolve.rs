@@ -10,8 +10,8 @@ use super::builder::Builder;
 use crate::file::FileVersion;
 use crate::profile::{
     ADDRESS_ONLY, Attribution, Backend, CALLER_MODULE, Caller, Frame, LocationId, Module, ModuleId,
-    PROCESS_MODULE, Process, QUERY_MODULE, RecordingMeta, ResolvedProfile, ResolvedSample, RowKey,
-    Runtime, STACK_TABLE_FULL, Source, Window, key,
+    PROCESS_MODULE, Process, QUERY_MODULE, RARE_STACKS, RecordingMeta, ResolvedProfile,
+    ResolvedSample, RowKey, Runtime, STACK_TABLE_FULL, Source, Window, key,
 };
 use crate::symbolize::{Named, NamedFunction, Options, name_module};
 
@@ -245,18 +245,23 @@ fn samples(
             let stack = stacks
                 .entry((
                     row.stack,
+                    row.is_cut,
                     row.attribution.filter(|_| backend.is_some()),
                     row.process,
                 ))
                 .or_insert_with(|| {
-                    let mut stack: Vec<_> = window.stack(row.stack).map(|f| locations[f]).collect();
+                    let mut mark = |module, name: &str| {
+                        let key = (module, name.to_owned());
+                        *marks
+                            .entry(key)
+                            .or_insert_with(|| builder.mark(module, name))
+                    };
+                    let mut stack = Vec::new();
+                    if row.is_cut {
+                        stack.push(mark(RARE_STACKS, RARE_STACKS));
+                    }
+                    stack.extend(window.stack(row.stack).map(|f| locations[f]));
                     if let Some(backend) = backend {
-                        let mut mark = |module, name: &str| {
-                            let key = (module, name.to_owned());
-                            *marks
-                                .entry(key)
-                                .or_insert_with(|| builder.mark(module, name))
-                        };
                         stitch(window, locations, row, backend, &mut mark, &mut stack);
                     }
                     stack.into()

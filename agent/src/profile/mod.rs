@@ -6,6 +6,7 @@
 mod attribution;
 mod ids;
 mod meta;
+mod prune;
 mod resolved;
 mod shared;
 mod wait_event;
@@ -26,6 +27,6 @@ pub use shared::{ModuleKey, SharedFrame, SharedModule, SharedProcess, SharedStac
 pub use wait_event::WaitEvent;
 pub use window::{
     Frame, MAX_FRAMES, MAX_MODULES, MAX_PROCESSES, MAX_PROGRAMS, MAX_ROWS, MAX_STACK_NODES, Module,
-    Process, RawSample, RowKey, STACK_TABLE_FULL, Source, Tally, ThreadName, Window,
+    Process, RARE_STACKS, RawSample, RowKey, STACK_TABLE_FULL, Source, Tally, ThreadName, Window,
     WindowCounters,
 };

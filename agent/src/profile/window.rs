@@ -44,6 +44,9 @@ pub const MAX_PROGRAMS: usize = 1 << 12;
 /// Name of the process under which samples are counted when there are [`MAX_PROGRAMS`].
 pub const OTHER_PROCESSES: &str = "[other processes]";
 
+/// Name of the leaf of a stack that was cut short to make room ([`Window::prune`]).
+pub const RARE_STACKS: &str = "[rare stacks]";
+
 /// Name of the stack under which samples are counted that found a table full.
 pub const STACK_TABLE_FULL: &str = "[stack table full]";
 
@@ -179,9 +182,9 @@ pub struct RawSample<'a> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Node {
-    parent: StackId,
-    frame: u32,
+pub(super) struct Node {
+    pub(super) parent: StackId,
+    pub(super) frame: u32,
 }
 
 /// What equal samples have in common.
@@ -197,6 +200,8 @@ pub struct RowKey {
     pub outcome: Outcome,
     /// The stack, from the root of its user part to the leaf of its kernel part.
     pub stack: StackId,
+    /// Whether the stack's leaf end was cut off to make room.
+    pub is_cut: bool,
     /// What it was for: see [`Window::attribution`].
     pub attribution: Option<u32>,
 }
@@ -217,6 +222,8 @@ pub struct WindowCounters {
     pub samples: u64,
     /// Samples counted under [`STACK_TABLE_FULL`], because a table had reached its bound.
     pub stack_table_full: u64,
+    /// Samples whose stack was cut short to make room ([`Window::prune`]).
+    pub cut_short: u64,
 }
 
 /// The samples of a recording so far: counted, interned, bounded.
@@ -226,15 +233,17 @@ pub struct Window {
     processes: Vec<Process>,
     /// Two look-ups for each frame of each sample: with the standard library's hasher they were a quarter of the
     /// agent's CPU time. This one is seeded at random as well.
-    frames: IndexSet<Frame, RandomState>,
-    nodes: IndexSet<Node, RandomState>,
-    rows: IndexMap<RowKey, Tally>,
-    attributions: IndexSet<Attribution>,
+    pub(super) frames: IndexSet<Frame, RandomState>,
+    pub(super) nodes: IndexSet<Node, RandomState>,
+    pub(super) rows: IndexMap<RowKey, Tally>,
+    pub(super) attributions: IndexSet<Attribution>,
     queries: Vec<Query>,
     /// Samples of [`STACK_TABLE_FULL`] by process and outcome: bounded by [`MAX_PROCESSES`].
     overflow: IndexMap<(ProcessIndex, Outcome), u64>,
-    counters: WindowCounters,
-    max_nodes: usize,
+    pub(super) counters: WindowCounters,
+    pub(super) max_nodes: usize,
+    /// Pruning makes no room any more.
+    pub(super) is_exhausted: bool,
 }
 
 impl Default for Window {
@@ -262,6 +271,7 @@ impl Window {
             overflow: IndexMap::new(),
             counters: WindowCounters::default(),
             max_nodes: max_nodes.min(MAX_STACK_NODES),
+            is_exhausted: false,
         }
     }
 
@@ -335,6 +345,7 @@ impl Window {
             thread_name: sample.thread_name,
             outcome: sample.outcome,
             stack,
+            is_cut: false,
         });
         match row {
             Some(row) if self.rows.len() < MAX_ROWS || self.rows.contains_key(&row) => {
@@ -517,7 +528,8 @@ mod tests {
             window.counters(),
             WindowCounters {
                 samples: 3,
-                stack_table_full: 1
+                stack_table_full: 1,
+                cut_short: 0
             }
         );
     }

@@ -152,6 +152,13 @@ impl Session {
                 filled.places.programs()
             ));
         }
+        let cut_short = filled.places.window.counters().cut_short;
+        if cut_short > 0 {
+            runtime.note(format!(
+                "more distinct stacks than there is room for: {cut_short} samples of rare ones lost their leaf end, which is shown as {}",
+                crate::profile::RARE_STACKS
+            ));
+        }
         if self.tables.servers.refused > 0 {
             runtime.note(format!(
                 "more than {} PostgreSQL servers at the same time: {} others had to wait for a place, and their samples \

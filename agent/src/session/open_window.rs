@@ -96,6 +96,14 @@ impl Places {
         }
     }
 
+    /// Sees to it that the next sample finds room. Called when nobody holds a stack's index but the window.
+    pub fn make_room(&mut self) {
+        if self.window.is_nearly_full() {
+            self.window.prune();
+            self.callers.clear();
+        }
+    }
+
     /// Whether a module has a sample in this window.
     pub fn has_module(&self, key: ModuleKey) -> bool {
         self.modules.contains_key(&key)
