@@ -1,5 +1,5 @@
-//! Reads the status of the current process when it belongs to a PostgreSQL server, and sends it to the agent. See
-//! [`agent_ebpf::postgres`].
+//! Reads the status of the current process when it belongs to a PostgreSQL server, and sends it to the
+//! agent. See [`agent_ebpf::postgres`].
 
 use agent_ebpf::{
     counters::Counter,
@@ -23,8 +23,8 @@ use crate::{
     words,
 };
 
-/// Tells the agent the status of the sampled backend: by a record that is sent before the sample, or by a flag in the
-/// sample if the status is the same as in the last record.
+/// Tells the agent the status of the sampled backend: by a record that is sent before the sample, or by a
+/// flag in the sample if the status is the same as in the last record.
 #[inline(always)]
 pub fn tell(space: &Space, sample: &mut SampleHeader) {
     // SAFETY: the helper has no preconditions.
@@ -42,9 +42,9 @@ pub fn tell(space: &Space, sample: &mut SampleHeader) {
     counting::add(Counter::BackendNanos, end.wrapping_sub(start));
 }
 
-/// Whether the status has not changed since it was sent. Then the text, the state and the query id are the same, and so
-/// is the send that was found for them. This is worth a check because a statement usually takes many samples, and a
-/// record touches some fifteen cold cache lines.
+/// Whether the status has not changed since it was sent. Then the text, the state and the query id are the
+/// same, and so is the send that was found for them. This is worth a check because a statement usually
+/// takes many samples, and a record touches some fifteen cold cache lines.
 #[inline(always)]
 fn is_unchanged(revision: &StatusRevision) -> bool {
     // `st_changecount` and `st_procpid`.
@@ -56,7 +56,8 @@ fn is_unchanged(revision: &StatusRevision) -> bool {
 #[inline(always)]
 fn note(pid: u32, mm: u64, revision: StatusRevision) {
     if let Some(space) = PROCESSES.get_ptr_mut(pid) {
-        // SAFETY: this field is written only by samples of this process, and when the whole entry is replaced.
+        // SAFETY: this field is written only by samples of this process, and when the whole entry is
+        // replaced.
         let space = unsafe { &mut *space };
         if space.mm == mm {
             space.revision = revision;
@@ -64,15 +65,15 @@ fn note(pid: u32, mm: u64, revision: StatusRevision) {
     }
 }
 
-/// Makes the next sample send a record again. To be called when a sample was lost: the agent cannot use a backend record
-/// whose sample is missing.
+/// Makes the next sample send a record again. To be called when a sample was lost: the agent cannot use a
+/// backend record whose sample is missing.
 #[inline(always)]
 pub fn forget(sample: &SampleHeader) {
     note(sample.pid, sample.mm, StatusRevision::default());
 }
 
-/// Sends a complete backend record. `server` is 1 + the server's index. Returns the revision that was sent, or `None` if
-/// the next sample must not refer to it.
+/// Sends a complete backend record. `server` is 1 + the server's index. Returns the revision that was sent,
+/// or `None` if the next sample must not refer to it.
 #[inline(always)]
 fn tell_all(server: u32, sample: &SampleHeader) -> Option<StatusRevision> {
     let variables = SERVERS.get(server.checked_sub(1)?)?;
@@ -90,8 +91,8 @@ fn tell_all(server: u32, sample: &SampleHeader) -> Option<StatusRevision> {
     header.search = CallerSearch::None as u32;
     words::clear(&mut header.send);
     header.application[0] = 0;
-    // SAFETY: the entry is written only by samples of its process, and a backend has one thread, which runs on one CPU
-    // at a time.
+    // SAFETY: the entry is written only by samples of its process, and a backend has one thread, which runs
+    // on one CPU at a time.
     let is_known = |known: &*mut BackendFacts| unsafe { (**known).mm } == sample.mm;
     if KNOWN
         .get_ptr_mut(sample.pid)
@@ -112,8 +113,8 @@ fn tell_all(server: u32, sample: &SampleHeader) -> Option<StatusRevision> {
         // The backend may still be starting, so the facts about it are gathered again at the next sample.
         known.mm = 0;
     }
-    // Without a statement's start the text is taken from another variable, whose changes `st_changecount` does not
-    // count. And what is still incomplete must be read again.
+    // Without a statement's start the text is taken from another variable, whose changes `st_changecount`
+    // does not count. And what is still incomplete must be read again.
     let statement = word(&header.status, status::STATEMENT_START);
     let is_sought = header.flags & HAS_CONNECTION != 0;
     let is_counted =
@@ -190,7 +191,8 @@ fn describe(
     if header.flags & HAS_STATUS == 0 || statement == 0 {
         return;
     }
-    // The search is made once for each statement: later sends do not change which send was the last one before it.
+    // The search is made once for each statement: later sends do not change which send was the last one
+    // before it.
     if known.statement != statement {
         // An uncertain result is not cached, since the next sample may find a certain one.
         let is_certain = sends::find(header, statement, known.served.since);
@@ -211,9 +213,9 @@ fn wait_event(address: u64) -> u32 {
     }
 }
 
-/// Reads the status, and returns the address of the text, or 0 if there is none. A status that the backend was changing
-/// when it was interrupted is not used: its text may be the beginning of one statement followed by the end of another, in
-/// which literals cannot be recognized and removed.
+/// Reads the status, and returns the address of the text, or 0 if there is none. A status that the backend
+/// was changing when it was interrupted is not used: its text may be the beginning of one statement
+/// followed by the end of another, in which literals cannot be recognized and removed.
 #[inline(always)]
 fn status_of(variables: &ServerVariables, header: &mut BackendHeader, known: &BackendFacts) -> u64 {
     let status = &mut header.status;
@@ -227,14 +229,14 @@ fn status_of(variables: &ServerVariables, header: &mut BackendHeader, known: &Ba
         header.flags |= HAS_STATUS;
         read_string(word(status, status::APPLICATION), &mut header.application);
         let text = word(status, status::TEXT);
-        // Before the first statement, and with `track_activities = off`, there is no start, and the text is taken from
-        // `debug_query_string`.
+        // Before the first statement, and with `track_activities = off`, there is no start, and the text is
+        // taken from `debug_query_string`.
         if word(status, status::STATEMENT_START) != 0 {
             return text;
         }
     } else {
-        // Members that never change, such as the database, are kept if they were read from the right status: the same
-        // text in another database would count as another query.
+        // Members that never change, such as the database, are kept if they were read from the right
+        // status: the same text in another database would count as another query.
         if half(status, status::PROCESS) != known.pid {
             word_set(status, status::DATABASE, 0);
         }
@@ -257,8 +259,8 @@ fn own_connection(port: u64) -> Option<Connection> {
     socket::of_server(socket::of_descriptor(user::read(port)?)?)
 }
 
-/// Stores the connection of the current backend, so that its parallel workers can find it. `pid` is the backend's process
-/// id in its own pid namespace.
+/// Stores the connection of the current backend, so that its parallel workers can find it. `pid` is the
+/// backend's process id in its own pid namespace.
 #[inline(always)]
 pub fn remember(server: u32, pid: u32, connection: Connection) -> Option<ServedConnection> {
     let key = BackendKey { server, pid };
@@ -271,7 +273,8 @@ pub fn remember(server: u32, pid: u32, connection: Connection) -> Option<ServedC
     Some(served)
 }
 
-/// Forgets a process that has exited or runs another program. `server` is 1 + the server's index, or 0 for none.
+/// Forgets a process that has exited or runs another program. `server` is 1 + the server's index, or 0 for
+/// none.
 #[inline(always)]
 pub fn ended(pid: u32, server: u32) {
     let Some(known) = KNOWN.get_ptr(pid) else {
@@ -295,8 +298,9 @@ pub fn status_address(variables: &ServerVariables) -> Option<u64> {
     follow(variables.my_be_entry)
 }
 
-/// Start of the current backend's statement, in PostgreSQL's own time. `entry` is the address of its status, `pid` its
-/// process id in its own pid namespace. `None` if the status cannot be read, or belongs to another backend.
+/// Start of the current backend's statement, in PostgreSQL's own time. `entry` is the address of its
+/// status, `pid` its process id in its own pid namespace. `None` if the status cannot be read, or belongs
+/// to another backend.
 #[inline(always)]
 pub fn statement_of(entry: u64, pid: u32) -> Option<u64> {
     let words: [u64; status::STATEMENT_START / 8 + 1] = user::read(entry)?;
@@ -304,9 +308,9 @@ pub fn statement_of(entry: u64, pid: u32) -> Option<u64> {
     ((words[0] >> 32) as u32 == pid).then_some(words[status::STATEMENT_START / 8])
 }
 
-/// The leader's process id, from the `BackgroundWorker` entry of a parallel worker. The entry begins with the worker's
-/// name, `parallel worker for PID 123` (src/backend/access/transam/parallel.c, `LaunchParallelWorkers`). `None` for
-/// background workers of other kinds.
+/// The leader's process id, from the `BackgroundWorker` entry of a parallel worker. The entry begins with
+/// the worker's name, `parallel worker for PID 123` (src/backend/access/transam/parallel.c,
+/// `LaunchParallelWorkers`). `None` for background workers of other kinds.
 #[inline(always)]
 fn leader(entry: u64) -> Option<u32> {
     const PREFIX: [u64; 3] = [
@@ -339,7 +343,8 @@ fn title(to: &mut [u8; TITLE_BYTES]) {
     }
 }
 
-/// Reads the bytes of the status from offset `FROM` up to `TO`. Reading only the needed parts touches fewer cache lines.
+/// Reads the bytes of the status from offset `FROM` up to `TO`. Reading only the needed parts touches fewer
+/// cache lines.
 #[inline(always)]
 fn read<const FROM: usize, const TO: usize>(entry: u64, to: &mut [u8; STATUS_BYTES]) -> bool {
     const { assert!(FROM < TO && TO <= STATUS_BYTES) };
@@ -369,8 +374,8 @@ fn read_text(address: u64, to: &mut [u8; TEXT_BYTES]) -> u32 {
 /// The eight bytes of the status at an offset.
 #[inline(always)]
 fn word(status: &[u8; STATUS_BYTES], at: usize) -> u64 {
-    // SAFETY: callers pass constants of the module `status`, which are at least eight bytes before the end and aligned
-    // for what is read.
+    // SAFETY: callers pass constants of the module `status`, which are at least eight bytes before the end
+    // and aligned for what is read.
     unsafe { status.as_ptr().add(at).cast::<u64>().read() }
 }
 

@@ -1,6 +1,6 @@
-//! Notes the sends of clients to PostgreSQL servers. The programs run in the client's thread before the server is woken,
-//! and store its stack and trace context in the [`SendRing`] of the connection. They also see when the server answers,
-//! which ends a turn. The whole protocol is drawn in `sends.rs`.
+//! Notes the sends of clients to PostgreSQL servers. The programs run in the client's thread before the
+//! server is woken, and store its stack and trace context in the [`SendRing`] of the connection. They also
+//! see when the server answers, which ends a turn. The whole protocol is drawn in `sends.rs`.
 
 use agent_ebpf::{
     counters::Counter,
@@ -30,11 +30,12 @@ use crate::{
     walk, words,
 };
 
-/// Length of a window of the stack budget, nanoseconds. It is short so that the rate adapts quickly to a burst of sends.
+/// Length of a window of the stack budget, nanoseconds. It is short so that the rate adapts quickly to a
+/// burst of sends.
 pub const BUDGET_WINDOW: u64 = 100_000_000;
 
-/// Of the sends without a stack, those are timed whose number in the window is 1 under this mask (every sixteenth),
-/// because reading the clock is a considerable part of what a send costs.
+/// Of the sends without a stack, those are timed whose number in the window is 1 under this mask (every
+/// sixteenth), because reading the clock is a considerable part of what a send costs.
 const TIMED_MASK: u32 = 15;
 
 /// Handles a send on a TCP socket; in the sender's thread, before the first byte has left.
@@ -49,8 +50,8 @@ pub fn unix(socket: Pointer) -> Option<()> {
     passes(socket::sent_by_unix(socket)?)
 }
 
-/// Handles data that was just put into the receive queue of a Unix socket; in the sender's thread, before the reader is
-/// woken.
+/// Handles data that was just put into the receive queue of a Unix socket; in the sender's thread, before
+/// the reader is woken.
 #[inline(always)]
 pub fn unix_received(sock: Pointer) -> Option<()> {
     passes(socket::received_by_unix(sock)?)
@@ -92,15 +93,16 @@ fn asks(connection: &Connection, ring: Option<*mut SendRing>) -> Option<()> {
     Some(())
 }
 
-/// Handles a send from the server to the client. A long answer is sent in many pieces, the first of which ends the turn.
+/// Handles a send from the server to the client. A long answer is sent in many pieces, the first of which
+/// ends the turn.
 #[inline(always)]
 fn answers(connection: &Connection, ring: Option<*mut SendRing>) -> Option<()> {
     let ring = match ring {
         Some(ring) => ring,
         None => CONNECTIONS.get_ptr_mut(connection)?,
     };
-    // SAFETY: the client usually waits for this answer and does not write to the ring. If it is pipelining it may, and
-    // then a send may be attributed to the turn before or after its own.
+    // SAFETY: the client usually waits for this answer and does not write to the ring. If it is pipelining
+    // it may, and then a send may be attributed to the turn before or after its own.
     let ring = unsafe { &mut *ring };
     let pid = task::pid();
     let known = match ring.backend == pid {
@@ -120,7 +122,8 @@ fn answers(connection: &Connection, ring: Option<*mut SendRing>) -> Option<()> {
     Some(())
 }
 
-/// Stores in the ring which backend answers. Returns the start of its statement, 0 if it cannot be read or there is none.
+/// Stores in the ring which backend answers. Returns the start of its statement, 0 if it cannot be read or
+/// there is none.
 #[inline(always)]
 fn meet(ring: &mut SendRing, pid: u32, connection: &Connection) -> Option<u64> {
     let server = task::space()?.server.checked_sub(1)?;
@@ -149,8 +152,9 @@ fn ring_of(connection: &Connection) -> Option<*mut SendRing> {
 #[inline(always)]
 fn note(ring: &mut SendRing, now: u64, trace_offset: i32) {
     let ids = bpf_get_current_pid_tgid();
-    // A turn uses at most half of the slots, and then overwrites its newest one. So the first sends of the turn are kept,
-    // and those of the turn before as well: an encrypted COPY sends its rows in one turn, after that of its statement.
+    // A turn uses at most half of the slots, and then overwrites its newest one. So the first sends of the
+    // turn are kept, and those of the turn before as well: an encrypted COPY sends its rows in one turn,
+    // after that of its statement.
     if ring.asked < SENDS as u32 / 2 {
         ring.next = ring.next.wrapping_add(1);
         ring.asked += 1;
@@ -196,9 +200,9 @@ fn since(start: u64) -> u64 {
     unsafe { bpf_ktime_get_ns() }.wrapping_sub(start)
 }
 
-/// Whether the stack of this send is to be taken. If the previous window had more sends than the budget allows stacks, a
-/// random number decides, so that the stacks that are taken are a fair sample of all sends. A window takes at most twice
-/// its budget, in case there are suddenly more sends.
+/// Whether the stack of this send is to be taken. If the previous window had more sends than the budget
+/// allows stacks, a random number decides, so that the stacks that are taken are a fair sample of all
+/// sends. A window takes at most twice its budget, in case there are suddenly more sends.
 #[inline(always)]
 fn within_budget(budget: &mut Budget, now: u64) -> bool {
     let limit = CALLERS_PER_WINDOW.load();
@@ -235,16 +239,16 @@ fn count_time(budget: &mut Budget, nanos: u64) {
     }
 }
 
-/// Walks the stack of the current thread and holds it in the ring. If user space has to finish the walk, the stack is sent
-/// at once instead, together with a copy of the stack.
+/// Walks the stack of the current thread and holds it in the ring. If user space has to finish the walk,
+/// the stack is sent at once instead, together with a copy of the stack.
 #[inline(always)]
 fn take_stack(ring: &mut SendRing, slot: usize, now: u64) -> CallerStack {
     let Some(walk) = WALK.get_ptr_mut(CALLER) else {
         return CallerStack::Refused;
     };
-    // SAFETY: only the programs at sends use this slot. The kernel runs them where they cannot be
-    // preempted (kernel/trace/bpf_trace.c, `__bpf_trace_run`; kernel/kprobes.c), so only the sampling program can interrupt
-    // them, and that uses the other slot.
+    // SAFETY: only the programs at sends use this slot. The kernel runs them where they cannot be preempted
+    // (kernel/trace/bpf_trace.c, `__bpf_trace_run`; kernel/kprobes.c), so only the sampling program can
+    // interrupt them, and that uses the other slot.
     let walk = unsafe { &mut *walk };
     let send = &ring.sends[slot & (SENDS - 1)];
     walk.record.header.kind = KIND_CALLER;
@@ -264,7 +268,8 @@ fn take_stack(ring: &mut SendRing, slot: usize, now: u64) -> CallerStack {
     }
     walk::user_stack::<{ CALLER }>(walk);
     let is_continuable = Outcome::is_continuable(walk::outcome(walk));
-    // A partial stack gets a hash of its own, made from the time, so that it never counts as equal to another stack.
+    // A partial stack gets a hash of its own, made from the time, so that it never counts as equal to
+    // another stack.
     let hash = if is_continuable { now << 32 } else { walk.hash };
     ring.sends[slot & (SENDS - 1)].hash = (hash >> 32) as u32 | 1;
     if is_continuable {

@@ -1,7 +1,7 @@
 //! Counters that the kernel programs keep, with one slot for each CPU.
 
-/// Index into the per-CPU array of counters. The counters that every sample updates come first, so that they share a
-/// cache line.
+/// Index into the per-CPU array of counters. The counters that every sample updates come first, so that
+/// they share a cache line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Counter {
@@ -15,8 +15,8 @@ pub enum Counter {
     Sampled,
     /// User frames unwound in the kernel.
     UserFrames,
-    /// Nanoseconds that the sampling program took for ticks that became samples, from `bpf_ktime_get_ns` at its start
-    /// and at its end.
+    /// Nanoseconds that the sampling program took for ticks that became samples, from `bpf_ktime_get_ns` at
+    /// its start and at its end.
     SampleNanos,
     /// Samples of processes of a PostgreSQL server.
     Backends,
@@ -24,9 +24,9 @@ pub enum Counter {
     BackendNanos,
     /// Samples that were lost because the ring buffer was full.
     RingFull,
-    /// Ticks that did not happen, counted when more than one and a half periods have passed since the previous tick.
-    /// Either the timer was late (a stolen or halted virtual CPU, interrupts off), or the kernel skipped the program
-    /// because another BPF program or a map system call was running on the CPU.
+    /// Ticks that did not happen, counted when more than one and a half periods have passed since the
+    /// previous tick. Either the timer was late (a stolen or halted virtual CPU, interrupts off), or the
+    /// kernel skipped the program because another BPF program or a map system call was running on the CPU.
     MissedTicks,
     /// Stack copies handed to the ring buffer.
     StackCopies,

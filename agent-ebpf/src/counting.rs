@@ -8,7 +8,8 @@ use crate::maps::COUNTS;
 #[inline(always)]
 pub fn add(counter: Counter, amount: u64) {
     if let Some(slot) = COUNTS.get_ptr_mut(counter as u32) {
-        // SAFETY: the slot belongs to this CPU, and a program that interrupts this one only updates other counters.
+        // SAFETY: the slot belongs to this CPU, and a program that interrupts this one only updates other
+        // counters.
         unsafe { *slot = (*slot).wrapping_add(amount) };
     }
 }

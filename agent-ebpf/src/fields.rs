@@ -1,5 +1,5 @@
-//! Reads fields of kernel objects. The agent takes their offsets from the running kernel's BTF and sets them before it
-//! loads the programs. A field that the kernel lacks has the offset [`ABSENT_FIELD`].
+//! Reads fields of kernel objects. The agent takes their offsets from the running kernel's BTF and sets
+//! them before it loads the programs. A field that the kernel lacks has the offset [`ABSENT_FIELD`].
 
 use core::ffi::c_void;
 

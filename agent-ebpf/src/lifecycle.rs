@@ -1,7 +1,8 @@
-//! Keeps the map of address spaces up to date at fork, exec and exit, without the delay of the agent. A child has its
-//! parent's tables from its first instruction on. An exec changes the address space, so the tables of the old program are
-//! no longer applied (see [`Space::mm`]). The entry is removed as well: the kernel may reuse the address of a freed `mm`,
-//! and children of the new program must not inherit the tables of the old one.
+//! Keeps the map of address spaces up to date at fork, exec and exit, without the delay of the agent. A
+//! child has its parent's tables from its first instruction on. An exec changes the address space, so the
+//! tables of the old program are no longer applied (see [`Space::mm`]). The entry is removed as well: the
+//! kernel may reuse the address of a freed `mm`, and children of the new program must not inherit the
+//! tables of the old one.
 
 use agent_ebpf::{counters::Counter, postgres::StatusRevision, table::Space};
 use aya_ebpf::programs::RawTracePointContext;
@@ -35,8 +36,8 @@ pub fn fork(ctx: &RawTracePointContext, parent: Pointer, child: Pointer) {
     }
     // SAFETY: the value is copied at once. Only an exec of the parent during its fork could tear it.
     let space = unsafe { PROCESSES.get(parent) }.copied();
-    // The parent's entry may be that of the program before an exec, so its identity is compared. An entry that was made
-    // before the parent was ever sampled has no identity (0).
+    // The parent's entry may be that of the program before an exec, so its identity is compared. An entry
+    // that was made before the parent was ever sampled has no identity (0).
     if let Some(space) = space.filter(|space| space.mm == parent_mm || space.mm == 0)
         && PROCESSES.insert(child, child_of(space, mm), 0).is_err()
     {
@@ -63,9 +64,9 @@ fn child_of(parent: Space, mm: u64) -> Space {
 /// Removes the entry of the address space that a process had before it executed another program.
 #[inline(always)]
 pub fn exec(task: Pointer) {
-    // SAFETY: the argument is a task_struct; the offset comes from the kernel's own BTF.
-    // A failed read yields 0 rather than `None`: the compiler could compare the value before it checks that there is
-    // one, and the verifier rejects reading an uninitialized register.
+    // SAFETY: the argument is a task_struct; the offset comes from the kernel's own BTF. A failed read
+    // yields 0 rather than `None`: the compiler could compare the value before it checks that there is one,
+    // and the verifier rejects reading an uninitialized register.
     let mm = unsafe { field::<u64>(task, TASK_MM.load()) }.unwrap_or(0);
     let pid = task::pid();
     // SAFETY: the value is copied at once.

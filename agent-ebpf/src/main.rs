@@ -1,5 +1,5 @@
-//! The entry points of the kernel programs. Their work is done in the modules next to this file; the types and
-//! functions that they share with the agent are in the library of this crate.
+//! The entry points of the kernel programs. Their work is done in the modules next to this file; the types
+//! and functions that they share with the agent are in the library of this crate.
 #![no_std]
 #![no_main]
 #![expect(
@@ -61,23 +61,25 @@ pub fn flamestorm_exit(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// Runs in the sending thread before a TCP socket sends. `TP_PROTO(const struct sock *sk, …)`; since Linux 6.16.
+/// Runs in the sending thread before a TCP socket sends. `TP_PROTO(const struct sock *sk, …)`; since Linux
+/// 6.16.
 #[raw_tracepoint(tracepoint = "tcp_sendmsg_locked")]
 pub fn flamestorm_tcp(ctx: RawTracePointContext) -> i32 {
     let _ = caller::tcp(ctx.arg(0));
     0
 }
 
-/// Runs when data was put into the receive queue of the socket `sk`, before its reader is woken. For a Unix socket it
-/// runs in the sending thread. `TP_PROTO(const struct sock *sk)`; since Linux 6.4.
+/// Runs when data was put into the receive queue of the socket `sk`, before its reader is woken. For a Unix
+/// socket it runs in the sending thread. `TP_PROTO(const struct sock *sk)`; since Linux 6.4.
 #[raw_tracepoint(tracepoint = "sk_data_ready")]
 pub fn flamestorm_unix(ctx: RawTracePointContext) -> i32 {
     let _ = caller::unix_received(ctx.arg(0));
     0
 }
 
-/// Runs at the entry of `tcp_sendmsg(struct sock *sk, …)`, on kernels without the tracepoint. It is a kprobe because
-/// an `fentry` program can be preempted, and until it continues, the kernel skips it for every other task on this CPU.
+/// Runs at the entry of `tcp_sendmsg(struct sock *sk, …)`, on kernels without the tracepoint. It is a
+/// kprobe because an `fentry` program can be preempted, and until it continues, the kernel skips it for
+/// every other task on this CPU.
 #[kprobe(function = "tcp_sendmsg")]
 pub fn flamestorm_tcp_call(ctx: ProbeContext) -> u32 {
     let _ = ctx.arg(0).and_then(caller::tcp);
@@ -103,8 +105,8 @@ fn panic(_info: &core::panic::PanicInfo) -> ! {
     loop {}
 }
 
-// The kernel allows some of the helpers used here, such as `bpf_probe_read_user`, only to programs under a license
-// compatible with the GPL.
+// The kernel allows some of the helpers used here, such as `bpf_probe_read_user`, only to programs under a
+// license compatible with the GPL.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,5 +1,5 @@
-//! Every map, and the global settings that the agent writes before it loads the programs. (The offsets of kernel
-//! fields, which it also writes, are in `fields.rs`.)
+//! Every map, and the global settings that the agent writes before it loads the programs. (The offsets of
+//! kernel fields, which it also writes, are in `fields.rs`.)
 
 use aya_ebpf::{
     Global,
@@ -22,8 +22,8 @@ use crate::state::{
     BackendFacts, BackendRecord, RuleCache, SLOTS, SendRing, StackCopyRecord, Walk,
 };
 
-/// The ring buffer to the agent, for all kinds of records (see [`agent_ebpf::sample`]). The agent sets its size before
-/// loading.
+/// The ring buffer to the agent, for all kinds of records (see [`agent_ebpf::sample`]). The agent sets its
+/// size before loading.
 #[map]
 pub static RING: RingBuf = RingBuf::with_byte_size(MIN_RING_BYTES, 0);
 
@@ -31,23 +31,23 @@ pub static RING: RingBuf = RingBuf::with_byte_size(MIN_RING_BYTES, 0);
 #[map]
 pub static COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS, 0);
 
-/// For each CPU, the state of each walk and the sample that it builds; indexed by [`crate::state::SAMPLER`] and
-/// [`crate::state::CALLER`].
+/// For each CPU, the state of each walk and the sample that it builds; indexed by [`crate::state::SAMPLER`]
+/// and [`crate::state::CALLER`].
 #[map]
 pub static WALK: PerCpuArray<Walk> = PerCpuArray::with_max_entries(SLOTS, 0);
 
-/// Stack copies under construction: one for each walk of each CPU, at index CPU × [`SLOTS`] + slot. They are too large
-/// for a per-CPU map. The agent sets the number of entries before loading.
+/// Stack copies under construction: one for each walk of each CPU, at index CPU × [`SLOTS`] + slot. They
+/// are too large for a per-CPU map. The agent sets the number of entries before loading.
 #[map]
 pub static STACK_COPY: Array<StackCopyRecord> = Array::with_max_entries(1, 0);
 
-/// [`CACHES`] rule caches for each walk of each CPU, at indices from (CPU × [`SLOTS`] + slot) × [`CACHES`]. The agent
-/// sets the number of entries before loading.
+/// [`CACHES`] rule caches for each walk of each CPU, at indices from (CPU × [`SLOTS`] + slot) × [`CACHES`].
+/// The agent sets the number of entries before loading.
 #[map]
 pub static CACHE: Array<RuleCache> = Array::with_max_entries(CACHES, 0);
 
-/// The address space of each process that the agent has compiled tables for, by pid. The agent adds entries; the
-/// programs at fork, exec and exit copy and remove them.
+/// The address space of each process that the agent has compiled tables for, by pid. The agent adds
+/// entries; the programs at fork, exec and exit copy and remove them.
 #[map]
 pub static PROCESSES: HashMap<u32, Space> = HashMap::with_max_entries(MAX_PROCESSES, 0);
 
@@ -61,10 +61,11 @@ pub static TARGET_NAMES: HashMap<[u8; 16], u8> = HashMap::with_max_entries(MAX_T
 
 /// The pool of blocks, in segments that the agent adds when it needs them.
 ///
-/// The value of an inner map is described as an array of words, not as the struct `Block`. The segments that the agent
-/// creates carry no type description (BTF), and Linux 6.1 accepts an inner map only if it matches this template, also
-/// in the result of the search for a timer in its value type. That result differs if the template's value is a struct
-/// (kernel/bpf/map_in_map.c, `bpf_map_meta_equal`; kernel/bpf/btf.c, `btf_find_timer`).
+/// The value of an inner map is described as an array of words, not as the struct `Block`. The segments
+/// that the agent creates carry no type description (BTF), and Linux 6.1 accepts an inner map only if it
+/// matches this template, also in the result of the search for a timer in its value type. That result
+/// differs if the template's value is a struct (kernel/bpf/map_in_map.c, `bpf_map_meta_equal`;
+/// kernel/bpf/btf.c, `btf_find_timer`).
 #[btf_map]
 pub static SEGMENTS: ArrayOfMaps<
     btf_maps::Array<[u32; BLOCK_WORDS], { SEGMENT_BLOCKS as usize }>,
@@ -97,7 +98,8 @@ pub static BACKENDS: LruHashMap<BackendKey, ServedConnection> =
 pub static CONNECTIONS: LruHashMap<Connection, SendRing> =
     LruHashMap::with_max_entries(MAX_CONNECTIONS, 0);
 
-/// A zeroed ring, from which new entries of [`CONNECTIONS`] are copied. It is too large for the stack of a BPF program.
+/// A zeroed ring, from which new entries of [`CONNECTIONS`] are copied. It is too large for the stack of a
+/// BPF program.
 #[map]
 pub static NEW_RING: Array<SendRing> = Array::with_max_entries(1, 0);
 

@@ -1,9 +1,11 @@
-//! The contract with the kernel programs about PostgreSQL: the status of a backend, and what connects it to its client.
+//! The contract with the kernel programs about PostgreSQL: the status of a backend, and what connects it to
+//! its client.
 //!
-//! A backend keeps its status (`PgBackendStatus`, src/include/utils/backend_status.h) in shared memory, and the exported
-//! variable `MyBEEntry` points to it. The sampling program runs in the backend's own context, so it reads the status
-//! directly: nothing is installed in the server, and queries cost nothing extra. The offsets are the same in
-//! versions 14 to 18. Each reading is checked by the process id that the status contains.
+//! A backend keeps its status (`PgBackendStatus`, src/include/utils/backend_status.h) in shared memory, and
+//! the exported variable `MyBEEntry` points to it. The sampling program runs in the backend's own context,
+//! so it reads the status directly: nothing is installed in the server, and queries cost nothing extra. The
+//! offsets are the same in versions 14 to 18. Each reading is checked by the process id that the status
+//! contains.
 
 use crate::sample::TraceContext;
 
@@ -42,8 +44,8 @@ pub const TITLE_BYTES: usize = 128;
 /// Bytes of an `application_name`, its NUL included (`NAMEDATALEN`).
 pub const APPLICATION_BYTES: usize = 64;
 
-/// Addresses (avma) of variables in the processes of one server; 0 for a variable that it does not export. The addresses
-/// are the same in all of its processes, because they are forked from one process.
+/// Addresses (avma) of variables in the processes of one server; 0 for a variable that it does not export.
+/// The addresses are the same in all of its processes, because they are forked from one process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct ServerVariables {
@@ -61,14 +63,15 @@ pub struct ServerVariables {
 
 /// The name of a connection, which is the same when it is read from either end.
 ///
-/// A TCP connection is named by its two addresses and ports, and by the network namespace if the addresses are loopback
-/// addresses, since every namespace has the same ones. A connection of Unix sockets has no such names. It is named by
-/// the address of the server's `struct sock` in the kernel, which is an identity and never dereferenced.
+/// A TCP connection is named by its two addresses and ports, and by the network namespace if the addresses
+/// are loopback addresses, since every namespace has the same ones. A connection of Unix sockets has no
+/// such names. It is named by the address of the server's `struct sock` in the kernel, which is an identity
+/// and never dereferenced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct Connection {
-    /// The client's IPv6 address in network byte order (an IPv4 address is mapped into it). For a Unix socket, the
-    /// address of the server's `struct sock`, and zero.
+    /// The client's IPv6 address in network byte order (an IPv4 address is mapped into it). For a Unix
+    /// socket, the address of the server's `struct sock`, and zero.
     pub client: [u64; 2],
     /// The server's IPv6 address in the same form; zero for a Unix socket.
     pub server: [u64; 2],
@@ -86,8 +89,8 @@ pub struct Connection {
 pub struct ServedConnection {
     /// The connection.
     pub connection: Connection,
-    /// When the backend was started, nanoseconds of `CLOCK_MONOTONIC`. A connection's name may have been used before, so
-    /// sends from before this time were for another backend.
+    /// When the backend was started, nanoseconds of `CLOCK_MONOTONIC`. A connection's name may have been
+    /// used before, so sends from before this time were for another backend.
     pub since: u64,
 }
 
@@ -101,9 +104,9 @@ pub struct BackendKey {
     pub pid: u32,
 }
 
-/// The revision of a backend's status that was last sent to the agent. A sample that finds the same revision needs no new
-/// record. It is part of [`crate::table::Space`], which every sample reads anyway: a map of its own would mean more cold
-/// pages.
+/// The revision of a backend's status that was last sent to the agent. A sample that finds the same
+/// revision needs no new record. It is part of [`crate::table::Space`], which every sample reads anyway: a
+/// map of its own would mean more cold pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct StatusRevision {
@@ -133,8 +136,9 @@ pub enum CallerStack {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Send {
-    /// When the send was seen, nanoseconds of `CLOCK_MONOTONIC`: before the server is woken, and except for Unix sockets
-    /// at `sk_data_ready` also before the first byte has left. 0 in an unused slot, and while the send is being written.
+    /// When the send was seen, nanoseconds of `CLOCK_MONOTONIC`: before the server is woken, and except for
+    /// Unix sockets at `sk_data_ready` also before the first byte has left. 0 in an unused slot, and while
+    /// the send is being written.
     pub time: u64,
     /// Process that sent, in the initial pid namespace.
     pub pid: u32,
@@ -144,8 +148,8 @@ pub struct Send {
     pub cpu: u32,
     /// A [`CallerStack`].
     pub stack: u32,
-    /// Number of the connection's turn. It is increased when the server begins to answer, so the sends of one turn wait
-    /// in the server together.
+    /// Number of the connection's turn. It is increased when the server begins to answer, so the sends of
+    /// one turn wait in the server together.
     pub turn: u32,
     /// Hash of the stack; 0 if no stack was taken.
     pub hash: u32,
@@ -169,8 +173,8 @@ pub struct Budget {
     pub threshold: u32,
     /// Unused, zero.
     pub padding: u32,
-    /// Histogram of how long the sends with a stack took, in steps of 2 to the power of [`TIME_STEP_BITS`] nanoseconds.
-    /// The last slot also counts those that took longer.
+    /// Histogram of how long the sends with a stack took, in steps of 2 to the power of [`TIME_STEP_BITS`]
+    /// nanoseconds. The last slot also counts those that took longer.
     pub times: [u32; TIME_STEPS],
 }
 
@@ -188,14 +192,15 @@ pub enum CallerSearch {
     None = 0,
     /// The newest send that is not later than the statement's start was found.
     Found = 1,
-    /// No send is remembered for the connection: none was seen since the recording began, the client is on another host,
-    /// or the connection was evicted.
+    /// No send is remembered for the connection: none was seen since the recording began, the client is on
+    /// another host, or the connection was evicted.
     NoSend = 2,
-    /// The send cannot be told any more: all remembered sends are later than the statement's start, the candidate was
-    /// overwritten or belongs to an earlier statement, or a send is being noted at this moment.
+    /// The send cannot be told any more: all remembered sends are later than the statement's start, the
+    /// candidate was overwritten or belongs to an earlier statement, or a send is being noted at this
+    /// moment.
     Forgotten = 3,
-    /// Several sends from different stacks waited in the server when the statement began (pipelining). The statement
-    /// belongs to one of them.
+    /// Several sends from different stacks waited in the server when the statement began (pipelining). The
+    /// statement belongs to one of them.
     Several = 4,
 }
 
@@ -208,8 +213,8 @@ pub const HAS_LEADER: u32 = 4;
 /// Flag of a backend record: the process has a client connection; that of a parallel worker is its leader's.
 pub const HAS_CONNECTION: u32 = 8;
 
-/// Start of a backend record, which is sent before the sample with the same `cpu` and `time`. It is followed by
-/// `text_bytes` bytes of query text.
+/// Start of a backend record, which is sent before the sample with the same `cpu` and `time`. It is
+/// followed by `text_bytes` bytes of query text.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct BackendHeader {
@@ -250,11 +255,12 @@ const _: () = assert!(
     size_of::<BackendHeader>() == 40 + 72 + 40 + TITLE_BYTES + APPLICATION_BYTES + STATUS_BYTES
 );
 
-/// Whether a send that begins with these two bytes may start a statement. In PostgreSQL's protocol 3 such a send begins
-/// with a message `Query`, `Parse`, `Bind`, `Execute`, `Describe`, `Close` or `FunctionCall`. The type is followed by the
-/// length in four bytes, the first of which is 0 if the message is shorter than 16 MiB. `Sync` and the rows of a `COPY`
-/// do not match, even if the send begins in the middle of a message. On an encrypted connection a TLS record of
-/// application data matches, since its content is unknown.
+/// Whether a send that begins with these two bytes may start a statement. In PostgreSQL's protocol 3 such a
+/// send begins with a message `Query`, `Parse`, `Bind`, `Execute`, `Describe`, `Close` or `FunctionCall`.
+/// The type is followed by the length in four bytes, the first of which is 0 if the message is shorter than
+/// 16 MiB. `Sync` and the rows of a `COPY` do not match, even if the send begins in the middle of a
+/// message. On an encrypted connection a TLS record of application data matches, since its content is
+/// unknown.
 pub const fn may_start_statement(first: [u8; 2]) -> bool {
     matches!(
         first,
@@ -270,21 +276,24 @@ pub struct WallClock {
     pub offset: i64,
     /// The offset before the wall clock was last set; equal to `offset` if it was never set.
     pub offset_before: i64,
-    /// When `offset_before` was last seen to be right, nanoseconds of `CLOCK_MONOTONIC`; 0 if the clock was never set.
+    /// When `offset_before` was last seen to be right, nanoseconds of `CLOCK_MONOTONIC`; 0 if the clock was
+    /// never set.
     pub set_after: u64,
-    /// `CLOCK_TAI` − `CLOCK_MONOTONIC`, nanoseconds, read together with `offset`. Both change when the wall clock is set,
-    /// and kernel programs can read `CLOCK_TAI` but not `CLOCK_REALTIME`.
+    /// `CLOCK_TAI` − `CLOCK_MONOTONIC`, nanoseconds, read together with `offset`. Both change when the wall
+    /// clock is set, and kernel programs can read `CLOCK_TAI` but not `CLOCK_REALTIME`.
     pub tai_offset: i64,
 }
 
-/// Two readings of [`WallClock::offset`] or [`WallClock::tai_offset`] that differ by more than this mean that the wall
-/// clock was set between them, nanoseconds. Gradual corrections (slewing) apply to the monotonic clock as well, so they
-/// do not change the offset. The value is far above the error of a reading.
+/// Two readings of [`WallClock::offset`] or [`WallClock::tai_offset`] that differ by more than this mean
+/// that the wall clock was set between them, nanoseconds. Gradual corrections (slewing) apply to the
+/// monotonic clock as well, so they do not change the offset. The value is far above the error of a
+/// reading.
 pub const WALL_CLOCK_STEP: u64 = 100_000;
 
 impl WallClock {
-    /// Converts the start of a statement from PostgreSQL's microseconds to nanoseconds of `CLOCK_MONOTONIC`. Returns 0 if
-    /// the statement has no start. `now`, also of `CLOCK_MONOTONIC`, must not be before the start.
+    /// Converts the start of a statement from PostgreSQL's microseconds to nanoseconds of
+    /// `CLOCK_MONOTONIC`. Returns 0 if the statement has no start. `now`, also of `CLOCK_MONOTONIC`, must
+    /// not be before the start.
     pub const fn statement_start(&self, microseconds: i64, now: u64) -> u64 {
         if microseconds <= 0 {
             return 0;
@@ -294,9 +303,9 @@ impl WallClock {
             .wrapping_add(EPOCH_MICROSECONDS)
             .wrapping_mul(1000);
         let start = since_boot(unix.wrapping_sub(self.offset));
-        // The start of a statement that began before the clock was set must be converted by the old offset. After a step
-        // back, a start may be possible by either offset; then the later time is taken, and the send is found by its turn
-        // rather than by its time.
+        // The start of a statement that began before the clock was set must be converted by the old offset.
+        // After a step back, a start may be possible by either offset; then the later time is taken, and
+        // the send is found by its turn rather than by its time.
         if start < self.set_after || start > now {
             since_boot(unix.wrapping_sub(self.offset_before))
         } else {
@@ -309,8 +318,8 @@ const fn since_boot(time: i64) -> u64 {
     if time < 0 { 0 } else { time as u64 }
 }
 
-/// How much later than its statement's start a send may appear to be, nanoseconds: the start is in whole microseconds, and
-/// the offset between the clocks is read with an error of less than one microsecond.
+/// How much later than its statement's start a send may appear to be, nanoseconds: the start is in whole
+/// microseconds, and the offset between the clocks is read with an error of less than one microsecond.
 pub const START_TOLERANCE: u64 = 2_000;
 
 #[cfg(test)]

@@ -1,14 +1,15 @@
 //! The records that are sent through the ring buffer.
 //!
-//! A sample is a [`SampleHeader`] followed by `kernel_frames` and then `user_frames` words. Each word is an avma, and the
-//! leaf comes first. The first user frame is the interrupted instruction. The others are return addresses (the
-//! instruction *after* the call), with two exceptions: a frame that a signal interrupted, which is marked by
-//! [`SIGNAL_FRAME_BIT`]; and the frame before it, which is the first instruction of the code that returns from the signal
-//! handler and was not called by any instruction.
+//! A sample is a [`SampleHeader`] followed by `kernel_frames` and then `user_frames` words. Each word is an
+//! avma, and the leaf comes first. The first user frame is the interrupted instruction. The others are
+//! return addresses (the instruction *after* the call), with two exceptions: a frame that a signal
+//! interrupted, which is marked by [`SIGNAL_FRAME_BIT`]; and the frame before it, which is the first
+//! instruction of the code that returns from the signal handler and was not called by any instruction.
 //!
-//! If the kernel lacked knowledge to unwind a sample to its end, the sample is preceded by a [`StackCopyHeader`] with the
-//! same CPU and `time` and `stack_bytes` bytes of user stack, from which user space continues the walk. The copy starts at
-//! the stack pointer in its registers, rounded down to [`crate::limits::STACK_CHUNK`].
+//! If the kernel lacked knowledge to unwind a sample to its end, the sample is preceded by a
+//! [`StackCopyHeader`] with the same CPU and `time` and `stack_bytes` bytes of user stack, from which user
+//! space continues the walk. The copy starts at the stack pointer in its registers, rounded down to
+//! [`crate::limits::STACK_CHUNK`].
 
 use crate::unwind::Registers;
 
@@ -26,8 +27,9 @@ pub const EXACT_IP: u32 = 1;
 /// Flag of a stack copy: the kernel followed at least one frame pointer on the way to this frame.
 pub const GUESSED: u32 = 2;
 
-/// Set in a user frame (not the first) whose address is an interrupted instruction and not a return address, so that it
-/// is looked up at the address itself. User addresses on x86_64 and aarch64 never use bit 63.
+/// Set in a user frame (not the first) whose address is an interrupted instruction and not a return
+/// address, so that it is looked up at the address itself. User addresses on x86_64 and aarch64 never use
+/// bit 63.
 pub const SIGNAL_FRAME_BIT: u64 = 1 << 63;
 
 /// How the unwinding of a sample ended.
@@ -36,8 +38,9 @@ pub const SIGNAL_FRAME_BIT: u64 = 1 << 63;
 pub enum Outcome {
     /// The end of the stack was reached and proven by tables alone: the return address is undefined or zero.
     Complete = 0,
-    /// A table proves the end (the return address is undefined, or the code is that of an entry point), but at least one
-    /// frame before it was unwound by its frame pointer, because its code has no tables (as just-in-time compiled code).
+    /// A table proves the end (the return address is undefined, or the code is that of an entry point), but
+    /// at least one frame before it was unwound by its frame pointer, because its code has no tables (as
+    /// just-in-time compiled code).
     CompleteByFramePointer = 1,
     /// There is no user stack: the task is a kernel thread, is exiting, or is in the middle of execve.
     KernelOnly = 2,
@@ -61,8 +64,9 @@ pub enum Outcome {
     CopyTooShort = 11,
     /// A frame-pointer chain in code without tables ended somewhere that is no proven end.
     BrokenFramePointer = 12,
-    /// The walk came to a frame pointer or a return address of zero after at least one frame was unwound by its frame
-    /// pointer. This may be the end of the stack, or the register may have held something other than a frame pointer.
+    /// The walk came to a frame pointer or a return address of zero after at least one frame was unwound by
+    /// its frame pointer. This may be the end of the stack, or the register may have held something other
+    /// than a frame pointer.
     GuessedEnd = 13,
 }
 
@@ -110,7 +114,8 @@ impl Outcome {
         }
     }
 
-    /// Whether the stack is known to be complete. That of [`Outcome::KernelOnly`] is, because there is no user part.
+    /// Whether the stack is known to be complete. That of [`Outcome::KernelOnly`] is, because there is no
+    /// user part.
     pub const fn is_complete(self) -> bool {
         matches!(
             self,
@@ -119,8 +124,8 @@ impl Outcome {
     }
 
     /// The outcome of a walk that came to an end. `proven`: a table says that this is the end
-    /// ([`crate::unwind::Step::End`]); otherwise the return address is zero. `guessed`: a frame pointer was followed on
-    /// the way, so the walk may have left the stack and read an unrelated zero.
+    /// ([`crate::unwind::Step::End`]); otherwise the return address is zero. `guessed`: a frame pointer was
+    /// followed on the way, so the walk may have left the stack and read an unrelated zero.
     pub const fn of_end(proven: bool, guessed: bool) -> Outcome {
         match (proven, guessed) {
             (_, false) => Outcome::Complete,
@@ -129,8 +134,8 @@ impl Outcome {
         }
     }
 
-    /// Whether user space may get further with a copy of the stack, because the kernel lacked knowledge that the agent
-    /// has or can obtain.
+    /// Whether user space may get further with a copy of the stack, because the kernel lacked knowledge
+    /// that the agent has or can obtain.
     pub const fn is_continuable(self) -> bool {
         matches!(
             self,
@@ -173,8 +178,8 @@ pub struct SampleHeader {
     pub cpu: u32,
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub time: u64,
-    /// Identity of the address space that the process had (the kernel's `mm` pointer, never dereferenced). An exec
-    /// changes it, so the tables of the old program are not applied to the new one.
+    /// Identity of the address space that the process had (the kernel's `mm` pointer, never dereferenced).
+    /// An exec changes it, so the tables of the old program are not applied to the new one.
     pub mm: u64,
     /// Name of the thread, ended by NUL.
     pub comm: [u8; 16],
@@ -186,7 +191,8 @@ pub struct SampleHeader {
     pub outcome: u8,
     /// 1 when a stack copy with the same `cpu` and `time` was sent just before.
     pub has_stack_copy: u8,
-    /// 1 when the process is a backend whose last [`KIND_BACKEND`] record still holds, except for `wait_event`.
+    /// 1 when the process is a backend whose last [`KIND_BACKEND`] record still holds, except for
+    /// `wait_event`.
     pub is_backend_unchanged: u8,
     /// Explicit padding, zero.
     pub padding: u8,

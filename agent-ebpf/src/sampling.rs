@@ -104,8 +104,8 @@ fn take_stacks(ctx: &PerfEventContext, walk: &mut Walk) {
         }
         has_user_mode
     };
-    // A task without an address space has no user stack: it is a kernel thread, or is exiting and has already released
-    // its address space.
+    // A task without an address space has no user stack: it is a kernel thread, or is exiting and has
+    // already released its address space.
     if has_user_stack && walk.record.header.mm != 0 {
         walk::user_stack::<{ SAMPLER }>(walk);
     } else {
@@ -121,8 +121,8 @@ fn send_sample(walk: &mut Walk) {
         return;
     }
     counting::add(Counter::UserFrames, walk.record.header.user_frames as u64);
-    // The agent polls, because waking it for each sample would cost more than the sample itself. A stack copy does wake
-    // it, so that it can give the kernel the missing tables before the next tick.
+    // The agent polls, because waking it for each sample would cost more than the sample itself. A stack
+    // copy does wake it, so that it can give the kernel the missing tables before the next tick.
     let wakeup = if walk.record.header.has_stack_copy != 0 {
         BPF_RB_FORCE_WAKEUP
     } else {

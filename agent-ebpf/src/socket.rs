@@ -28,7 +28,8 @@ const S_IFSOCK: u16 = 0o140_000;
 /// The `struct sock` of a file descriptor of the current process. `None` if it is not a socket.
 #[inline(always)]
 pub fn of_descriptor(descriptor: u32) -> Option<Pointer> {
-    // SAFETY: every base is a kernel object of the type that the offset belongs to; a bad address makes the read fail.
+    // SAFETY: every base is a kernel object of the type that the offset belongs to; a bad address makes the
+    // read fail.
     unsafe {
         let files: Pointer = field(task::current(), TASK_FILES.load())?;
         let table: Pointer = field(files, FILES_FDT.load())?;
@@ -48,8 +49,8 @@ pub fn of_descriptor(descriptor: u32) -> Option<Pointer> {
     }
 }
 
-/// A message on a connection to a PostgreSQL server, by its direction. The second field is the connection's entry in
-/// [`CONNECTIONS`] if it was looked up already.
+/// A message on a connection to a PostgreSQL server, by its direction. The second field is the connection's
+/// entry in [`CONNECTIONS`] if it was looked up already.
 pub enum Message {
     /// From the client to the server.
     Request(Connection, Option<*mut SendRing>),
@@ -86,8 +87,8 @@ pub fn sent_by_unix(socket: Pointer) -> Option<Message> {
     }
 }
 
-/// Classifies what was just put into the receive queue of a Unix socket, whose reader is not woken yet. `None` for
-/// sockets of other families.
+/// Classifies what was just put into the receive queue of a Unix socket, whose reader is not woken yet.
+/// `None` for sockets of other families.
 #[inline(always)]
 pub fn received_by_unix(sock: Pointer) -> Option<Message> {
     // SAFETY: `sock` is a `struct sock`.
@@ -97,10 +98,10 @@ pub fn received_by_unix(sock: Pointer) -> Option<Message> {
     }
 }
 
-/// Classifies what the Unix socket `to` receives or is about to receive. The path of a connection that is in
-/// [`CONNECTIONS`] is not checked again, because each read of kernel memory costs about as much as a lookup in the map.
-/// If the memory of a closed server socket was reused for another socket, sends to that one are noted until the entry is
-/// evicted. This is harmless, since no backend searches for them.
+/// Classifies what the Unix socket `to` receives or is about to receive. The path of a connection that is
+/// in [`CONNECTIONS`] is not checked again, because each read of kernel memory costs about as much as a
+/// lookup in the map. If the memory of a closed server socket was reused for another socket, sends to that
+/// one are noted until the entry is evicted. This is harmless, since no backend searches for them.
 #[inline(always)]
 fn unix(to: Pointer) -> Option<Message> {
     // SAFETY: `to` and its peer are each meant to be a `struct unix_sock`.
@@ -247,8 +248,8 @@ const fn mapped(address: u32) -> [u64; 2] {
     [0, 0xffff_0000 | (address as u64) << 32]
 }
 
-/// The inode number of the network namespace if `address` is a loopback address, else 0. Every namespace has the same
-/// loopback addresses.
+/// The inode number of the network namespace if `address` is a loopback address, else 0. Every namespace
+/// has the same loopback addresses.
 ///
 /// # Safety
 /// `sock` must be meant to be a `struct sock`.

@@ -22,17 +22,17 @@ use crate::{
 /// In nanoseconds.
 const SECOND: u64 = 1_000_000_000;
 
-/// Sends the registers at which the walk stopped and the stack above them, so that user space can continue the walk.
-/// The last frame is removed from the sample, because user space starts with it again. Returns whether the copy was
-/// sent.
+/// Sends the registers at which the walk stopped and the stack above them, so that user space can continue
+/// the walk. The last frame is removed from the sample, because user space starts with it again. Returns
+/// whether the copy was sent.
 #[inline(always)]
 pub fn send<const SLOT: u32>(walk: &mut Walk, now: u64) -> bool {
     if !within_budget(&mut walk.clock, now) {
         counting::one(Counter::StackCopyBudget);
         return false;
     }
-    // Copies at sends may use only half of the ring buffer: a program that the agent does not know yet may send often,
-    // and must leave room for the samples.
+    // Copies at sends may use only half of the ring buffer: a program that the agent does not know yet may
+    // send often, and must leave room for the samples.
     if SLOT == CALLER
         && RING.query(BPF_RB_AVAIL_DATA.into()) > RING.query(BPF_RB_RING_SIZE.into()) / 2
     {
@@ -75,9 +75,10 @@ pub fn send<const SLOT: u32>(walk: &mut Walk, now: u64) -> bool {
     true
 }
 
-/// Copies one chunk of the user stack; a callback of `bpf_loop`. A page that was never written to cannot be read here,
-/// because page faults are not handled in this context. `bpf_probe_read_user` fills its chunk with zeros, which is
-/// right: such a page contains no return address. The copy ends with the last page that could be read.
+/// Copies one chunk of the user stack; a callback of `bpf_loop`. A page that was never written to cannot be
+/// read here, because page faults are not handled in this context. `bpf_probe_read_user` fills its chunk
+/// with zeros, which is right: such a page contains no return address. The copy ends with the last page
+/// that could be read.
 extern "C" fn copy_chunk<const SLOT: u32>(index: u32, _: *mut core::ffi::c_void) -> i64 {
     // SAFETY: the helper has no preconditions.
     let cpu = unsafe { bpf_get_smp_processor_id() };

@@ -1,5 +1,5 @@
-//! The types of the values that the programs keep in maps, and of the records that they build there. This module
-//! depends on no other module of the programs.
+//! The types of the values that the programs keep in maps, and of the records that they build there. This
+//! module depends on no other module of the programs.
 
 use agent_ebpf::{
     limits::{MAX_CALLER_FRAMES, MAX_KERNEL_FRAMES, MAX_STACK_COPY, MAX_USER_FRAMES, SENDS},
@@ -9,8 +9,8 @@ use agent_ebpf::{
     unwind::{Cursor, Rule},
 };
 
-/// Slot of the sampling program in the per-CPU state of walks. The sampling program may interrupt the program at sends,
-/// so the two share no state that either of them writes.
+/// Slot of the sampling program in the per-CPU state of walks. The sampling program may interrupt the
+/// program at sends, so the two share no state that either of them writes.
 pub const SAMPLER: u32 = 0;
 
 /// Slot of the programs at sends in the per-CPU state of walks.
@@ -33,9 +33,9 @@ pub struct CpuClock {
     pub copies: u64,
 }
 
-/// The state of a walk, followed by the record that it builds. Everything that a frame needs lies together: between two
-/// samples the measured program evicts this memory from the CPU's caches and its pages from the TLB, and touching one
-/// more page costs more than touching one more cache line.
+/// The state of a walk, followed by the record that it builds. Everything that a frame needs lies together:
+/// between two samples the measured program evicts this memory from the CPU's caches and its pages from the
+/// TLB, and touching one more page costs more than touching one more cache line.
 #[repr(C)]
 pub struct Walk {
     /// The part of the user stack that was read last.
@@ -46,7 +46,8 @@ pub struct Walk {
     pub clock: CpuClock,
     /// Copy of the process's entry in the map of address spaces.
     pub space: Space,
-    /// The mapping that was found last. The next address is often in the same mapping, also in the next sample.
+    /// The mapping that was found last. The next address is often in the same mapping, also in the next
+    /// sample.
     pub mapping: MappingEntry,
     /// [`Space::number`] of the address space to which `mapping` belongs.
     pub mapping_of: u32,
@@ -81,8 +82,9 @@ impl SampleRecord {
 
 const _: () = assert!(core::mem::offset_of!(SampleRecord, frames) == size_of::<SampleHeader>());
 
-/// Words of the user stack that are read at once. Reading frame by frame would wait for memory at each frame, because
-/// callers' frames have not been touched for long. When a longer piece is read, the processor prefetches.
+/// Words of the user stack that are read at once. Reading frame by frame would wait for memory at each
+/// frame, because callers' frames have not been touched for long. When a longer piece is read, the
+/// processor prefetches.
 pub const STRETCH: usize = 256;
 
 /// A copied piece of the user stack.
@@ -90,8 +92,8 @@ pub const STRETCH: usize = 256;
 pub struct Stretch {
     /// avma of the first word; 0 when nothing was read yet.
     pub start: u64,
-    /// 1 after a piece could not be read, which happens near the end of the stack. From then on only the words of each
-    /// frame are read.
+    /// 1 after a piece could not be read, which happens near the end of the stack. From then on only the
+    /// words of each frame are read.
     pub ended: u64,
     pub words: [u64; STRETCH],
 }
@@ -99,9 +101,10 @@ pub struct Stretch {
 /// Rules that a [`RuleCache`] holds: as many as a `u8` can index.
 pub const CACHED: usize = 1 << u8::BITS;
 
-/// A cache of rules, in the order in which they were found. As on the stack, a caller's rule nearly always follows its
-/// callee's, so the next rule is usually found right after the last one, and the processor has prefetched it. That
-/// matters because the measured program evicts this memory from the CPU's caches between two samples.
+/// A cache of rules, in the order in which they were found. As on the stack, a caller's rule nearly always
+/// follows its callee's, so the next rule is usually found right after the last one, and the processor has
+/// prefetched it. That matters because the measured program evicts this memory from the CPU's caches
+/// between two samples.
 #[repr(C)]
 pub struct RuleCache {
     /// Index into `rules` of the rule for an address, by the address's hash.
@@ -135,7 +138,8 @@ pub struct StackCopyRecord {
     pub bytes: [u8; MAX_STACK_COPY],
 }
 
-/// The stack of a send, kept until a sample needs it. It is sent as a [`agent_ebpf::sample::KIND_CALLER`] record.
+/// The stack of a send, kept until a sample needs it. It is sent as a [`agent_ebpf::sample::KIND_CALLER`]
+/// record.
 #[repr(C)]
 pub struct HeldStack {
     pub header: SampleHeader,
@@ -151,11 +155,11 @@ pub struct SendRing {
     pub turn: u32,
     /// Sends in this turn, counted up to half of [`SENDS`].
     pub asked: u32,
-    /// Process id of the backend that answers, in the initial pid namespace; 0 before its first answer. The fields
-    /// `own_pid` and `status` describe the same backend.
+    /// Process id of the backend that answers, in the initial pid namespace; 0 before its first answer. The
+    /// fields `own_pid` and `status` describe the same backend.
     pub backend: u32,
-    /// 1 while a send is being noted. On a Unix socket its bytes may already be in the receive queue, so a server that
-    /// is awake may begin the statement before the send is noted.
+    /// 1 while a send is being noted. On a Unix socket its bytes may already be in the receive queue, so a
+    /// server that is awake may begin the statement before the send is noted.
     pub noting: u32,
     /// The backend's process id in its own pid namespace.
     pub own_pid: u32,
@@ -178,13 +182,13 @@ pub struct BackendRecord {
     pub facts: BackendFacts,
 }
 
-/// Facts about a backend that stay the same for its lifetime, and the send of its last statement. They are found once
-/// and cached, because each of them lies behind several pointers to cold memory.
+/// Facts about a backend that stay the same for its lifetime, and the send of its last statement. They are
+/// found once and cached, because each of them lies behind several pointers to cold memory.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct BackendFacts {
-    /// Identity of the backend's address space, by which a later process with the same pid is told apart. 0 while some
-    /// fact is still missing: then the facts are gathered again at the next sample.
+    /// Identity of the backend's address space, by which a later process with the same pid is told apart. 0
+    /// while some fact is still missing: then the facts are gathered again at the next sample.
     pub mm: u64,
     /// Address of its status (`PgBackendStatus`); 0 if it has none.
     pub entry: u64,
@@ -200,7 +204,8 @@ pub struct BackendFacts {
     pub search: u32,
     /// Its client connection, or its leader's; valid with `HAS_CONNECTION`.
     pub served: ServedConnection,
-    /// Start of the statement for which `send` and `search` were found, in PostgreSQL's own time; 0 if there is none.
+    /// Start of the statement for which `send` and `search` were found, in PostgreSQL's own time; 0 if
+    /// there is none.
     pub statement: u64,
     /// The send that began `statement`.
     pub send: Send,

@@ -1,5 +1,5 @@
-//! Layout of the tables that the kernel programs search, and the searches themselves. Everything is made of 2 KiB blocks
-//! from one pool. A block is identified by its [`BlockId`].
+//! Layout of the tables that the kernel programs search, and the searches themselves. Everything is made of
+//! 2 KiB blocks from one pool. A block is identified by its [`BlockId`].
 //!
 //! ```text
 //! process map: pid → Space { mm, root, depth }
@@ -11,10 +11,10 @@
 //!       rule block      128 × Rule
 //! ```
 //!
-//! A *table address* is `avma - mapping.bias`, which is svma minus the svma of the table's first row; it fits in 32 bits.
-//! Every search finds the last entry that is not above the key. So that a search needs no count of entries, the unused
-//! slots at the end of a leaf block repeat its last row, and those of an index block have the greatest key and repeat the
-//! last child.
+//! A *table address* is `avma - mapping.bias`, which is svma minus the svma of the table's first row; it
+//! fits in 32 bits. Every search finds the last entry that is not above the key. So that a search needs no
+//! count of entries, the unused slots at the end of a leaf block repeat its last row, and those of an index
+//! block have the greatest key and repeat the last child.
 
 use crate::{limits::BLOCK_WORDS, postgres::StatusRevision};
 
@@ -48,24 +48,25 @@ pub const fn pack_row(offset: u16, rule: u16) -> u32 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Space {
-    /// Identity of the address space that this describes (see [`crate::sample::SampleHeader::mm`]). 0 if the process was
-    /// never sampled: then the entry only serves to be inherited by its children.
+    /// Identity of the address space that this describes (see [`crate::sample::SampleHeader::mm`]). 0 if
+    /// the process was never sampled: then the entry only serves to be inherited by its children.
     pub mm: u64,
     /// A space leaf (`depth` 0) or a space index block (`depth` 1).
     pub root: BlockId,
     /// Index levels above the leaves.
     pub depth: u32,
-    /// Number of this version of the space's blocks; never 0. The blocks are written once, and a new version gets a new
-    /// number, so results of searches may be cached under the number.
+    /// Number of this version of the space's blocks; never 0. The blocks are written once, and a new
+    /// version gets a new number, so results of searches may be cached under the number.
     pub number: u32,
     /// 1 + index of the PostgreSQL server that the process belongs to; 0 if it belongs to none.
     pub server: u32,
-    /// Where the process's threads publish their trace context: offset in bytes of the variable `otel_thread_ctx_v1` from
-    /// the thread pointer; 0 if they do not.
+    /// Where the process's threads publish their trace context: offset in bytes of the variable
+    /// `otel_thread_ctx_v1` from the thread pointer; 0 if they do not.
     pub trace_offset: i32,
     /// Unused, zero.
     pub padding: u32,
-    /// The sampling program stores here which revision of a backend's status it sent. The agent writes it as zero.
+    /// The sampling program stores here which revision of a backend's status it sent. The agent writes it
+    /// as zero.
     pub revision: StatusRevision,
 }
 
@@ -77,14 +78,15 @@ const _: () = assert!(size_of::<Space>() == 56);
 pub enum MappingKind {
     /// Search the file's table.
     Table = 0,
-    /// Follow the frame pointer, because no tables exist for this code (just-in-time compiled, or a file without
-    /// `.eh_frame`).
+    /// Follow the frame pointer, because no tables exist for this code (just-in-time compiled, or a file
+    /// without `.eh_frame`).
     FramePointer = 1,
     /// Leave the sample to user space, because the file's table is not in the kernel (yet).
     Pending = 2,
 }
 
-/// Packs the `tree` word of a mapping: its kind in bits 31–30, the index levels in bits 29–28, the root block below.
+/// Packs the `tree` word of a mapping: its kind in bits 31–30, the index levels in bits 29–28, the root
+/// block below.
 pub const fn pack_tree(kind: MappingKind, depth: u32, root: BlockId) -> u32 {
     (kind as u32) << 30 | (depth & 3) << 28 | root & 0x0fff_ffff
 }
@@ -153,29 +155,29 @@ pub struct SpaceIndex {
 
 const _: () = assert!(size_of::<SpaceIndex>() == size_of::<Block>());
 
-/// One step of a search for the last entry that is not above the key. It advances `position` by `stride` (a power of two
-/// below 2¹²) unless the entry there is above the key. `difference` is key − entry, and its upper twelve bits are its
-/// sign.
+/// One step of a search for the last entry that is not above the key. It advances `position` by `stride` (a
+/// power of two below 2¹²) unless the entry there is above the key. `difference` is key − entry, and its
+/// upper twelve bits are its sign.
 ///
-/// It contains no comparison: BPF has no conditional move, and every branch of an unrolled search doubles the number of
-/// paths that the verifier follows. The twelve sign bits are used as a mask for `stride`, because compilers recognize a
-/// test of bit 63 alone and turn it into a branch.
+/// It contains no comparison: BPF has no conditional move, and every branch of an unrolled search doubles
+/// the number of paths that the verifier follows. The twelve sign bits are used as a mask for `stride`,
+/// because compilers recognize a test of bit 63 alone and turn it into a branch.
 #[inline(always)]
 const fn advance(position: u64, stride: u64, difference: u64) -> u64 {
     position | (stride & !(difference >> 52))
 }
 
-/// Hides from the compiler that `key` has only 32 bits. If the compiler knew, it could turn [`advance`] into a branch
-/// again.
+/// Hides from the compiler that `key` has only 32 bits. If the compiler knew, it could turn [`advance`]
+/// into a branch again.
 #[inline(always)]
 fn opaque(key: u32) -> u64 {
     core::hint::black_box(key as u64)
 }
 
-/// The mask for an index into `entries`, whose number is a power of two. It is hidden from the compiler, which would
-/// otherwise prove that the mask changes nothing and drop it. The verifier of older kernels (6.1) needs the mask: it
-/// follows the bounds of an AND, but not those of an OR of two unknown numbers (kernel/bpf/verifier.c,
-/// `adjust_scalar_min_max_vals`).
+/// The mask for an index into `entries`, whose number is a power of two. It is hidden from the compiler,
+/// which would otherwise prove that the mask changes nothing and drop it. The verifier of older kernels
+/// (6.1) needs the mask: it follows the bounds of an AND, but not those of an OR of two unknown numbers
+/// (kernel/bpf/verifier.c, `adjust_scalar_min_max_vals`).
 #[inline(always)]
 fn mask<T>(entries: &[T]) -> u64 {
     assert!(entries.len().is_power_of_two());
@@ -196,8 +198,8 @@ pub struct Row {
     pub rule: u16,
     /// Bytes from the leaf's first row to this one.
     pub offset: u32,
-    /// Bytes for which the row is valid. 0 for the last row of a leaf, which is valid up to the next leaf; the distance to
-    /// that is not known here.
+    /// Bytes for which the row is valid. 0 for the last row of a leaf, which is valid up to the next leaf;
+    /// the distance to that is not known here.
     pub length: u32,
 }
 
@@ -216,8 +218,8 @@ pub fn search_rows(leaf: &Block, offset: u32) -> Row {
         stride /= 2;
     }
     let row = entry(rows, position, mask);
-    // For the last row this is the same row (a repeated one) or, after the last slot, the leaf's first row. In both cases
-    // the length comes out as 0.
+    // For the last row this is the same row (a repeated one) or, after the last slot, the leaf's first row.
+    // In both cases the length comes out as 0.
     let next = entry(rows, position + 1, mask);
     Row {
         rule: row as u16,
@@ -235,8 +237,8 @@ pub struct IndexEntry {
     pub first: u32,
 }
 
-/// The child of an index block that covers the table address `key`. The key must be below `u32::MAX`, which is the key of
-/// unused slots; no file's text spans that much.
+/// The child of an index block that covers the table address `key`. The key must be below `u32::MAX`, which
+/// is the key of unused slots; no file's text spans that much.
 #[inline(always)]
 pub fn search_index(index: &Block, key: u32) -> IndexEntry {
     let key = opaque(key);
@@ -255,14 +257,15 @@ pub fn search_index(index: &Block, key: u32) -> IndexEntry {
     }
 }
 
-/// Key minus entry for the starts of mappings. Both are in pages, which leaves the upper twelve bits for the sign.
+/// Key minus entry for the starts of mappings. Both are in pages, which leaves the upper twelve bits for
+/// the sign.
 #[inline(always)]
 const fn page_difference(avma: u64, start: u64) -> u64 {
     (avma >> 12).wrapping_sub(start >> 12)
 }
 
-/// The mapping in a space leaf that covers `avma`, if there is one. The starts must be multiples of the page size (4 KiB),
-/// as those of mappings are.
+/// The mapping in a space leaf that covers `avma`, if there is one. The starts must be multiples of the
+/// page size (4 KiB), as those of mappings are.
 #[inline(always)]
 pub fn search_space_leaf(leaf: &SpaceLeaf, avma: u64) -> Option<MappingEntry> {
     let mask = mask(&leaf.start);
@@ -298,7 +301,8 @@ pub fn search_space_index(index: &SpaceIndex, avma: u64) -> BlockId {
 }
 
 impl Block {
-    /// A block of zeros. Read as a leaf, it maps every address to rule 0, which is always [`crate::unwind::Rule::INVALID`].
+    /// A block of zeros. Read as a leaf, it maps every address to rule 0, which is always
+    /// [`crate::unwind::Rule::INVALID`].
     pub const ZERO: Block = Block([0; BLOCK_WORDS]);
 }
 

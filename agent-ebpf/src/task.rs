@@ -38,7 +38,8 @@ pub fn name(to: &mut [u8; 16]) {
     unsafe { bpf_get_current_comm(to.as_mut_ptr().cast(), size_of_val(to) as u32) };
 }
 
-/// Identity of its address space (the address of its `mm_struct`, used only for comparison); 0 if it has none.
+/// Identity of its address space (the address of its `mm_struct`, used only for comparison); 0 if it has
+/// none.
 #[inline(always)]
 pub fn mm() -> u64 {
     // SAFETY: the current task, and an offset from the kernel's own BTF.
@@ -69,20 +70,21 @@ pub fn is_in_execve() -> bool {
 /// The entry of its process in the map of address spaces.
 #[inline(always)]
 pub fn space() -> Option<&'static Space> {
-    // SAFETY: callers read the value at once. If the entry is replaced meanwhile, they see a mix of two entries of the
-    // same process.
+    // SAFETY: callers read the value at once. If the entry is replaced meanwhile, they see a mix of two
+    // entries of the same process.
     unsafe { PROCESSES.get(pid()) }
 }
 
-/// The process id of the current process in its own pid namespace. A server in a container identifies its backends by
-/// these ids.
+/// The process id of the current process in its own pid namespace. A server in a container identifies its
+/// backends by these ids.
 #[inline(always)]
 pub fn own_pid() -> Option<u32> {
     /// `PIDTYPE_TGID` (include/linux/pid_types.h).
     const TGID: u32 = 1;
     /// Size of `struct upid`; its first member is the number.
     const UPID: u32 = 16;
-    // SAFETY: each base is a kernel object of the type that the offset belongs to; a bad address makes the read fail.
+    // SAFETY: each base is a kernel object of the type that the offset belongs to; a bad address makes the
+    // read fail.
     unsafe {
         let signal: *const c_void = field(current(), TASK_SIGNAL.load())?;
         let pid: *const c_void = field(signal, SIGNAL_PIDS.load() + 8 * TGID)?;

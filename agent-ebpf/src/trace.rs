@@ -8,7 +8,8 @@ use aya_ebpf::helpers::{bpf_probe_read_user, generated};
 
 use crate::{arch, words};
 
-/// Offset of the record's validity byte. The record begins with the ids; they may be used when this byte is 1.
+/// Offset of the record's validity byte. The record begins with the ids; they may be used when this byte is
+/// 1.
 const VALID: u64 = size_of::<TraceContext>() as u64;
 
 /// Stores the ids that the current thread publishes, or zeros if it publishes none. `offset`: see

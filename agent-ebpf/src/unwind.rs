@@ -1,7 +1,8 @@
-//! One step of the unwinder, from a frame to its caller. It is pure code, shared by the kernel program and user space.
+//! One step of the unwinder, from a frame to its caller. It is pure code, shared by the kernel program and
+//! user space.
 //!
-//! The code that depends on the architecture is [`Registers`], the register numbers in [`reg`] (System V psABI for
-//! x86_64, figure 3.36: DWARF register numbers), [`SAVED`], and the layout of the signal frame.
+//! The code that depends on the architecture is [`Registers`], the register numbers in [`reg`] (System V
+//! psABI for x86_64, figure 3.36: DWARF register numbers), [`SAVED`], and the layout of the signal frame.
 
 /// DWARF register numbers of x86_64.
 pub mod reg {
@@ -49,8 +50,8 @@ impl Registers {
     }
 }
 
-/// How the canonical frame address (CFA) of a frame is computed. Its operands are the fields `reg`, `offset`, `aux` and
-/// `index` of the [`Rule`].
+/// How the canonical frame address (CFA) of a frame is computed. Its operands are the fields `reg`,
+/// `offset`, `aux` and `index` of the [`Rule`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum CfaKind {
@@ -62,8 +63,9 @@ pub enum CfaKind {
     Unsupported = 2,
     /// CFA = reg + offset.
     Register = 3,
-    /// CFA = *(reg + offset + 8 × index) + aux, where the index may be absent. Used by functions that realign their
-    /// stack, and by assembly that saves the old stack pointer, possibly above an array of computed length.
+    /// CFA = *(reg + offset + 8 × index) + aux, where the index may be absent. Used by functions that
+    /// realign their stack, and by assembly that saves the old stack pointer, possibly above an array of
+    /// computed length.
     Deref = 4,
     /// CFA = rsp + 8 + ((rip & 15) >= aux ? 8 : 0): the entries of a procedure linkage table.
     Plt = 5,
@@ -130,8 +132,8 @@ impl Slot {
         Slot(words)
     }
 
-    /// Saved at rbp + 8 × `words`, where rbp is the callee's and `words` is −32 to 31. Used by frames with a realigned
-    /// stack.
+    /// Saved at rbp + 8 × `words`, where rbp is the callee's and `words` is −32 to 31. Used by frames with
+    /// a realigned stack.
     pub const fn at_fp(words: i8) -> Slot {
         assert!(words >= -32 && words <= 31);
         Slot((words + 32) as u8 + 128)
@@ -144,7 +146,8 @@ impl Slot {
     }
 }
 
-/// How to get from a frame to its caller. The rules of a file are kept in a dictionary, to which its rows refer.
+/// How to get from a frame to its caller. The rules of a file are kept in a dictionary, to which its rows
+/// refer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C)]
 pub struct Rule {
@@ -193,8 +196,8 @@ impl Rule {
     }
 
     /// CFA = rbp + 16, with the return address and rbp in their usual places: for code that has no unwind
-    /// tables and may keep a frame pointer. It is a guess. It is distinguished from a real rule by `aux` = 1, because
-    /// [`CfaKind::Register`] does not use `aux` otherwise.
+    /// tables and may keep a frame pointer. It is a guess. It is distinguished from a real rule by `aux` =
+    /// 1, because [`CfaKind::Register`] does not use `aux` otherwise.
     pub const FRAME_POINTER: Rule = Rule {
         offset: 16,
         aux: 1,
@@ -221,7 +224,8 @@ impl Rule {
     }
 }
 
-/// Words below the CFA that are fetched by one read. The return address and the six saved registers usually lie there.
+/// Words below the CFA that are fetched by one read. The return address and the six saved registers usually
+/// lie there.
 pub const WINDOW: usize = 8;
 
 /// Number of words of `struct sigcontext` up to and including `rip`.
@@ -257,8 +261,8 @@ pub const SIGCONTEXT_REGISTERS: [u8; SIGCONTEXT] = [
 pub struct Cursor {
     /// Registers of the current frame.
     pub regs: Registers,
-    /// 1 when `regs.ip` is an interrupted instruction, whose rule is looked up at this address; 0 when it is a return
-    /// address, whose rule is looked up at the byte before.
+    /// 1 when `regs.ip` is an interrupted instruction, whose rule is looked up at this address; 0 when it
+    /// is a return address, whose rule is looked up at the byte before.
     pub exact_ip: u64,
     /// The words that were read last.
     pub words: [u64; SIGCONTEXT],
@@ -274,8 +278,8 @@ impl Cursor {
         }
     }
 
-    /// The address by which the rule is looked up. For a return address it lies inside the call instruction, because
-    /// the call may be the last instruction of its function.
+    /// The address by which the rule is looked up. For a return address it lies inside the call
+    /// instruction, because the call may be the last instruction of its function.
     #[inline(always)]
     pub fn lookup_ip(&self) -> u64 {
         self.regs.ip.wrapping_sub(1 - (self.exact_ip & 1))
@@ -304,8 +308,9 @@ pub enum Step {
 
 /// Moves `cursor` from a frame to its caller by `rule`.
 ///
-/// `read` fills the words from the memory at the address, or returns false and leaves them undefined. With any result
-/// other than [`Step::Caller`] the registers are unchanged, except in a signal frame whose saved `rip` is zero.
+/// `read` fills the words from the memory at the address, or returns false and leaves them undefined. With
+/// any result other than [`Step::Caller`] the registers are unchanged, except in a signal frame whose saved
+/// `rip` is zero.
 #[inline(always)]
 pub fn step(
     cursor: &mut Cursor,
@@ -343,13 +348,14 @@ pub fn step(
         cfa = cursor.words[0].wrapping_add(rule.aux as i64 as u64);
     }
     let sp = cursor.regs.sp();
-    // A caller's frame lies above its callee's. Only the interrupted frame may be empty: its return address may be in a
-    // register, or may just have been popped.
+    // A caller's frame lies above its callee's. Only the interrupted frame may be empty: its return address
+    // may be in a register, or may just have been popped.
     if cfa < sp || (cfa == sp && cursor.exact_ip == 0) {
         return Step::NoProgress;
     }
-    // One read fetches the return address and, nearly always, every saved register. If the frame is very small, the
-    // read may touch a page below the stack that was never used; then the words are read one by one.
+    // One read fetches the return address and, nearly always, every saved register. If the frame is very
+    // small, the read may touch a page below the stack that was never used; then the words are read one by
+    // one.
     let window = read(
         cfa.wrapping_sub(WINDOW as u64 * 8),
         &mut cursor.words[..WINDOW],
@@ -361,8 +367,8 @@ pub fn step(
     if ra == 0 {
         return Step::ZeroReturn;
     }
-    // Unrolled by hand: an array of results would be cleared first, and a loop would load the register numbers from
-    // memory.
+    // Unrolled by hand: an array of results would be cleared first, and a loop would load the register
+    // numbers from memory.
     macro_rules! saved {
         ($i:literal) => {
             match recover(
@@ -499,8 +505,8 @@ mod tests {
         }
     }
 
-    /// At the first instruction of a function only the return address is on the stack. If the words below cannot be
-    /// read, the return address is read by itself.
+    /// At the first instruction of a function only the return address is on the stack. If the words below
+    /// cannot be read, the return address is read by itself.
     #[test]
     fn function_entry_reads_word_by_word() {
         let stack = [0x1234];
@@ -563,8 +569,8 @@ mod tests {
         assert_eq!(cursor.regs.sp(), 0x8000 + 50 * 8);
     }
 
-    /// An array of r9 words lies between the stack pointer and the word from which the CFA is loaded, as in OpenSSL's
-    /// `bn_mul_mont`.
+    /// An array of r9 words lies between the stack pointer and the word from which the CFA is loaded, as in
+    /// OpenSSL's `bn_mul_mont`.
     #[test]
     fn deref_with_an_index() {
         let mut stack = [0u64; 32];

@@ -10,7 +10,8 @@ use aya_ebpf::helpers::{
 /// Reads a value of user memory.
 #[inline(always)]
 pub fn read<T>(address: u64) -> Option<T> {
-    // SAFETY: the helper checks the address, and callers use types made of integers, for which every value is valid.
+    // SAFETY: the helper checks the address, and callers use types made of integers, for which every value
+    // is valid.
     unsafe { bpf_probe_read_user(address as *const T) }.ok()
 }
 
@@ -27,7 +28,8 @@ pub fn read_words(address: u64, words: &mut [u64]) -> bool {
     }
 }
 
-/// Reads a pointer variable. `None` if `variable` is 0 (the server does not export it), cannot be read, or is null.
+/// Reads a pointer variable. `None` if `variable` is 0 (the server does not export it), cannot be read, or
+/// is null.
 #[inline(always)]
 pub fn follow(variable: u64) -> Option<u64> {
     if variable == 0 {
@@ -36,8 +38,8 @@ pub fn follow(variable: u64) -> Option<u64> {
     read::<u64>(variable).filter(|pointer| *pointer != 0)
 }
 
-/// Reads a string up to and including its NUL, at most `N` bytes. Returns the number of bytes, or a negative error, in
-/// which case the first byte is set to 0.
+/// Reads a string up to and including its NUL, at most `N` bytes. Returns the number of bytes, or a
+/// negative error, in which case the first byte is set to 0.
 #[inline(always)]
 pub fn read_string<const N: usize>(address: u64, to: &mut [u8; N]) -> i64 {
     // SAFETY: as above.

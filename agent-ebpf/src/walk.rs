@@ -26,14 +26,16 @@ use crate::{
 /// Bytes of the buffer for the kernel stack.
 pub const KERNEL_STACK_BYTES: u32 = MAX_KERNEL_FRAMES * 8;
 
-/// Multiplier of Fibonacci hashing (2⁶⁴ / golden ratio). The upper bits of a product depend on all bits of the key.
+/// Multiplier of Fibonacci hashing (2⁶⁴ / golden ratio). The upper bits of a product depend on all bits of
+/// the key.
 const FIBONACCI: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Low bits of an address that do not enter its hash in the rule cache, so that nearby instructions, as those of a loop,
-/// share the entry of their row's rule.
+/// Low bits of an address that do not enter its hash in the rule cache, so that nearby instructions, as
+/// those of a loop, share the entry of their row's rule.
 const CACHED_BITS: u32 = 6;
 
-/// A rule found in the tables, and the addresses for which it is known to be valid: `length` bytes from `start` (avma).
+/// A rule found in the tables, and the addresses for which it is known to be valid: `length` bytes from
+/// `start` (avma).
 struct Found {
     rule: &'static Rule,
     start: u64,
@@ -56,8 +58,8 @@ pub fn flags(walk: &Walk) -> u32 {
 #[inline(always)]
 pub fn user_stack<const SLOT: u32>(walk: &mut Walk) {
     walk_up::<SLOT>(walk);
-    // In the middle of execve a task already has the new program's address space but still the registers of the old one.
-    // A stack that could not be walked to its end there is not a user stack.
+    // In the middle of execve a task already has the new program's address space but still the registers of
+    // the old one. A stack that could not be walked to its end there is not a user stack.
     if !Outcome::is_complete(outcome(walk)) && task::is_in_execve() {
         walk.record.header.user_frames = 0;
         walk.record.header.outcome = Outcome::KernelOnly as u8;
@@ -76,8 +78,8 @@ fn walk_up<const SLOT: u32>(walk: &mut Walk) {
     match space {
         Some(space) if space.mm == walk.record.header.mm => words::copy(&mut walk.space, space),
         unseen => {
-            // An entry without an identity was made before the process was sampled, only to be inherited by children.
-            // Its tables do not apply here, but its server and its trace offset do.
+            // An entry without an identity was made before the process was sampled, only to be inherited by
+            // children. Its tables do not apply here, but its server and its trace offset do.
             if let Some(space) = unseen
                 && space.mm == 0
             {
@@ -147,8 +149,8 @@ fn next<const SLOT: u32>(walk: &mut Walk) -> Option<Outcome> {
     let guess = rule.is_guess();
     if guess {
         walk.frame_pointers = 1;
-        // The psABI marks the deepest frame by a frame pointer of zero, but code without tables may use the register for
-        // anything.
+        // The psABI marks the deepest frame by a frame pointer of zero, but code without tables may use the
+        // register for anything.
         if walk.cursor.regs.fp() == 0 {
             return Some(Outcome::GuessedEnd);
         }
@@ -277,8 +279,8 @@ fn find_row(mapping: &MappingEntry, ip: u64) -> Option<Found> {
         start: ip.wrapping_sub(u64::from(offset.wrapping_sub(row.offset))),
         length: row.length,
     };
-    // A row may extend beyond the mapping, where another mapping may begin. And the last row of a leaf has no known
-    // length. In both cases the rule is only known to be valid for this address.
+    // A row may extend beyond the mapping, where another mapping may begin. And the last row of a leaf has
+    // no known length. In both cases the rule is only known to be valid for this address.
     let end = found.start.wrapping_add(u64::from(row.length));
     if row.length == 0 || found.start < mapping.start || end > mapping.end {
         found.start = ip;
@@ -287,7 +289,8 @@ fn find_row(mapping: &MappingEntry, ip: u64) -> Option<Found> {
     Some(found)
 }
 
-/// A block of the pool, as the type that the layout of the tables says it holds. `None` if its segment is missing.
+/// A block of the pool, as the type that the layout of the tables says it holds. `None` if its segment is
+/// missing.
 #[inline(always)]
 fn block<T>(id: BlockId) -> Option<&'static T> {
     const { assert!(size_of::<T>() == size_of::<Block>()) };
@@ -299,8 +302,9 @@ fn block<T>(id: BlockId) -> Option<&'static T> {
 }
 
 impl Stretch {
-    /// Reads words of the user stack. The [`WINDOW`] of a frame is taken from the copied piece; if it does not lie there,
-    /// a new piece that begins with the window is copied first. Other reads go directly to user memory.
+    /// Reads words of the user stack. The [`WINDOW`] of a frame is taken from the copied piece; if it does
+    /// not lie there, a new piece that begins with the window is copied first. Other reads go directly to
+    /// user memory.
     #[inline(always)]
     fn read(&mut self, address: u64, words: &mut [u64]) -> bool {
         if words.len() != WINDOW || address % 8 != 0 {

@@ -1,7 +1,8 @@
 //! Copies and clears values word by word.
 //!
-//! For more than a few bytes the compiler would call `memmove` or `memset`, which in a BPF program are loops over single
-//! bytes: with warm caches they took half of a walk's time. It does not turn volatile accesses into such calls.
+//! For more than a few bytes the compiler would call `memmove` or `memset`, which in a BPF program are
+//! loops over single bytes: with warm caches they took half of a walk's time. It does not turn volatile
+//! accesses into such calls.
 
 /// Copies a value.
 #[inline(always)]

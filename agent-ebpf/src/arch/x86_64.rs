@@ -54,9 +54,9 @@ pub fn from_context(ctx: &PerfEventContext, to: &mut Registers) {
     unsafe { copy!(to, (*ctx.ctx).regs) };
 }
 
-/// Fills `to` with the user registers that were saved on entry to the kernel. `scratch` is used as a buffer, because the
-/// stack of a BPF program is small. Returns false for a task without a user mode: the saved registers of a kernel thread
-/// are zero (Linux, arch/x86/kernel/process.c, `copy_thread`).
+/// Fills `to` with the user registers that were saved on entry to the kernel. `scratch` is used as a
+/// buffer, because the stack of a BPF program is small. Returns false for a task without a user mode: the
+/// saved registers of a kernel thread are zero (Linux, arch/x86/kernel/process.c, `copy_thread`).
 #[inline(always)]
 pub fn from_kernel_entry(to: &mut Registers, scratch: &mut [u64; FRAMES]) -> bool {
     const { assert!(size_of::<pt_regs>() <= size_of::<[u64; FRAMES]>()) };
@@ -108,14 +108,14 @@ pub fn sends_on(ctx: &RawTracePointContext) -> Option<u32> {
     Some(descriptor as u32)
 }
 
-/// The first two bytes that the current system call sends. `None` if they cannot be read, or if the system call is not
-/// one of those known here.
+/// The first two bytes that the current system call sends. `None` if they cannot be read, or if the system
+/// call is not one of those known here.
 #[inline(always)]
 pub fn first_bytes_sent() -> Option<[u8; 2]> {
     /// Offset of `msg_iov` in `struct user_msghdr`.
     const MSG_IOV: u64 = 16;
-    // SAFETY: the helpers return pointers to the current task and its registers. The verifier lets programs read them
-    // directly; a read at a bad address yields zero.
+    // SAFETY: the helpers return pointers to the current task and its registers. The verifier lets programs
+    // read them directly; a read at a bad address yields zero.
     let (number, argument) = unsafe {
         let registers = bpf_task_pt_regs(bpf_get_current_task_btf()) as *const pt_regs;
         ((*registers).orig_rax, (*registers).rsi)

@@ -13,22 +13,23 @@ use gimli::{
 };
 use std::ops::{ControlFlow, Range};
 
-/// Most bytes of a CIE. It is bounded because it is evaluated again for each of its FDEs; a longer CIE makes its FDEs
-/// malformed. The longest in Debian's libc, node and Chromium has 36.
+/// Most bytes of a CIE. It is bounded because it is evaluated again for each of its FDEs; a longer CIE
+/// makes its FDEs malformed. The longest in Debian's libc, node and Chromium has 36.
 pub const MAX_CIE_BYTES: usize = 512;
 
-/// Most bytes of an FDE. It is bounded because a single lookup may evaluate all of it; a longer FDE is malformed. The
-/// longest in Debian's Chromium, node and PostgreSQL has 3,144.
+/// Most bytes of an FDE. It is bounded because a single lookup may evaluate all of it; a longer FDE is
+/// malformed. The longest in Debian's Chromium, node and PostgreSQL has 3,144.
 pub const MAX_FDE_BYTES: usize = 64 * 1024;
 
-/// Most bytes from an entry point without unwind entry that are taken for the entry code. That of Debian's ld.so, together
-/// with the following `_dl_start_user`, has 61.
+/// Most bytes from an entry point without unwind entry that are taken for the entry code. That of Debian's
+/// ld.so, together with the following `_dl_start_user`, has 61.
 pub const MAX_ENTRY_BYTES: u64 = 256;
 
-/// A stretch of code without any FDE that has at least this many bytes is taken for code that was generated or compiled
-/// without unwind tables on purpose, as V8's builtins in node (1.6 MiB) or nearly all of Chromium. Such code usually keeps
-/// frame pointers. Assembly without annotations is much shorter, and its rules are derived from its instructions by the
-/// module `sweep`. So this is also the most code that is decoded at once.
+/// A stretch of code without any FDE that has at least this many bytes is taken for code that was generated
+/// or compiled without unwind tables on purpose, as V8's builtins in node (1.6 MiB) or nearly all of
+/// Chromium. Such code usually keeps frame pointers. Assembly without annotations is much shorter, and its
+/// rules are derived from its instructions by the module `sweep`. So this is also the most code that is
+/// decoded at once.
 pub const MIN_FRAME_POINTER_GAP: u64 = 64 * 1024;
 
 /// The call frame information of one file.
@@ -59,9 +60,9 @@ impl Scratch<'_> {
     }
 }
 
-/// Fixed storage for the rules of a row and for the stack of remembered rows, so that evaluation does not allocate. Rows
-/// have rules for up to 17 registers that matter and 16 vector registers that some code saves. gimli's own fixed storage
-/// has four rows.
+/// Fixed storage for the rules of a row and for the stack of remembered rows, so that evaluation does not
+/// allocate. Rows have rules for up to 17 registers that matter and 16 vector registers that some code
+/// saves. gimli's own fixed storage has four rows.
 struct Storage;
 
 impl UnwindContextStorage<usize> for Storage {
@@ -72,8 +73,8 @@ impl UnwindContextStorage<usize> for Storage {
 type Fde<'data> = FrameDescriptionEntry<Reader<'data>>;
 
 impl<'data> Cfi<'data> {
-    /// Finds a file's unwind entries. If the linker's search table is missing or broken, `.eh_frame` is scanned once from
-    /// start to end.
+    /// Finds a file's unwind entries. If the linker's search table is missing or broken, `.eh_frame` is
+    /// scanned once from start to end.
     ///
     /// # Errors
     /// [`Error::NoUnwindInformation`] if the file has no `.eh_frame` or no entries in it.
@@ -100,8 +101,8 @@ impl<'data> Cfi<'data> {
         Ok(cfi)
     }
 
-    /// The code of the entry point if no FDE covers it, as `_start` in ld.so and in static musl programs: up to the next
-    /// FDE, at most [`MAX_ENTRY_BYTES`]. Empty if an FDE covers it.
+    /// The code of the entry point if no FDE covers it, as `_start` in ld.so and in static musl programs:
+    /// up to the next FDE, at most [`MAX_ENTRY_BYTES`]. Empty if an FDE covers it.
     fn uncovered_entry(&self, entry: u64) -> Range<u64> {
         if !self.text.contains(&entry) || self.function_range(entry).is_some() {
             return 0..0;
@@ -114,8 +115,8 @@ impl<'data> Cfi<'data> {
         entry..end.min(self.text.end)
     }
 
-    /// Start (svma) of the FDE that covers the address. `None` if none does; the address then does not belong to the
-    /// function before it either.
+    /// Start (svma) of the FDE that covers the address. `None` if none does; the address then does not
+    /// belong to the function before it either.
     pub fn function_start(&self, svma: u64) -> Option<u64> {
         Some(self.function_range(svma)?.start)
     }
@@ -185,8 +186,8 @@ impl<'data> Cfi<'data> {
         let expected = self.fdes.len().saturating_mul(8).min(1 << 16);
         let mut table = Builder::new(self.text.start, expected);
         let mut scratch = Scratch::new();
-        // In a sound file the entries together have at most the size of the section, because no byte belongs to two of
-        // them. Twice that much is allowed.
+        // In a sound file the entries together have at most the size of the section, because no byte
+        // belongs to two of them. Twice that much is allowed.
         let mut budget = self.section_bytes * 2;
         let mut position = self.text.start;
         let gap_to = |end: u64, position: &mut u64, table: &mut Builder| {
@@ -219,9 +220,9 @@ impl<'data> Cfi<'data> {
         Ok(table.finish())
     }
 
-    /// Calls `row` with consecutive rows for a range between two entries, which no FDE covers: start, end, rule, and whether
-    /// the rule may have been derived from instructions. With `only`, just the rows around that address need to be right;
-    /// the instructions of other code are not decoded.
+    /// Calls `row` with consecutive rows for a range between two entries, which no FDE covers: start, end,
+    /// rule, and whether the rule may have been derived from instructions. With `only`, just the rows
+    /// around that address need to be right; the instructions of other code are not decoded.
     fn gap(&self, range: Range<u64>, only: Option<u64>, mut row: impl FnMut(u64, u64, Rule, bool)) {
         let range = range.start.max(self.text.start)..range.end.min(self.text.end);
         if range.is_empty() {
@@ -238,8 +239,8 @@ impl<'data> Cfi<'data> {
         self.uncovered(end..range.end, elsewhere, only, &mut row);
     }
 
-    /// As [`Self::gap`], for the part of it before or after the entry point's code. `elsewhere` is the rule for bytes that
-    /// are in no code section.
+    /// As [`Self::gap`], for the part of it before or after the entry point's code. `elsewhere` is the rule
+    /// for bytes that are in no code section.
     fn uncovered(
         &self,
         range: Range<u64>,
@@ -276,9 +277,9 @@ impl<'data> Cfi<'data> {
         }
     }
 
-    /// Entry `index` and the part of the text that belongs to it: from its start up to its end, the next entry's start, or
-    /// the text's end, whichever comes first. `None` if the entry cannot be read, if it does not start where the search
-    /// table says, or if no text belongs to it.
+    /// Entry `index` and the part of the text that belongs to it: from its start up to its end, the next
+    /// entry's start, or the text's end, whichever comes first. `None` if the entry cannot be read, if it
+    /// does not start where the search table says, or if no text belongs to it.
     fn entry_at(&self, index: usize, cies: &mut Cies<'data>) -> Option<(Fde<'data>, Range<u64>)> {
         let start = self.fdes.start(index);
         let next = self.fdes.start(index + 1);
@@ -297,8 +298,9 @@ impl<'data> Cfi<'data> {
         (fde.initial_address() == start && start < end).then_some((fde, start..end))
     }
 
-    /// Evaluates an entry. Calls `row` with start, end and rule of consecutive rows that cover `range` without a gap, until
-    /// it returns `Break`. What cannot be evaluated is covered by a row with the reason [`Unsupported::Malformed`].
+    /// Evaluates an entry. Calls `row` with start, end and rule of consecutive rows that cover `range`
+    /// without a gap, until it returns `Break`. What cannot be evaluated is covered by a row with the
+    /// reason [`Unsupported::Malformed`].
     fn evaluate(
         &self,
         fde: &Fde<'data>,

@@ -3,8 +3,8 @@
 use crate::object::Section;
 use gimli::{BaseAddresses, CieOrFde, EhFrame, EndianSlice, LittleEndian, UnwindSection};
 
-/// The FDEs of a file, sorted by their start. An address can only belong to the last one that is not above it, which is
-/// also how the run-time unwinder (libgcc, `unwind-dw2-fde-dip.c`) decides.
+/// The FDEs of a file, sorted by their start. An address can only belong to the last one that is not above
+/// it, which is also how the run-time unwinder (libgcc, `unwind-dw2-fde-dip.c`) decides.
 #[derive(Debug)]
 pub(super) enum Fdes<'data> {
     /// From the search table that the linker wrote.
@@ -16,15 +16,18 @@ pub(super) enum Fdes<'data> {
         /// svma of `.eh_frame`.
         eh_frame: u64,
     },
-    /// From a scan of `.eh_frame`, if there is no usable search table: start (svma) and offset in the section, sorted.
+    /// From a scan of `.eh_frame`, if there is no usable search table: start (svma) and offset in the
+    /// section, sorted.
     Scanned(Vec<(u64, usize)>),
 }
 
-/// Start of `.eh_frame_hdr` as every linker writes it (GNU ld, gold, lld, mold): version 1, a pc-relative pointer to
-/// `.eh_frame`, a count, and a table of `datarel | sdata4`. With any other header `.eh_frame` is scanned.
+/// Start of `.eh_frame_hdr` as every linker writes it (GNU ld, gold, lld, mold): version 1, a pc-relative
+/// pointer to `.eh_frame`, a count, and a table of `datarel | sdata4`. With any other header `.eh_frame` is
+/// scanned.
 const HEADER: [u8; 4] = [1, 0x1b, 0x03, 0x3b];
 
-/// Most entries that are scanned, some ten times as many as a browser has. A file with more was crafted to exhaust memory.
+/// Most entries that are scanned, some ten times as many as a browser has. A file with more was crafted to
+/// exhaust memory.
 const MAX_SCANNED: usize = 1 << 23;
 
 impl<'data> Fdes<'data> {
@@ -58,7 +61,8 @@ impl<'data> Fdes<'data> {
         (count > 0 && sorted).then_some(fdes)
     }
 
-    /// Scans the entries up to the section's end, its terminator, or the first broken one, at most [`MAX_SCANNED`].
+    /// Scans the entries up to the section's end, its terminator, or the first broken one, at most
+    /// [`MAX_SCANNED`].
     fn scan(eh_frame: Section<'data>, bases: &BaseAddresses) -> Fdes<'data> {
         let section = EhFrame::new(eh_frame.data, LittleEndian);
         let mut found = Vec::new();
@@ -137,8 +141,8 @@ pub(super) type Reader<'data> = EndianSlice<'data, LittleEndian>;
 pub(super) type Cie<'data> = gimli::CommonInformationEntry<Reader<'data>>;
 type CieOffset = gimli::EhFrameOffset<usize>;
 
-/// A cache of the CIEs that were read. The last one used is usually found first, because neighboring FDEs share theirs.
-/// Most files have two to ten CIEs.
+/// A cache of the CIEs that were read. The last one used is usually found first, because neighboring FDEs
+/// share theirs. Most files have two to ten CIEs.
 #[derive(Default)]
 pub(super) struct Cies<'data> {
     known: Vec<(CieOffset, Cie<'data>)>,

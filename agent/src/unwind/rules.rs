@@ -24,8 +24,8 @@ impl Dictionary {
         dictionary
     }
 
-    /// The number of a rule, which is added if it is new. Once all other numbers are taken, a new rule gets the last
-    /// number, which stands for an unsupported rule.
+    /// The number of a rule, which is added if it is new. Once all other numbers are taken, a new rule gets
+    /// the last number, which stands for an unsupported rule.
     pub(super) fn index(&mut self, rule: &Rule) -> u16 {
         let key = Key::new(rule);
         if let Some(index) = self.indices.get(&key) {
@@ -58,7 +58,8 @@ impl Dictionary {
     }
 }
 
-/// A rule as two words, so that comparing and hashing it is cheap. This is done for nearly every row of a file.
+/// A rule as two words, so that comparing and hashing it is cheap. This is done for nearly every row of a
+/// file.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Key([u64; 2]);
 
@@ -81,8 +82,8 @@ impl std::hash::Hash for Key {
     }
 }
 
-/// A hash by multiplication and rotation. A file that was crafted to cause collisions only slows its own compilation, and
-/// [`MAX_RULES`] bounds by how much.
+/// A hash by multiplication and rotation. A file that was crafted to cause collisions only slows its own
+/// compilation, and [`MAX_RULES`] bounds by how much.
 #[derive(Default)]
 struct Mix(u64);
 

@@ -1,5 +1,5 @@
-//! Lays out the mappings of a process in blocks: space leaves, and one space index above them if there are more than 64
-//! mappings.
+//! Lays out the mappings of a process in blocks: space leaves, and one space index above them if there are
+//! more than 64 mappings.
 
 use agent_ebpf::limits::MAX_MAPPINGS;
 pub use agent_ebpf::table::MappingEntry;
@@ -66,8 +66,8 @@ pub fn blocks(mappings: usize) -> usize {
     if leaves > 1 { leaves + 1 } else { 1 }
 }
 
-/// Passes the blocks of an address space to `write`, each with one of the `ids`; the index comes last. `mappings` must be
-/// sorted by start and must not overlap.
+/// Passes the blocks of an address space to `write`, each with one of the `ids`; the index comes last.
+/// `mappings` must be sorted by start and must not overlap.
 ///
 /// # Panics
 /// If there are fewer `ids` than [`blocks`] says.

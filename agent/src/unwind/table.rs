@@ -24,14 +24,16 @@ pub struct Table {
     pub covered: u64,
     /// Bytes of text with an unsupported rule, by the reason; indexed by [`Unsupported`].
     pub unsupported: [u64; REASONS],
-    /// Bytes of text where a frame pointer is assumed ([`Rule::FRAME_POINTER`]). They are not counted in `covered`.
+    /// Bytes of text where a frame pointer is assumed ([`Rule::FRAME_POINTER`]). They are not counted in
+    /// `covered`.
     pub guessed: u64,
-    /// Bytes of text that no unwind entry covers and whose rule was derived from the instructions. They are counted in
-    /// `covered` as well.
+    /// Bytes of text that no unwind entry covers and whose rule was derived from the instructions. They are
+    /// counted in `covered` as well.
     pub analysed: u64,
     /// Bytes of text from the first row to the end of the last.
     pub text: u64,
-    // Two arrays instead of one take 6 bytes for each row instead of 8, which matters in files with millions of rows.
+    // Two arrays instead of one take 6 bytes for each row instead of 8, which matters in files with
+    // millions of rows.
     addresses: Vec<u32>,
     row_rules: Vec<u16>,
     rules: Vec<Rule>,
@@ -112,8 +114,8 @@ impl Builder {
         }
     }
 
-    /// Adds a range: `rule` is valid from `start` up to `end`. Both are svmas and not below the base, and the range follows
-    /// the previous one without a gap.
+    /// Adds a range: `rule` is valid from `start` up to `end`. Both are svmas and not below the base, and
+    /// the range follows the previous one without a gap.
     pub(super) fn push(&mut self, start: u64, end: u64, rule: &Rule) {
         let bytes = end - start;
         self.table.text += bytes;

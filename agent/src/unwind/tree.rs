@@ -1,5 +1,5 @@
-//! Lays out a table in blocks, as described in `agent_ebpf::table`. Also contains the user-space version of the kernel
-//! program's search through them.
+//! Lays out a table in blocks, as described in `agent_ebpf::table`. Also contains the user-space version of
+//! the kernel program's search through them.
 
 use super::{Error, Row, Table};
 use agent_ebpf::limits::{BLOCK_WORDS, MAX_TABLE_DEPTH};
@@ -29,8 +29,8 @@ pub struct Layout<'table> {
     depth: u32,
 }
 
-/// Plans the blocks of a table. First come the leaves, in order, then the index levels from the lowest to the highest, then
-/// the blocks of rules, and then their directory.
+/// Plans the blocks of a table. First come the leaves, in order, then the index levels from the lowest to
+/// the highest, then the blocks of rules, and then their directory.
 ///
 /// # Errors
 /// [`Error::TooLarge`] if [`MAX_TABLE_DEPTH`] levels are not enough, or if the table has no rows.
@@ -78,9 +78,9 @@ impl Layout<'_> {
         self.table.rules().len().div_ceil(RULES_PER_BLOCK)
     }
 
-    /// Passes every block to `write`, each with one of the `ids`, which are at least [`Self::blocks`] allocated numbers in
-    /// any order. A block comes after the blocks that it refers to, so a reader that starts at the placement never meets an
-    /// unwritten block.
+    /// Passes every block to `write`, each with one of the `ids`, which are at least [`Self::blocks`]
+    /// allocated numbers in any order. A block comes after the blocks that it refers to, so a reader that
+    /// starts at the placement never meets an unwritten block.
     ///
     /// # Panics
     /// If there are fewer `ids` than [`Self::blocks`].
@@ -186,8 +186,8 @@ fn rule_in(block: &Block, slot: usize) -> Rule {
     }
 }
 
-/// Finds the rule of a table address by the same searches as the kernel program. `address` must be below `u32::MAX`; text
-/// spans less. `block` returns the contents of a block.
+/// Finds the rule of a table address by the same searches as the kernel program. `address` must be below
+/// `u32::MAX`; text spans less. `block` returns the contents of a block.
 pub fn find_rule<'blocks>(
     placement: &Placement,
     address: u32,

@@ -42,13 +42,13 @@ impl StackBytes<'_> {
     }
 }
 
-/// Walks from `cursor` to the end of the stack, and appends each frame to `frames` in the form that samples have
-/// (`agent_ebpf::sample`). If `frames` is not empty, the walk continues from these frames.
+/// Walks from `cursor` to the end of the stack, and appends each frame to `frames` in the form that samples
+/// have (`agent_ebpf::sample`). If `frames` is not empty, the walk continues from these frames.
 ///
-/// `guessed` says whether a frame pointer was followed on the way to the frames that are there already. `resolve` is
-/// called with the address to look up; for a return address that is the byte before it. A word that is not in the stack
-/// copy ends the walk: with [`Outcome::CopyTooShort`] if it lies above the copy, and with [`Outcome::UnreadableStack`] if
-/// it lies below, where there is no live stack.
+/// `guessed` says whether a frame pointer was followed on the way to the frames that are there already.
+/// `resolve` is called with the address to look up; for a return address that is the byte before it. A word
+/// that is not in the stack copy ends the walk: with [`Outcome::CopyTooShort`] if it lies above the copy,
+/// and with [`Outcome::UnreadableStack`] if it lies below, where there is no live stack.
 pub fn walk(
     cursor: &mut Cursor,
     mut guessed: bool,
@@ -70,8 +70,8 @@ pub fn walk(
         };
         guessed |= !has_table;
         if !has_table && cursor.regs.fp() == 0 {
-            // The psABI marks the deepest frame by a frame pointer of zero (3.2.2, 3.4.1), but code without tables may use
-            // the register for anything.
+            // The psABI marks the deepest frame by a frame pointer of zero (3.2.2, 3.4.1), but code without
+            // tables may use the register for anything.
             return Outcome::GuessedEnd;
         }
         let mut missing = 0;
@@ -109,9 +109,9 @@ fn step_on(cursor: &mut Cursor, rule: &Rule, stack: &StackBytes<'_>, missing: &m
 
 /// Changes a rule so that registers that were saved below the stack pointer keep their value.
 ///
-/// In an epilogue, compilers do not declare that a register has been popped. The unwind information still says where it
-/// was saved, which is now below the stack pointer and therefore possibly not in the copy of the stack. The popped register
-/// itself has the same value.
+/// In an epilogue, compilers do not declare that a register has been popped. The unwind information still
+/// says where it was saved, which is now below the stack pointer and therefore possibly not in the copy of
+/// the stack. The popped register itself has the same value.
 fn after_epilogue(mut rule: Rule) -> Rule {
     if rule.kind == CfaKind::Register as u8 && rule.reg == reg::RSP {
         for slot in &mut rule.saved {
@@ -164,7 +164,8 @@ mod tests {
         (frames, outcome)
     }
 
-    /// The rule of the first of three frames is looked up at its address, those of the others one byte before.
+    /// The rule of the first of three frames is looked up at its address, those of the others one byte
+    /// before.
     #[test]
     fn to_the_end() {
         let resolve = |avma| match avma {
@@ -233,7 +234,8 @@ mod tests {
         assert_eq!(outcome, Outcome::Complete);
     }
 
-    /// Without tables the chain of frame pointers is followed to a zero, which proves nothing, or until it is broken.
+    /// Without tables the chain of frame pointers is followed to a zero, which proves nothing, or until it
+    /// is broken.
     #[test]
     fn frame_pointers() {
         let resolve = |_| RuleLookup::FramePointer;
@@ -251,8 +253,8 @@ mod tests {
         assert_eq!((frames.len(), outcome), (1, Outcome::GuessedEnd));
     }
 
-    /// After a guess, the end is proven if a table says that there is no caller. A return address of zero does not prove
-    /// it, because the guess may have left the stack.
+    /// After a guess, the end is proven if a table says that there is no caller. A return address of zero
+    /// does not prove it, because the guess may have left the stack.
     #[test]
     fn tables_behind_a_guess() {
         let resolve = |avma| match avma {

@@ -1,5 +1,5 @@
-//! Turns an evaluated row of call frame information into a rule. What this module contains is specific to x86_64:
-//! registers, the entries of procedure linkage tables, signal frames.
+//! Turns an evaluated row of call frame information into a rule. What this module contains is specific to
+//! x86_64: registers, the entries of procedure linkage tables, signal frames.
 
 use super::fdes::{Cie, Reader};
 use agent_ebpf::unwind::{CfaKind, Rule, SAVED, SIGCONTEXT_REGISTERS, Slot, Unsupported, reg};
@@ -96,8 +96,8 @@ impl Compiler<'_, '_> {
 
     fn slot(&self, register: u8, cfa: &Rule) -> Result<Slot, Unsupported> {
         match self.of(register) {
-            // A register without a rule is preserved: this function is called for the psABI's callee-saved registers, and
-            // the caller rejects this result for the return address.
+            // A register without a rule is preserved: this function is called for the psABI's callee-saved
+            // registers, and the caller rejects this result for the return address.
             None | Some(RegisterRule::SameValue) => Ok(Slot::SAME),
             Some(RegisterRule::Undefined) => Ok(Slot::UNDEFINED),
             Some(RegisterRule::Register(Register(number))) if *number == u16::from(register) => {
@@ -129,8 +129,9 @@ impl Compiler<'_, '_> {
         }
     }
 
-    /// The rule if the caller's stack pointer is in another register, as in longjmp after it has loaded its target. That
-    /// register is then used as the CFA, and registers that were saved relative to the row's own CFA count as lost.
+    /// The rule if the caller's stack pointer is in another register, as in longjmp after it has loaded its
+    /// target. That register is then used as the CFA, and registers that were saved relative to the row's
+    /// own CFA count as lost.
     fn moved_stack(&self, register: u16) -> Result<Rule, Unsupported> {
         let kept = |register| match self.of(register) {
             Some(RegisterRule::Register(Register(number))) if *number < u16::from(reg::RIP) => {
@@ -148,9 +149,9 @@ impl Compiler<'_, '_> {
         Ok(rule)
     }
 
-    /// The rule if all registers, including the stack pointer, were saved in one structure: that is a signal frame (glibc's
-    /// `__restore_rt`), or a context that is about to be installed (`setcontext`). Both have the order of
-    /// `struct sigcontext`.
+    /// The rule if all registers, including the stack pointer, were saved in one structure: that is a
+    /// signal frame (glibc's `__restore_rt`), or a context that is about to be installed (`setcontext`).
+    /// Both have the order of `struct sigcontext`.
     fn signal(&self, cfa: &Rule) -> Result<Rule, Unsupported> {
         let place = |register| {
             let place = self.place(self.of(register)?)?;
@@ -182,7 +183,8 @@ impl Compiler<'_, '_> {
     }
 }
 
-/// The slot for a place, relative to the CFA if possible, else to rbp. `None` if it can be expressed in neither way.
+/// The slot for a place, relative to the CFA if possible, else to rbp. `None` if it can be expressed in
+/// neither way.
 fn encode(place: Place, cfa: &Rule) -> Option<Slot> {
     let below = match place {
         Place::Cfa(offset) => offset.checked_neg()?,
@@ -224,8 +226,8 @@ fn cfa_register(Register(register): Register, offset: i64) -> Result<Rule, Unsup
     })
 }
 
-/// The expression that GNU ld writes for `.plt` (bfd/elfxx-x86.c), split around N: `DW_OP_breg7 8; DW_OP_breg16 0;
-/// DW_OP_lit15; DW_OP_and; DW_OP_lit<N>; DW_OP_ge; DW_OP_lit3; DW_OP_shl; DW_OP_plus`.
+/// The expression that GNU ld writes for `.plt` (bfd/elfxx-x86.c), split around N: `DW_OP_breg7 8;
+/// DW_OP_breg16 0; DW_OP_lit15; DW_OP_and; DW_OP_lit<N>; DW_OP_ge; DW_OP_lit3; DW_OP_shl; DW_OP_plus`.
 const PLT_BEFORE: [u8; 6] = [0x77, 8, 0x80, 0, 0x3f, 0x1a];
 const PLT_AFTER: [u8; 4] = [0x2a, 0x33, 0x24, 0x22];
 const DW_OP_LIT0: u8 = 0x30;
@@ -305,8 +307,8 @@ impl Ops<'_> {
         None
     }
 
-    /// Parses an index register, `DW_OP_breg<N> 0; DW_OP_lit8; DW_OP_mul; DW_OP_plus`, as in OpenSSL's Montgomery
-    /// multiplication. Consumes nothing if the expression continues differently.
+    /// Parses an index register, `DW_OP_breg<N> 0; DW_OP_lit8; DW_OP_mul; DW_OP_plus`, as in OpenSSL's
+    /// Montgomery multiplication. Consumes nothing if the expression continues differently.
     fn index(&mut self) -> Option<u8> {
         let [register, 0, DW_OP_LIT8, DW_OP_MUL, DW_OP_PLUS, rest @ ..] = self.0 else {
             return None;

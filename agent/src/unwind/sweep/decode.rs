@@ -1,5 +1,5 @@
-//! Decodes bytes to instructions, and reduces these to their effects on the stack pointer, on saved registers, and on the
-//! flow of control.
+//! Decodes bytes to instructions, and reduces these to their effects on the stack pointer, on saved
+//! registers, and on the flow of control.
 
 use agent_ebpf::unwind::reg;
 use iced_x86::{
@@ -113,7 +113,8 @@ const RT_SIGRETURN: u64 = 15;
 /// Compilers and assemblers align the start of functions to this many bytes.
 const FUNCTION_ALIGNMENT: u64 = 16;
 
-/// Decodes `code` from its first to its last byte, at most `u32::MAX` bytes. `svma` is the address of the first byte.
+/// Decodes `code` from its first to its last byte, at most `u32::MAX` bytes. `svma` is the address of the
+/// first byte.
 pub(super) fn decode(code: &[u8], svma: u64) -> Vec<Instruction> {
     let mut decoder = Decoder::with_ip(64, code, svma, DecoderOptions::NONE);
     let mut factory = InstructionInfoFactory::new();
@@ -204,8 +205,8 @@ fn bare(position: usize, length: usize, flow: Flow) -> Instruction {
     }
 }
 
-/// Replaces the addresses of targets by indices. A jump or call to a place between two instructions means that its bytes
-/// are not code.
+/// Replaces the addresses of targets by indices. A jump or call to a place between two instructions means
+/// that its bytes are not code.
 fn resolve(found: &mut [Instruction], targets: &[u64], svma: u64, length: u64) {
     for index in 0..found.len() {
         if !matches!(
@@ -388,8 +389,8 @@ fn effect(raw: &iced_x86::Instruction) -> (Effect, u16) {
     }
 }
 
-/// The effect of `mov`, `lea`, and `add` and `sub` of a constant, and the register that they write. `None` for forms that
-/// are not tracked.
+/// The effect of `mov`, `lea`, and `add` and `sub` of a constant, and the register that they write. `None`
+/// for forms that are not tracked.
 fn moved(
     raw: &iced_x86::Instruction,
     first: Option<u8>,

@@ -3,15 +3,16 @@
 use super::decode::{Flow, Instruction, Target};
 use super::state::State;
 
-/// Most steps for each instruction on average; if the code takes more, it is given up. Compiled code needs one step for an
-/// instruction, and one more for each join of paths at which knowledge is lost.
+/// Most steps for each instruction on average; if the code takes more, it is given up. Compiled code needs
+/// one step for an instruction, and one more for each join of paths at which knowledge is lost.
 pub(super) const MAX_STEPS_PER_INSTRUCTION: usize = 16;
 
-/// Functions begin at multiples of this many bytes. If padding after a call ends at such an address, and no jump leads
-/// there, another function begins there, and the called function does not return.
+/// Functions begin at multiples of this many bytes. If padding after a call ends at such an address, and no
+/// jump leads there, another function begins there, and the called function does not return.
 const FUNCTION_ALIGNMENT: u64 = 16;
 
-/// The state before each instruction; `None` if no path leads to it, or for all if the code took too many steps.
+/// The state before each instruction; `None` if no path leads to it, or for all if the code took too many
+/// steps.
 pub(super) fn states(instructions: &[Instruction], svma: u64) -> Vec<Option<State>> {
     let mut paths = Paths::new(instructions, svma);
     let mut deferred = Vec::new();
@@ -21,8 +22,8 @@ pub(super) fn states(instructions: &[Instruction], svma: u64) -> Vec<Option<Stat
         if paths.states[index].is_some() || at.padding {
             index += 1;
         } else if paths.jumps_to[index] > 0 && !paths.called[index] {
-            // Code that was not followed yet jumps here. Its state is more precise than the guess that a function begins,
-            // so this place is left for later.
+            // Code that was not followed yet jumps here. Its state is more precise than the guess that a
+            // function begins, so this place is left for later.
             deferred.push(index);
             index = paths.behind(index);
         } else {
@@ -62,7 +63,8 @@ struct Paths<'code> {
     replaced: Vec<(u32, Option<State>, u32)>,
     /// Instructions from which paths are still to be followed.
     pending: Vec<u32>,
-    /// The state at the last jump through a table in the middle of a frame; the cases of the table may follow.
+    /// The state at the last jump through a table in the middle of a frame; the cases of the table may
+    /// follow.
     table: Option<State>,
     /// Whether what this run followed contradicts itself, so that it cannot be a function.
     contradiction: bool,
@@ -106,8 +108,9 @@ impl<'code> Paths<'code> {
         (index + last + 1).min(self.instructions.len())
     }
 
-    /// Follows all paths from what may be the first instruction of a function. After a jump through a table it may also be
-    /// one of the table's cases. Then both are tried, and the result is used only if exactly one of them is possible.
+    /// Follows all paths from what may be the first instruction of a function. After a jump through a table
+    /// it may also be one of the table's cases. Then both are tried, and the result is used only if exactly
+    /// one of them is possible.
     fn function(&mut self, start: usize) {
         let table = self.table.take();
         let function = self.follow(start, &State::ENTRY);
@@ -133,8 +136,8 @@ impl<'code> Paths<'code> {
         }
     }
 
-    /// Undoes this run. With `lost`, instructions that only this run had reached count as reached, but nothing is known
-    /// about their state.
+    /// Undoes this run. With `lost`, instructions that only this run had reached count as reached, but
+    /// nothing is known about their state.
     fn take_back(&mut self, lost: bool) {
         while let Some((index, state, run)) = self.replaced.pop() {
             let index = index as usize;
@@ -157,8 +160,8 @@ impl<'code> Paths<'code> {
         }
     }
 
-    /// Follows every path from an instruction, and continues after a contradiction, since all of these instructions belong
-    /// to one function. Returns whether there was no contradiction.
+    /// Follows every path from an instruction, and continues after a contradiction, since all of these
+    /// instructions belong to one function. Returns whether there was no contradiction.
     fn follow(&mut self, start: usize, state: &State) -> bool {
         self.run += 1;
         self.contradiction = false;
@@ -180,8 +183,8 @@ impl<'code> Paths<'code> {
         let mut new = state.clone();
         if let Some(old) = &self.states[index] {
             if self.runs[index] != self.run {
-                // An earlier run has found the state here, so this is a jump from one function to another, and the earlier
-                // state is kept. If both depths are known they must be equal.
+                // An earlier run has found the state here, so this is a jump from one function to another,
+                // and the earlier state is kept. If both depths are known they must be equal.
                 match (old.depth(), state.depth()) {
                     (Some(old), Some(new)) if old == new => {}
                     (Some(_), Some(_)) => {
@@ -241,7 +244,8 @@ impl<'code> Paths<'code> {
         }
     }
 
-    /// Whether padding begins at this instruction and ends where a function may begin, without a jump to that place.
+    /// Whether padding begins at this instruction and ends where a function may begin, without a jump to
+    /// that place.
     fn padded_function(&self, index: usize) -> bool {
         let rest = self.instructions[index..].iter();
         let padding = rest.take_while(|i| i.padding).count();

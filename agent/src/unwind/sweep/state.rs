@@ -3,7 +3,8 @@
 use super::decode::{Effect, Instruction};
 use agent_ebpf::unwind::{CfaKind, Rule, SAVED, Slot, reg};
 
-/// The distance in bytes from a place, or from the value of a register, up to the CFA; [`UNKNOWN`] if it is not known.
+/// The distance in bytes from a place, or from the value of a register, up to the CFA; [`UNKNOWN`] if it is
+/// not known.
 type Distance = i32;
 
 const UNKNOWN: Distance = Distance::MIN;
@@ -44,12 +45,13 @@ pub(super) struct State {
     registers: [Distance; 16],
     /// Where each register of [`SAVED`] was saved, or [`IN_PLACE`].
     saved: [Distance; SAVED.len()],
-    /// Bit set of the registers of [`SAVED`] that still have the caller's value, whether or not they were also saved.
+    /// Bit set of the registers of [`SAVED`] that still have the caller's value, whether or not they were
+    /// also saved.
     intact: u8,
 }
 
-/// A contradiction: the code pops something that its function did not push, or sets rsp from a register that still belongs
-/// to the caller.
+/// A contradiction: the code pops something that its function did not push, or sets rsp from a register
+/// that still belongs to the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Underflow;
 
@@ -78,8 +80,8 @@ impl State {
         (depth != UNKNOWN).then_some(depth)
     }
 
-    /// Whether the stack pointer is unknown, or has the value that it had at the function's start and must have at its
-    /// return.
+    /// Whether the stack pointer is unknown, or has the value that it had at the function's start and must
+    /// have at its return.
     pub(super) fn is_balanced(&self) -> bool {
         self.depth().is_none_or(|depth| depth == RETURN_ADDRESS)
     }
@@ -95,8 +97,8 @@ impl State {
         self.intact &= other.intact;
     }
 
-    /// The rule, if the CFA can be computed. During a call it can only be computed from rsp and the registers that the
-    /// called function preserves.
+    /// The rule, if the CFA can be computed. During a call it can only be computed from rsp and the
+    /// registers that the called function preserves.
     pub(super) fn rule(&self, during_call: bool) -> Option<Rule> {
         let known = |base: &&u8| {
             let kept = !during_call || **base == reg::RSP || SAVED.contains(base);
@@ -157,8 +159,8 @@ impl State {
         Ok(())
     }
 
-    /// Memory below the stack pointer may be overwritten at any time. So for a register that was saved there, but still has
-    /// the caller's value, the register itself is used.
+    /// Memory below the stack pointer may be overwritten at any time. So for a register that was saved
+    /// there, but still has the caller's value, the register itself is used.
     fn drop_freed(&mut self) {
         let Some(depth) = self.depth() else {
             return;
@@ -206,8 +208,8 @@ impl State {
         Ok(())
     }
 
-    /// Returns an error if rsp is to be set from a register that the function has not set: such a register belongs to the
-    /// caller, and cannot point into this frame.
+    /// Returns an error if rsp is to be set from a register that the function has not set: such a register
+    /// belongs to the caller, and cannot point into this frame.
     fn must_be_set(&self, register: u8) -> Result<(), Underflow> {
         let untouched = saved_index(register).is_some_and(|index| self.saved[index] == IN_PLACE);
         if untouched && self.registers[usize::from(register)] == UNKNOWN {
