@@ -48,5 +48,5 @@ pub enum Counter {
     ConnectionMapFull,
 }
 
-/// How many counters there are.
+/// Number of counters.
 pub const COUNTERS: u32 = Counter::ConnectionMapFull as u32 + 1;

@@ -83,7 +83,7 @@ pub struct Connection {
     pub network_namespace: u32,
 }
 
-/// A backend's end of a connection.
+/// A connection, and when the backend that serves it was started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct ServedConnection {
@@ -183,7 +183,7 @@ pub const TIME_STEP_BITS: u32 = 9;
 /// Slots of [`Budget::times`]; together they cover 65 µs.
 pub const TIME_STEPS: usize = 128;
 
-/// How the search for the send behind a backend's sample ended.
+/// The result of the search for the send that began the statement of a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u32)]
 pub enum CallerSearch {

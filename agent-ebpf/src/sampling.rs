@@ -90,7 +90,7 @@ fn take_stacks(ctx: &PerfEventContext, walk: &mut Walk) {
         true
     } else {
         let has_user_mode = arch::from_kernel_entry(&mut walk.cursor.regs, &mut walk.record.frames);
-        // SAFETY: the buffer is as large as the size says.
+        // SAFETY: the size given is at most that of the buffer.
         let bytes = unsafe {
             bpf_get_stack(
                 ctx.as_ptr(),

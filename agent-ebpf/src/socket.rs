@@ -104,7 +104,7 @@ pub fn received_by_unix(sock: Pointer) -> Option<Message> {
 /// one are noted until the entry is evicted. This is harmless, since no backend searches for them.
 #[inline(always)]
 fn unix(to: Pointer) -> Option<Message> {
-    // SAFETY: `to` and its peer are each meant to be a `struct unix_sock`.
+    // SAFETY: `to` and its peer are Unix sockets, or the reads fail.
     unsafe {
         let address: Pointer = field(to, UNIX_SOCK_ADDR.load())?;
         // Clients seldom bind their socket, so a socket with an address is most likely the server's.
@@ -160,10 +160,10 @@ fn is_server_port(port: u16) -> Option<bool> {
 /// The name of a TCP connection, read from the client's socket.
 ///
 /// # Safety
-/// `sock` must be meant to be a `struct sock`.
+/// If `sock` is a valid address, it must be that of a `struct sock`; a bad address only makes reads fail.
 #[inline(always)]
 unsafe fn from_client(sock: Pointer, family: u16, server_port: u16) -> Option<Connection> {
-    // SAFETY: as promised.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let (local, remote) = addresses(sock, family)?;
         Some(Connection {
@@ -179,10 +179,10 @@ unsafe fn from_client(sock: Pointer, family: u16, server_port: u16) -> Option<Co
 /// The name of a TCP connection, read from the server's socket. Equal to that from the client's.
 ///
 /// # Safety
-/// `sock` must be meant to be a `struct sock`.
+/// If `sock` is a valid address, it must be that of a `struct sock`; a bad address only makes reads fail.
 #[inline(always)]
 unsafe fn from_server(sock: Pointer, family: u16, server_port: u16) -> Option<Connection> {
-    // SAFETY: as promised.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let (local, remote) = addresses(sock, family)?;
         Some(Connection {
@@ -224,10 +224,10 @@ fn of_unix(server: Pointer) -> Connection {
 /// The local and the remote address of an IPv4 or IPv6 socket.
 ///
 /// # Safety
-/// `sock` must be meant to be a `struct sock`.
+/// If `sock` is a valid address, it must be that of a `struct sock`; a bad address only makes reads fail.
 #[inline(always)]
 unsafe fn addresses(sock: Pointer, family: u16) -> Option<([u64; 2], [u64; 2])> {
-    // SAFETY: as promised.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         match family {
             AF_INET => Some((
@@ -252,7 +252,7 @@ const fn mapped(address: u32) -> [u64; 2] {
 /// has the same loopback addresses.
 ///
 /// # Safety
-/// `sock` must be meant to be a `struct sock`.
+/// If `sock` is a valid address, it must be that of a `struct sock`; a bad address only makes reads fail.
 #[inline(always)]
 unsafe fn namespace_of_loopback(sock: Pointer, address: [u64; 2]) -> Option<u32> {
     const V6: [u64; 2] = [0, 1 << 56];
@@ -260,7 +260,7 @@ unsafe fn namespace_of_loopback(sock: Pointer, address: [u64; 2]) -> Option<u32>
     if !v4 && address != V6 {
         return Some(0);
     }
-    // SAFETY: as promised.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let net: Pointer = field(sock, SOCK_NET.load())?;
         field(net, NET_NS_INUM.load())
@@ -271,11 +271,11 @@ unsafe fn namespace_of_loopback(sock: Pointer, address: [u64; 2]) -> Option<u32>
 /// (src/include/libpq/pqcomm.h, `UNIXSOCK_PATH`). An accepted socket has the address of its listener.
 ///
 /// # Safety
-/// `address` must be meant to be a `struct unix_address`.
+/// If `address` is valid, it must be that of a `struct unix_address`; a bad one only makes reads fail.
 #[inline(always)]
 unsafe fn is_server_path(address: Pointer) -> Option<bool> {
     const NAME: u64 = u64::from_le_bytes(*b".s.PGSQL");
-    // SAFETY: as promised.
+    // SAFETY: guaranteed by the caller.
     let tail: [u64; 2] = unsafe {
         let length: u32 = field(address, UNIX_ADDRESS_LENGTH.load())?;
         // The last 16 bytes of the address end in the name, a dot, one to five digits and a NUL.

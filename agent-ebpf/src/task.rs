@@ -34,7 +34,7 @@ pub fn pid() -> u32 {
 /// Stores the name of its thread, padded with NULs.
 #[inline(always)]
 pub fn name(to: &mut [u8; 16]) {
-    // SAFETY: the buffer is as large as the size says, and there is always a current task.
+    // SAFETY: the size is that of the buffer, and there is always a current task.
     unsafe { bpf_get_current_comm(to.as_mut_ptr().cast(), size_of_val(to) as u32) };
 }
 
@@ -42,14 +42,14 @@ pub fn name(to: &mut [u8; 16]) {
 /// none.
 #[inline(always)]
 pub fn mm() -> u64 {
-    // SAFETY: the current task, and an offset from the kernel's own BTF.
+    // SAFETY: the base is the current task, and the offset comes from the kernel's own BTF.
     unsafe { field(current(), TASK_MM.load()).unwrap_or(0) }
 }
 
 /// Whether the task is exiting. Its address space may already be gone, so it may have no user stack any more.
 #[inline(always)]
 pub fn is_exiting() -> bool {
-    // SAFETY: the current task, and an offset from the kernel's own BTF.
+    // SAFETY: the base is the current task, and the offset comes from the kernel's own BTF.
     unsafe {
         let task = current();
         field::<u32>(task, TASK_FLAGS.load()).is_some_and(|flags| flags & PF_EXITING != 0)
@@ -59,7 +59,7 @@ pub fn is_exiting() -> bool {
 /// Whether the task is in the middle of `execve`. False on kernels without the field `in_execve`.
 #[inline(always)]
 pub fn is_in_execve() -> bool {
-    // SAFETY: the current task, and an offset from the kernel's own BTF.
+    // SAFETY: the base is the current task, and the offset comes from the kernel's own BTF.
     unsafe {
         let task = current();
         let bits = field::<u8>(task, TASK_IN_EXECVE.load()).unwrap_or(0);
@@ -99,14 +99,14 @@ pub fn own_pid() -> Option<u32> {
 /// When the task was started, nanoseconds of `CLOCK_MONOTONIC`.
 #[inline(always)]
 pub fn start_time() -> Option<u64> {
-    // SAFETY: the current task, and an offset from the kernel's own BTF.
+    // SAFETY: the base is the current task, and the offset comes from the kernel's own BTF.
     unsafe { field(current(), TASK_START_TIME.load()) }
 }
 
 /// User address of its process's arguments (`mm->arg_start`).
 #[inline(always)]
 pub fn arguments() -> Option<u64> {
-    // SAFETY: the current task, and offsets from the kernel's own BTF.
+    // SAFETY: the bases are the current task and its `mm`, and the offsets come from the kernel's own BTF.
     unsafe {
         let mm: Pointer = field(current(), TASK_MM.load())?;
         field(mm, MM_ARG_START.load())

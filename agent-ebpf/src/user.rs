@@ -52,6 +52,6 @@ pub fn read_string<const N: usize>(address: u64, to: &mut [u8; N]) -> i64 {
 /// `to` must be valid for writes of this many bytes.
 #[inline(always)]
 pub unsafe fn read_bytes(address: u64, to: *mut u8, bytes: u32) -> bool {
-    // SAFETY: as promised.
+    // SAFETY: guaranteed by the caller.
     unsafe { generated::bpf_probe_read_user(to.cast(), bytes, address as *const c_void) == 0 }
 }

@@ -227,7 +227,7 @@ fn find_rule(walk: &mut Walk, ip: u64) -> Result<Found, Outcome> {
     Err(Outcome::TablesPending)
 }
 
-/// Finds the mapping of `ip` and remembers it.
+/// Finds the mapping of `ip`, and stores it in `walk.mapping`. Returns false if there is none.
 #[inline(always)]
 fn find_mapping(walk: &mut Walk, ip: u64) -> bool {
     let mut root = walk.space.root;

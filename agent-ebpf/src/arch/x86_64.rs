@@ -133,6 +133,6 @@ pub fn first_bytes_sent() -> Option<[u8; 2]> {
 /// The current task's thread pointer, relative to which thread-local variables are addressed.
 #[inline(always)]
 pub fn thread_pointer() -> Option<u64> {
-    // SAFETY: the current task, and an offset from the kernel's own BTF.
+    // SAFETY: the base is the current task, and the offset comes from the kernel's own BTF.
     unsafe { field(task::current(), TASK_FSBASE.load()) }
 }

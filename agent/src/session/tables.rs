@@ -10,7 +10,7 @@
 //!  needs more tables -------------> TableRequest { pid, mm } -> give
 //!                                     open the mapped files; ask for each
 //!                                     table that is new (Building) ------------------> Queue, unwind::compile
-//!  SEGMENTS <---- space blocks ------ place: mappings whose table is missing are Pending            |
+//!  SEGMENTS <---- space blocks ------ place: mappings whose table is missing are Pending         |
 //!  PROCESSES[pid] <-- Space --------- PlacedSpace::write; noted in `given`                       |
 //!                                                                                                |
 //!  SEGMENTS <---- table blocks ---- settle: load a finished table <------------------------------+

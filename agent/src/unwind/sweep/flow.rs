@@ -101,7 +101,8 @@ impl<'code> Paths<'code> {
         paths
     }
 
-    /// Index after the next instruction, from `index` on, whose successor in memory is not reached from it.
+    /// Index of the end of the straight code that begins at `index`: after the first instruction from which
+    /// the next one in memory is not reached.
     fn behind(&self, index: usize) -> usize {
         let rest = self.instructions[index..].iter();
         let last = rest.take_while(|i| !i.flow.ends()).count();
