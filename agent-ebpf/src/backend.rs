@@ -1,5 +1,5 @@
-//! What the current process says of itself when it belongs to a PostgreSQL server, see
-//! [`agent_ebpf::postgres`].
+//! Reads the status of the current process when it belongs to a PostgreSQL server, and sends it to the
+//! agent. See [`agent_ebpf::postgres`].
 
 use agent_ebpf::{
     counters::Counter,
@@ -23,7 +23,8 @@ use crate::{
     words,
 };
 
-/// What the backend says becomes known with its sample: by a record before it, or as before.
+/// Tells the agent the status of the sampled backend: by a record that is sent before the sample, or by a
+/// flag in the sample if the status is the same as in the last record.
 #[inline(always)]
 pub fn tell(space: &Space, sample: &mut SampleHeader) {
     // SAFETY: the helper has no preconditions.
@@ -41,9 +42,9 @@ pub fn tell(space: &Space, sample: &mut SampleHeader) {
     counting::add(Counter::BackendNanos, end.wrapping_sub(start));
 }
 
-/// Whether nothing of the status has changed since it was sent: the text, the state and the query's number are
-/// the same then, and so is what was found by them. A statement takes many samples, and its record is some fifteen
-/// cache lines that nobody else touches.
+/// Whether the status has not changed since it was sent. Then the text, the state and the query id are the
+/// same, and so is the send that was found for them. This is worth a check because a statement usually
+/// takes many samples, and a record touches some fifteen cold cache lines.
 #[inline(always)]
 fn is_unchanged(revision: &StatusRevision) -> bool {
     // `st_changecount` and `st_procpid`.
@@ -51,11 +52,12 @@ fn is_unchanged(revision: &StatusRevision) -> bool {
         && user::read::<[u32; 2]>(revision.entry) == Some([revision.changes, revision.pid])
 }
 
-/// Notes the revision of the status that was sent.
+/// Stores the revision of the status that was sent.
 #[inline(always)]
 fn note(pid: u32, mm: u64, revision: StatusRevision) {
     if let Some(space) = PROCESSES.get_ptr_mut(pid) {
-        // SAFETY: nobody writes this but the process's own samples, and whoever replaces all of it.
+        // SAFETY: this field is written only by samples of this process, and when the whole entry is
+        // replaced.
         let space = unsafe { &mut *space };
         if space.mm == mm {
             space.revision = revision;
@@ -63,19 +65,20 @@ fn note(pid: u32, mm: u64, revision: StatusRevision) {
     }
 }
 
-/// The sample that a backend record was for was lost, so its record is useless: the next sample sends it again.
+/// Makes the next sample send a record again. To be called when a sample was lost: the agent cannot use a
+/// backend record whose sample is missing.
 #[inline(always)]
 pub fn forget(sample: &SampleHeader) {
     note(sample.pid, sample.mm, StatusRevision::default());
 }
 
-/// Sends the status and what goes with it. `server` counts from 1. Returns the revision that was sent, if the next sample
-/// may refer to it.
+/// Sends a complete backend record. `server` is 1 + the server's index. Returns the revision that was sent,
+/// or `None` if the next sample must not refer to it.
 #[inline(always)]
 fn tell_all(server: u32, sample: &SampleHeader) -> Option<StatusRevision> {
     let variables = SERVERS.get(server.checked_sub(1)?)?;
     let backend = BACKEND.get_ptr_mut(0)?;
-    // SAFETY: this CPU's only user of its slot is the sampling program.
+    // SAFETY: only the sampling program uses this CPU's slot.
     let BackendRecord {
         header,
         text,
@@ -88,7 +91,8 @@ fn tell_all(server: u32, sample: &SampleHeader) -> Option<StatusRevision> {
     header.search = CallerSearch::None as u32;
     words::clear(&mut header.send);
     header.application[0] = 0;
-    // SAFETY: a process runs on one CPU at a time.
+    // SAFETY: the entry is written only by samples of its process, and a backend has one thread, which runs
+    // on one CPU at a time.
     let is_known = |known: &*mut BackendFacts| unsafe { (**known).mm } == sample.mm;
     if KNOWN
         .get_ptr_mut(sample.pid)
@@ -106,11 +110,11 @@ fn tell_all(server: u32, sample: &SampleHeader) -> Option<StatusRevision> {
     let known = unsafe { &mut *known };
     describe(variables, header, text, known);
     if header.flags & HAS_STATUS == 0 {
-        // It is still starting: to be asked again.
+        // The backend may still be starting, so the facts about it are gathered again at the next sample.
         known.mm = 0;
     }
-    // Without a statement the text is another variable's, whose changes are not counted; and what is not all known yet
-    // is asked for again.
+    // Without a statement's start the text is taken from another variable, whose changes `st_changecount`
+    // does not count. And what is still incomplete must be read again.
     let statement = word(&header.status, status::STATEMENT_START);
     let is_sought = header.flags & HAS_CONNECTION != 0;
     let is_counted =
@@ -122,12 +126,12 @@ fn tell_all(server: u32, sample: &SampleHeader) -> Option<StatusRevision> {
         pid: known.pid,
     };
     let bytes = size_of::<BackendHeader>() + header.text_bytes as usize;
-    // SAFETY: the helper copies as many bytes, which begin with the header.
+    // SAFETY: no other reference to the record is used while the helper copies it.
     let is_sent = output::send(unsafe { &mut *backend }, bytes, BPF_RB_NO_WAKEUP);
     (is_sent && is_counted).then_some(revision)
 }
 
-/// Finds out what does not change; false when something of it cannot be known yet.
+/// Gathers the facts about a backend that do not change. Returns false if some of them cannot be known yet.
 #[inline(always)]
 fn learn(variables: &ServerVariables, server: u32, known: &mut BackendFacts) -> bool {
     known.entry = follow(variables.my_be_entry).unwrap_or(0);
@@ -165,7 +169,7 @@ fn learn(variables: &ServerVariables, server: u32, known: &mut BackendFacts) -> 
     true
 }
 
-/// Fills the record.
+/// Fills the record, and finds the send that began the backend's statement.
 #[inline(always)]
 fn describe(
     variables: &ServerVariables,
@@ -187,9 +191,10 @@ fn describe(
     if header.flags & HAS_STATUS == 0 || statement == 0 {
         return;
     }
-    // What was sent later does not change which send was the last before.
+    // The search is made once for each statement: later sends do not change which send was the last one
+    // before it.
     if known.statement != statement {
-        // The next sample may know more of what is not certain.
+        // An uncertain result is not cached, since the next sample may find a certain one.
         let is_certain = sends::find(header, statement, known.served.since);
         known.search = header.search;
         words::copy(&mut known.send, &header.send);
@@ -208,9 +213,9 @@ fn wait_event(address: u64) -> u32 {
     }
 }
 
-/// Reads the status; the address of the text, 0 when there is none. A status that was being written is not
-/// taken: its text may be the beginning of one statement and the end of another, in which a literal looks
-/// like anything. (Only the backend itself writes it, and it is interrupted.)
+/// Reads the status, and returns the address of the text, or 0 if there is none. A status that the backend
+/// was changing when it was interrupted is not used: its text may be the beginning of one statement
+/// followed by the end of another, in which literals cannot be recognized and removed.
 #[inline(always)]
 fn status_of(variables: &ServerVariables, header: &mut BackendHeader, known: &BackendFacts) -> u64 {
     let status = &mut header.status;
@@ -224,12 +229,14 @@ fn status_of(variables: &ServerVariables, header: &mut BackendHeader, known: &Ba
         header.flags |= HAS_STATUS;
         read_string(word(status, status::APPLICATION), &mut header.application);
         let text = word(status, status::TEXT);
-        // Before the first statement, and with `track_activities = off`, there is no start.
+        // Before the first statement, and with `track_activities = off`, there is no start, and the text is
+        // taken from `debug_query_string`.
         if word(status, status::STATEMENT_START) != 0 {
             return text;
         }
     } else {
-        // What it never changes is kept where it was read: without the database the text would be another query's.
+        // Members that never change, such as the database, are kept if they were read from the right
+        // status: the same text in another database would count as another query.
         if half(status, status::PROCESS) != known.pid {
             word_set(status, status::DATABASE, 0);
         }
@@ -246,13 +253,14 @@ fn status_of(variables: &ServerVariables, header: &mut BackendHeader, known: &Ba
     }
 }
 
-/// The connection of a backend's `Port`.
+/// The connection of the current backend, from the address of its `Port`.
 #[inline(always)]
 fn own_connection(port: u64) -> Option<Connection> {
     socket::of_server(socket::of_descriptor(user::read(port)?)?)
 }
 
-/// Notes the connection of the current backend, for its parallel workers. `pid` is as it sees it itself.
+/// Stores the connection of the current backend, so that its parallel workers can find it. `pid` is the
+/// backend's process id in its own pid namespace.
 #[inline(always)]
 pub fn remember(server: u32, pid: u32, connection: Connection) -> Option<ServedConnection> {
     let key = BackendKey { server, pid };
@@ -265,13 +273,14 @@ pub fn remember(server: u32, pid: u32, connection: Connection) -> Option<ServedC
     Some(served)
 }
 
-/// Forgets a process that has ended or runs another program. `server` counts from 1; 0: none.
+/// Forgets a process that has exited or runs another program. `server` is 1 + the server's index, or 0 for
+/// none.
 #[inline(always)]
 pub fn ended(pid: u32, server: u32) {
     let Some(known) = KNOWN.get_ptr(pid) else {
         return;
     };
-    // SAFETY: the number is copied at once.
+    // SAFETY: the process id is copied at once.
     let own = unsafe { (*known).pid };
     if server != 0 {
         let key = BackendKey {
@@ -283,14 +292,15 @@ pub fn ended(pid: u32, server: u32) {
     let _ = KNOWN.remove(pid);
 }
 
-/// Address of the current backend's status.
+/// Address of the current backend's status (`PgBackendStatus`).
 #[inline(always)]
 pub fn status_address(variables: &ServerVariables) -> Option<u64> {
     follow(variables.my_be_entry)
 }
 
-/// Start of a backend's statement, in PostgreSQL's own time. `None` when it cannot be read, or the status is another
-/// backend's.
+/// Start of the current backend's statement, in PostgreSQL's own time. `entry` is the address of its
+/// status, `pid` its process id in its own pid namespace. `None` if the status cannot be read, or belongs
+/// to another backend.
 #[inline(always)]
 pub fn statement_of(entry: u64, pid: u32) -> Option<u64> {
     let words: [u64; status::STATEMENT_START / 8 + 1] = user::read(entry)?;
@@ -298,8 +308,9 @@ pub fn statement_of(entry: u64, pid: u32) -> Option<u64> {
     ((words[0] >> 32) as u32 == pid).then_some(words[status::STATEMENT_START / 8])
 }
 
-/// The leader's pid from the entry of a parallel worker: it begins with the name, `parallel worker for PID
-/// 123` (src/backend/access/transam/parallel.c, `LaunchParallelWorkers`).
+/// The leader's process id, from the `BackgroundWorker` entry of a parallel worker. The entry begins with
+/// the worker's name, `parallel worker for PID 123` (src/backend/access/transam/parallel.c,
+/// `LaunchParallelWorkers`). `None` for background workers of other kinds.
 #[inline(always)]
 fn leader(entry: u64) -> Option<u32> {
     const PREFIX: [u64; 3] = [
@@ -324,7 +335,7 @@ fn leader(entry: u64) -> Option<u32> {
     Some(pid)
 }
 
-/// Reads the process's title: PostgreSQL writes it over its arguments.
+/// Reads the process's title, which PostgreSQL writes over its arguments.
 #[inline(always)]
 fn title(to: &mut [u8; TITLE_BYTES]) {
     if let Some(start) = task::arguments() {
@@ -332,11 +343,12 @@ fn title(to: &mut [u8; TITLE_BYTES]) {
     }
 }
 
-/// Reads the status's bytes from `FROM` to `TO`, of which nobody asks for all.
+/// Reads the bytes of the status from offset `FROM` up to `TO`. Reading only the needed parts touches fewer
+/// cache lines.
 #[inline(always)]
 fn read<const FROM: usize, const TO: usize>(entry: u64, to: &mut [u8; STATUS_BYTES]) -> bool {
     const { assert!(FROM < TO && TO <= STATUS_BYTES) };
-    // SAFETY: the buffer is as large as the size says.
+    // SAFETY: `TO` is at most the size of the buffer.
     unsafe {
         user::read_bytes(
             entry.wrapping_add(FROM as u64),
@@ -346,7 +358,7 @@ fn read<const FROM: usize, const TO: usize>(entry: u64, to: &mut [u8; STATUS_BYT
     }
 }
 
-/// Reads the text; its length without the NUL.
+/// Reads the text, and returns its length without the NUL; 0 if it is empty or cannot be read.
 #[inline(always)]
 fn read_text(address: u64, to: &mut [u8; TEXT_BYTES]) -> u32 {
     if address == 0 {
@@ -359,10 +371,11 @@ fn read_text(address: u64, to: &mut [u8; TEXT_BYTES]) -> u32 {
     length as u32 - 1
 }
 
-/// A word of the status.
+/// The eight bytes of the status at an offset.
 #[inline(always)]
 fn word(status: &[u8; STATUS_BYTES], at: usize) -> u64 {
-    // SAFETY: every offset of `status` is eight bytes or more before the end, and aligned.
+    // SAFETY: callers pass constants of the module `status`, which are at least eight bytes before the end
+    // and aligned for what is read.
     unsafe { status.as_ptr().add(at).cast::<u64>().read() }
 }
 

@@ -1,5 +1,6 @@
-//! Who asks: at a send to a PostgreSQL server, in the caller's thread and before a byte has left, its
-//! stack and trace context are noted under the connection.
+//! Notes the sends of clients to PostgreSQL servers. The programs run in the client's thread before the
+//! server is woken, and store its stack and trace context in the [`SendRing`] of the connection. They also
+//! see when the server answers, which ends a turn. The whole protocol is drawn in `sends.rs`.
 
 use agent_ebpf::{
     counters::Counter,
@@ -29,32 +30,34 @@ use crate::{
     walk, words,
 };
 
-/// A window of the budget of stacks, nanoseconds. Short, so that a burst is met soon.
+/// Length of a window of the stack budget, nanoseconds. It is short so that the rate adapts quickly to a
+/// burst of sends.
 pub const BUDGET_WINDOW: u64 = 100_000_000;
 
-/// A send without a stack is timed when its number in the window is one under this mask: the clock is a good part of
-/// what it costs.
+/// Of the sends without a stack, those are timed whose number in the window is 1 under this mask (every
+/// sixteenth), because reading the clock is a considerable part of what a send costs.
 const TIMED_MASK: u32 = 15;
 
-/// A TCP socket sends: in the sender's thread, before a byte has left.
+/// Handles a send on a TCP socket; in the sender's thread, before the first byte has left.
 #[inline(always)]
 pub fn tcp(sock: Pointer) -> Option<()> {
     passes(socket::sent_by_tcp(sock)?)
 }
 
-/// A Unix socket sends: in the sender's thread, before a byte has left.
+/// Handles a send on a Unix socket (`struct socket`); in the sender's thread, before the first byte has left.
 #[inline(always)]
 pub fn unix(socket: Pointer) -> Option<()> {
     passes(socket::sent_by_unix(socket)?)
 }
 
-/// A Unix socket has been given something to read: in the sender's thread, before the reader is woken.
+/// Handles data that was just put into the receive queue of a Unix socket; in the sender's thread, before
+/// the reader is woken.
 #[inline(always)]
 pub fn unix_received(sock: Pointer) -> Option<()> {
     passes(socket::received_by_unix(sock)?)
 }
 
-/// Entry of a system call. `TP_PROTO(struct pt_regs *regs, long id)`.
+/// Handles the entry of a system call. `TP_PROTO(struct pt_regs *regs, long id)`.
 #[inline(always)]
 pub fn system_call(ctx: &RawTracePointContext) -> Option<()> {
     let descriptor = arch::sends_on(ctx)?;
@@ -69,7 +72,7 @@ fn passes(message: Message) -> Option<()> {
     }
 }
 
-/// The client sends.
+/// Handles a send from the client to the server.
 #[inline(always)]
 fn asks(connection: &Connection, ring: Option<*mut SendRing>) -> Option<()> {
     // SAFETY: the helper has no preconditions.
@@ -81,7 +84,7 @@ fn asks(connection: &Connection, ring: Option<*mut SendRing>) -> Option<()> {
         Some(ring) => ring,
         None => ring_of(connection)?,
     };
-    // SAFETY: two threads on one connection at the same time would break its protocol.
+    // SAFETY: only one thread sends on a connection at a time; two would break PostgreSQL's protocol.
     note(
         unsafe { &mut *ring },
         now,
@@ -90,15 +93,16 @@ fn asks(connection: &Connection, ring: Option<*mut SendRing>) -> Option<()> {
     Some(())
 }
 
-/// The server answers. A long answer leaves in many pieces, of which the first ends the turn.
+/// Handles a send from the server to the client. A long answer is sent in many pieces, the first of which
+/// ends the turn.
 #[inline(always)]
 fn answers(connection: &Connection, ring: Option<*mut SendRing>) -> Option<()> {
     let ring = match ring {
         Some(ring) => ring,
         None => CONNECTIONS.get_ptr_mut(connection)?,
     };
-    // SAFETY: the client waits for what is just being sent; one that does not is pipelining, and its
-    // sends are then taken for one turn more or less.
+    // SAFETY: the client usually waits for this answer and does not write to the ring. If it is pipelining
+    // it may, and then a send may be attributed to the turn before or after its own.
     let ring = unsafe { &mut *ring };
     let pid = task::pid();
     let known = match ring.backend == pid {
@@ -118,7 +122,8 @@ fn answers(connection: &Connection, ring: Option<*mut SendRing>) -> Option<()> {
     Some(())
 }
 
-/// Notes the backend that answers. Start of its statement, 0 where there is none yet.
+/// Stores in the ring which backend answers. Returns the start of its statement, 0 if it cannot be read or
+/// there is none.
 #[inline(always)]
 fn meet(ring: &mut SendRing, pid: u32, connection: &Connection) -> Option<u64> {
     let server = task::space()?.server.checked_sub(1)?;
@@ -129,6 +134,7 @@ fn meet(ring: &mut SendRing, pid: u32, connection: &Connection) -> Option<u64> {
     Some(backend::statement_of(ring.status, ring.own_pid).unwrap_or(0))
 }
 
+/// The ring of a connection; a new one is added if there is none.
 #[inline(always)]
 fn ring_of(connection: &Connection) -> Option<*mut SendRing> {
     if let Some(ring) = CONNECTIONS.get_ptr_mut(connection) {
@@ -142,12 +148,13 @@ fn ring_of(connection: &Connection) -> Option<*mut SendRing> {
     CONNECTIONS.get_ptr_mut(connection)
 }
 
-/// Notes a send of the current thread.
+/// Stores a send of the current thread in the ring.
 #[inline(always)]
 fn note(ring: &mut SendRing, now: u64, trace_offset: i32) {
     let ids = bpf_get_current_pid_tgid();
-    // However much is sent before the answer, the first sends of the turn are kept, and those of the turn
-    // before: an encrypted COPY sends its rows in one turn, after the turn of its statement.
+    // A turn uses at most half of the slots, and then overwrites its newest one. So the first sends of the
+    // turn are kept, and those of the turn before as well: an encrypted COPY sends its rows in one turn,
+    // after that of its statement.
     if ring.asked < SENDS as u32 / 2 {
         ring.next = ring.next.wrapping_add(1);
         ring.asked += 1;
@@ -193,9 +200,9 @@ fn since(start: u64) -> u64 {
     unsafe { bpf_ktime_get_ns() }.wrapping_sub(start)
 }
 
-/// Whether the stack of this send is to be taken. When there are more sends than the budget has stacks,
-/// chance decides, by the number of sends in the window before: so the stacks that are taken are a fair
-/// sample of all.
+/// Whether the stack of this send is to be taken. If the previous window had more sends than the budget
+/// allows stacks, a random number decides, so that the stacks that are taken are a fair sample of all
+/// sends. A window takes at most twice its budget, in case there are suddenly more sends.
 #[inline(always)]
 fn within_budget(budget: &mut Budget, now: u64) -> bool {
     let limit = CALLERS_PER_WINDOW.load();
@@ -219,6 +226,7 @@ fn within_budget(budget: &mut Budget, now: u64) -> bool {
     true
 }
 
+/// Counts in the histogram [`Budget::times`] how long a send with a stack took.
 #[inline(always)]
 fn count_time(budget: &mut Budget, nanos: u64) {
     let last = budget.times.len() as u64 - 1;
@@ -231,16 +239,16 @@ fn count_time(budget: &mut Budget, nanos: u64) {
     }
 }
 
-/// Walks the stack of the current thread and holds it; or sends it at once, with a copy of the stack, when
-/// user space has to end the walk.
+/// Walks the stack of the current thread and holds it in the ring. If user space has to finish the walk,
+/// the stack is sent at once instead, together with a copy of the stack.
 #[inline(always)]
 fn take_stack(ring: &mut SendRing, slot: usize, now: u64) -> CallerStack {
     let Some(walk) = WALK.get_ptr_mut(CALLER) else {
         return CallerStack::Refused;
     };
-    // SAFETY: this CPU's only user of this slot is this program. The kernel runs it where nothing can preempt it
-    // (kernel/trace/bpf_trace.c, `__bpf_trace_run`; kernel/kprobes.c), so that nothing interrupts it but the sampling
-    // program, which uses the other slot.
+    // SAFETY: only the programs at sends use this slot. The kernel runs them where they cannot be preempted
+    // (kernel/trace/bpf_trace.c, `__bpf_trace_run`; kernel/kprobes.c), so only the sampling program can
+    // interrupt them, and that uses the other slot.
     let walk = unsafe { &mut *walk };
     let send = &ring.sends[slot & (SENDS - 1)];
     walk.record.header.kind = KIND_CALLER;
@@ -260,11 +268,12 @@ fn take_stack(ring: &mut SendRing, slot: usize, now: u64) -> CallerStack {
     }
     walk::user_stack::<{ CALLER }>(walk);
     let is_continuable = Outcome::is_continuable(walk::outcome(walk));
-    // What is not whole is like nothing else.
+    // A partial stack gets a hash of its own, made from the time, so that it never counts as equal to
+    // another stack.
     let hash = if is_continuable { now << 32 } else { walk.hash };
     ring.sends[slot & (SENDS - 1)].hash = (hash >> 32) as u32 | 1;
     if is_continuable {
-        // Without a copy the agent still learns which process to make known.
+        // The record is sent even without a copy, because it tells the agent which process needs tables.
         let copied = stack_copy::send::<{ CALLER }>(walk, now);
         walk.record.header.has_stack_copy = copied as u8;
         return match send_walk(walk) && copied {
@@ -276,13 +285,14 @@ fn take_stack(ring: &mut SendRing, slot: usize, now: u64) -> CallerStack {
     CallerStack::Held
 }
 
+/// Sends the walked stack, and wakes the agent.
 #[inline(always)]
 fn send_walk(walk: &mut Walk) -> bool {
     let bytes = SampleRecord::bytes(walk.record.header.user_frames as usize);
     output::send(&mut walk.record, bytes, BPF_RB_FORCE_WAKEUP)
 }
 
-/// Keeps the leaf end of a stack.
+/// Copies a stack into the ring. A stack that is too deep loses its root end.
 #[inline(always)]
 fn hold(walk: &mut Walk, stack: &mut HeldStack) {
     let mut frames = walk.record.header.user_frames as usize;
@@ -293,7 +303,7 @@ fn hold(walk: &mut Walk, stack: &mut HeldStack) {
     walk.record.header.user_frames = frames as u32;
     words::copy(&mut stack.header, &walk.record.header);
     if let Some(bytes) = bounded(frames * 8, MAX_CALLER_FRAMES * 8) {
-        // SAFETY: both arrays hold as many bytes.
+        // SAFETY: both arrays have at least this many bytes.
         unsafe {
             bpf_probe_read_kernel(
                 stack.frames.as_mut_ptr().cast(),

@@ -1,4 +1,4 @@
-//! Counters, one slot a CPU each: no atomics needed.
+//! Updates of the counters. Each CPU has its own slots, so no atomic operations are needed.
 
 use agent_ebpf::counters::Counter;
 
@@ -8,8 +8,8 @@ use crate::maps::COUNTS;
 #[inline(always)]
 pub fn add(counter: Counter, amount: u64) {
     if let Some(slot) = COUNTS.get_ptr_mut(counter as u32) {
-        // SAFETY: the slot belongs to this CPU, and nothing interrupts this program on it but
-        // programs that count other things.
+        // SAFETY: the slot belongs to this CPU, and a program that interrupts this one only updates other
+        // counters.
         unsafe { *slot = (*slot).wrapping_add(amount) };
     }
 }

@@ -1,17 +1,18 @@
-//! Fields of kernel objects: their offsets, which the agent sets before loading from the kernel's own BTF, and how they are read.
+//! Reads fields of kernel objects. The agent takes their offsets from the running kernel's BTF and sets
+//! them before it loads the programs. A field that the kernel lacks has the offset [`ABSENT_FIELD`].
 
 use core::ffi::c_void;
 
 use agent_ebpf::limits::ABSENT_FIELD;
 use aya_ebpf::{Global, helpers::bpf_probe_read_kernel};
 
-/// An address in the kernel.
+/// An address in kernel memory.
 pub type Pointer = *const c_void;
 
-/// Reads a field of a kernel object; `None` for one that this kernel lacks.
+/// Reads a field of a kernel object. `None` if this kernel lacks the field, or if the address cannot be read.
 ///
 /// # Safety
-/// `base + offset` must be meant to be a `T`; a bad address only makes the read fail.
+/// If `base + offset` is a valid address, it must be that of a `T`. A bad address only makes the read fail.
 #[inline(always)]
 pub unsafe fn field<T>(base: Pointer, offset: u32) -> Option<T> {
     if offset == ABSENT_FIELD {
@@ -22,7 +23,7 @@ pub unsafe fn field<T>(base: Pointer, offset: u32) -> Option<T> {
     unsafe { bpf_probe_read_kernel(address) }.ok()
 }
 
-/// Offset of `tgid` in `struct task_struct`, bytes, as are the following.
+/// Offset of `tgid` in `struct task_struct`. This and all other offsets are in bytes.
 #[unsafe(no_mangle)]
 pub static TASK_TGID: Global<u32> = Global::new(0);
 
@@ -38,7 +39,7 @@ pub static TASK_MM: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static TASK_IN_EXECVE: Global<u32> = Global::new(0);
 
-/// The bit in that byte; 0 where the kernel has no such field.
+/// Mask of the bit `in_execve` in that byte; 0 if the kernel has no such field.
 #[unsafe(no_mangle)]
 pub static TASK_IN_EXECVE_MASK: Global<u8> = Global::new(0);
 

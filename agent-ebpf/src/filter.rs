@@ -1,16 +1,16 @@
-//! Which processes are sampled: decided here, not afterwards.
+//! Decides in the kernel which tasks are sampled, so that nothing is sent for the others.
 
 use aya_ebpf::helpers::bpf_get_current_comm;
 
 use crate::maps::{FILTER, TARGET_NAMES, TARGETS};
 
-/// Whether only selected processes are sampled.
+/// Whether only selected tasks are sampled.
 #[inline(always)]
 pub fn active() -> bool {
     FILTER.load() != 0
 }
 
-/// Whether the current task is selected: its process, or its thread's name.
+/// Whether the current task is selected, by its process (`pid`) or by its thread's name.
 #[inline(always)]
 pub fn selects_current(pid: u32) -> bool {
     if TARGETS.get_ptr(pid).is_some() {

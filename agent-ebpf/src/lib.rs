@@ -1,12 +1,14 @@
 //! The contract between the programs in the kernel and the agent in user space: `no_std` types and
 //! pure functions that both sides use.
 //!
-//! With the feature `programs` the same crate is compiled for the kernel (`src/main.rs`).
+//! With the feature `programs`, this crate also contains the kernel programs themselves (`src/main.rs`).
 //!
-//! Address spaces have names throughout the project:
-//! - **avma**, actual virtual memory address: what a process sees (a program counter in a sample);
-//! - **svma**, stated virtual memory address: what the ELF file says (symbols, `.eh_frame`);
-//! - **table address**: svma minus [`the table's base`](table), a `u32`, what the kernel searches.
+//! The project uses three kinds of addresses:
+//! - **avma**, actual virtual memory address: an address in a running process, such as a program counter in
+//!   a sample;
+//! - **svma**, stated virtual memory address: an address in an ELF file, as used by its symbols and
+//!   `.eh_frame`;
+//! - **table address**: svma minus [the table's base](table), a `u32`. The kernel searches the tables by it.
 #![cfg_attr(not(test), no_std)]
 
 pub mod counters;

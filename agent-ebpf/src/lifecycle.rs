@@ -1,7 +1,8 @@
-//! Processes as they come and go, without a delay: a child's tables are its parent's from its first
-//! instruction. An exec changes the address space, and the tables of the old one are then not used (see
-//! `Space::mm`); the entry is removed as well, because the kernel gives the address of a freed `mm` to another
-//! one, and because the children of the new program must not inherit the tables of the old one.
+//! Keeps the map of address spaces up to date at fork, exec and exit, without the delay of the agent. A
+//! child has its parent's tables from its first instruction on. An exec changes the address space, so the
+//! tables of the old program are no longer applied (see [`Space::mm`]). The entry is removed as well: the
+//! kernel may reuse the address of a freed `mm`, and children of the new program must not inherit the
+//! tables of the old one.
 
 use agent_ebpf::{counters::Counter, postgres::StatusRevision, table::Space};
 use aya_ebpf::programs::RawTracePointContext;
@@ -15,10 +16,10 @@ use crate::{
     task,
 };
 
-/// The child inherits the parent's tables, and its selection.
+/// Lets a child process inherit its parent's tables, and its selection. New threads are ignored.
 #[inline(always)]
 pub fn fork(ctx: &RawTracePointContext, parent: Pointer, child: Pointer) {
-    // SAFETY: both arguments are task_structs, and the offset comes from the kernel's own BTF.
+    // SAFETY: both arguments are task_structs, and the offsets come from the kernel's own BTF.
     let fields = unsafe {
         (
             field::<u32>(parent, TASK_TGID.load()),
@@ -33,10 +34,10 @@ pub fn fork(ctx: &RawTracePointContext, parent: Pointer, child: Pointer) {
     if parent == child {
         return; // a thread
     }
-    // SAFETY: the value is copied at once; a torn one would need the parent to exec while it forks.
+    // SAFETY: the value is copied at once. Only an exec of the parent during its fork could tear it.
     let space = unsafe { PROCESSES.get(parent) }.copied();
-    // The parent's entry may be of the program that it ran before an exec; one that was made without
-    // a sample has no identity to compare.
+    // The parent's entry may be that of the program before an exec, so its identity is compared. An entry
+    // that was made before the parent was ever sampled has no identity (0).
     if let Some(space) = space.filter(|space| space.mm == parent_mm || space.mm == 0)
         && PROCESSES.insert(child, child_of(space, mm), 0).is_err()
     {
@@ -60,19 +61,19 @@ fn child_of(parent: Space, mm: u64) -> Space {
     }
 }
 
-/// Forgets the address space that a process had before it ran another program.
+/// Removes the entry of the address space that a process had before it executed another program.
 #[inline(always)]
 pub fn exec(task: Pointer) {
-    // SAFETY: the argument is a task_struct; the offset comes from the kernel's own BTF.
-    // A value for the failure as well: the compiler may compare before it looks whether there is one, and the
-    // verifier refuses a register that nothing was written to.
+    // SAFETY: the argument is a task_struct; the offset comes from the kernel's own BTF. A failed read
+    // yields 0 rather than `None`: the compiler could compare the value before it checks that there is one,
+    // and the verifier rejects reading an uninitialized register.
     let mm = unsafe { field::<u64>(task, TASK_MM.load()) }.unwrap_or(0);
     let pid = task::pid();
     // SAFETY: the value is copied at once.
     let Some(space) = unsafe { PROCESSES.get(pid) }.copied() else {
         return;
     };
-    // The agent may have been quick, and the entry is of the new program already.
+    // The agent may already have replaced the entry by that of the new program.
     if mm == space.mm {
         return;
     }
@@ -80,11 +81,11 @@ pub fn exec(task: Pointer) {
     let _ = PROCESSES.remove(pid);
 }
 
-/// Forgets a process when its last thread ends, so that its pid can be used again.
+/// Removes everything about a process when its last thread exits, because its pid may then be reused.
 #[inline(always)]
 pub fn exit(task: Pointer) {
-    // SAFETY: the argument is a task_struct; the offsets come from the kernel's own BTF. `live` is
-    // counted down before this tracepoint (kernel/exit.c, do_exit).
+    // SAFETY: the argument is a task_struct; the offsets come from the kernel's own BTF.
+    // The kernel decrements `live` before this tracepoint (kernel/exit.c, `do_exit`).
     let live: Option<i32> = unsafe {
         field::<Pointer>(task, TASK_SIGNAL.load())
             .and_then(|signal| field(signal, SIGNAL_LIVE.load()))

@@ -1,21 +1,22 @@
-//! What a PostgreSQL backend tells about itself, and what joins it to its client.
+//! The contract with the kernel programs about PostgreSQL: the status of a backend, and what connects it to
+//! its client.
 //!
-//! A backend keeps its status (`PgBackendStatus`, src/include/utils/backend_status.h) in shared memory,
-//! where the exported variable `MyBEEntry` points to it. The sampling program runs in the backend's own
-//! context, so it reads the status directly: nothing is installed in the server and nothing is paid per
-//! query. The offsets are those of versions 14 to 18, where they did not change; each reading checks itself
-//! by the process id in it.
+//! A backend keeps its status (`PgBackendStatus`, src/include/utils/backend_status.h) in shared memory, and
+//! the exported variable `MyBEEntry` points to it. The sampling program runs in the backend's own context,
+//! so it reads the status directly: nothing is installed in the server, and queries cost nothing extra. The
+//! offsets are the same in versions 14 to 18. Each reading is checked by the process id that the status
+//! contains.
 
 use crate::sample::TraceContext;
 
-/// Bytes of the status that are read: up to and with `st_query_id`.
+/// Bytes of the status that a record carries: up to the end of `st_query_id`.
 pub const STATUS_BYTES: usize = 0x1b0;
 
-/// Offsets of the status's members, bytes.
+/// Offsets of the members of `PgBackendStatus`, in bytes.
 pub mod status {
-    /// `int st_changecount`: odd while the backend writes.
+    /// `int st_changecount`: odd while the backend changes its status.
     pub const CHANGE_COUNT: usize = 0x00;
-    /// `int st_procpid`: the backend's pid as it sees it itself.
+    /// `int st_procpid`: the backend's process id in its own pid namespace.
     pub const PROCESS: usize = 0x04;
     /// `TimestampTz st_activity_start_timestamp`: microseconds since 2000-01-01 UTC.
     pub const STATEMENT_START: usize = 0x20;
@@ -27,104 +28,107 @@ pub mod status {
     pub const STATE: usize = 0xe8;
     /// `char *st_appname`: `application_name`, at most 63 bytes.
     pub const APPLICATION: usize = 0xf0;
-    /// `char *st_activity_raw`: the text, cut at `track_activity_query_size`.
+    /// `char *st_activity_raw`: the statement's text, truncated at `track_activity_query_size`.
     pub const TEXT: usize = 0xf8;
     /// `uint64 st_query_id`.
     pub const QUERY_ID: usize = 0x1a8;
 }
 
-/// 2000-01-01 UTC, PostgreSQL's epoch, in microseconds of Unix time.
+/// PostgreSQL's epoch, 2000-01-01 UTC, in microseconds of Unix time.
 pub const EPOCH_MICROSECONDS: i64 = 946_684_800_000_000;
 
-/// Bytes of a query's text that travel with a sample.
+/// Bytes of the buffer for a query's text in a backend record, its NUL included.
 pub const TEXT_BYTES: usize = 2048;
-/// Bytes of a process title that travel with a sample.
+/// Bytes of a process title in a backend record, its NUL included.
 pub const TITLE_BYTES: usize = 128;
 /// Bytes of an `application_name`, its NUL included (`NAMEDATALEN`).
 pub const APPLICATION_BYTES: usize = 64;
 
-/// Where the processes of one server keep their variables: avma, 0 for one that is not exported. One
-/// address serves all of them, because they are forked from one process.
+/// Addresses (avma) of variables in the processes of one server; 0 for a variable that it does not export.
+/// The addresses are the same in all of its processes, because they are forked from one process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct ServerVariables {
     /// `PgBackendStatus *MyBEEntry`
     pub my_be_entry: u64,
-    /// `Port *MyProcPort`; its first member is the socket's file descriptor.
+    /// `Port *MyProcPort`; the first member of `Port` is the socket's file descriptor.
     pub my_proc_port: u64,
     /// `uint32 *my_wait_event_info`
     pub my_wait_event_info: u64,
     /// `const char *debug_query_string`
     pub debug_query_string: u64,
-    /// `BackgroundWorker *MyBgworkerEntry`; it begins with the worker's name.
+    /// `BackgroundWorker *MyBgworkerEntry`; a `BackgroundWorker` begins with the worker's name.
     pub my_bgworker_entry: u64,
 }
 
-/// A connection, named alike from both of its ends.
+/// The name of a connection, which is the same when it is read from either end.
 ///
-/// TCP: the two addresses and ports; and the network namespace where the addresses are loopback's, which
-/// every namespace has. A Unix socket has no such names: there it is the address of the server's `struct
-/// sock` in the kernel, an identity that is never followed from here.
+/// A TCP connection is named by its two addresses and ports, and by the network namespace if the addresses
+/// are loopback addresses, since every namespace has the same ones. A connection of Unix sockets has no
+/// such names. It is named by the address of the server's `struct sock` in the kernel, which is an identity
+/// and never dereferenced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct Connection {
-    /// Client's IPv6 address (IPv4 mapped into it) in memory order; or the server's socket.
+    /// The client's IPv6 address in network byte order (an IPv4 address is mapped into it). For a Unix
+    /// socket, the address of the server's `struct sock`, and zero.
     pub client: [u64; 2],
-    /// ServerVariables's address.
+    /// The server's IPv6 address in the same form; zero for a Unix socket.
     pub server: [u64; 2],
-    /// Client's port.
+    /// The client's port; 0 for a Unix socket.
     pub client_port: u16,
-    /// ServerVariables's port.
+    /// The server's port; 0 for a Unix socket.
     pub server_port: u16,
-    /// Inode number of the network namespace of a loopback connection, else 0.
+    /// Inode number of the network namespace if the connection is a loopback connection, else 0.
     pub network_namespace: u32,
 }
 
-/// A backend's end of a connection.
+/// A connection, and when the backend that serves it was started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct ServedConnection {
     /// The connection.
     pub connection: Connection,
-    /// When the backend was started, `CLOCK_MONOTONIC`, nanoseconds. The name of a connection is used again;
-    /// what was sent before was for another backend.
+    /// When the backend was started, nanoseconds of `CLOCK_MONOTONIC`. A connection's name may have been
+    /// used before, so sends from before this time were for another backend.
     pub since: u64,
 }
 
-/// A process of a server: what a parallel worker knows its leader by.
+/// A process of a server, in the form in which a parallel worker identifies its leader.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct BackendKey {
     /// Index of the server.
     pub server: u32,
-    /// Process id as the server's processes see it.
+    /// Process id in the server's pid namespace.
     pub pid: u32,
 }
 
-/// Which revision of a backend's status its last record had. It is kept with what every sample reads of its process: a
-/// map of its own would be more cold pages.
+/// The revision of a backend's status that was last sent to the agent. A sample that finds the same
+/// revision needs no new record. It is part of [`crate::table::Space`], which every sample reads anyway: a
+/// map of its own would mean more cold pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct StatusRevision {
-    /// Address of its status; 0: no record was sent.
+    /// Address of the backend's status; 0 if no record was sent that a sample may refer to.
     pub entry: u64,
-    /// Address of its wait event; 0: it has none.
+    /// Address of the backend's wait event; 0 if it has none.
     pub wait_event: u64,
-    /// The status's count of changes in that record.
+    /// The status's `st_changecount` in the last record.
     pub changes: u32,
-    /// Its process id as it sees it itself.
+    /// The backend's process id in its own pid namespace.
     pub pid: u32,
 }
 
-/// What is known of the stack of a send.
+/// What happened to the stack of a send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum CallerStack {
-    /// The budget of stacks was spent.
+    /// It was not taken because the budget was spent, or it could not be taken or sent whole.
     Refused = 0,
-    /// It is held in the kernel until a sample asks for it.
+    /// It is held in the kernel until a sample needs it.
     Held = 1,
-    /// It was sent to the agent, as a [`crate::sample::KIND_CALLER`] record.
+    /// It was sent to the agent as a [`crate::sample::KIND_CALLER`] record.
     Sent = 2,
 }
 
@@ -132,79 +136,85 @@ pub enum CallerStack {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Send {
-    /// `CLOCK_MONOTONIC` before the first byte left, nanoseconds; 0: none, or being written.
+    /// When the send was seen, nanoseconds of `CLOCK_MONOTONIC`: before the server is woken, and except for
+    /// Unix sockets at `sk_data_ready` also before the first byte has left. 0 in an unused slot, and while
+    /// the send is being written.
     pub time: u64,
     /// Process that sent, in the initial pid namespace.
     pub pid: u32,
-    /// Its thread.
+    /// Thread that sent, in the initial pid namespace.
     pub tid: u32,
-    /// Logical CPU. Together with `time` it names the send.
+    /// Logical CPU on which it was sent. Together with `time` it identifies the send.
     pub cpu: u32,
     /// A [`CallerStack`].
     pub stack: u32,
-    /// Changes when the server has answered: sends of one turn wait in the server together.
+    /// Number of the connection's turn. It is increased when the server begins to answer, so the sends of
+    /// one turn wait in the server together.
     pub turn: u32,
-    /// Hash of the stack; 0 when it was not taken.
+    /// Hash of the stack; 0 if no stack was taken.
     pub hash: u32,
-    /// The thread's trace context; zero when it has none.
+    /// The thread's trace context; zero if it has none.
     pub trace: TraceContext,
     /// Name of the thread, ended by NUL.
     pub comm: [u8; 16],
 }
 
-/// How many stacks a CPU takes at sends, and what they take.
+/// A CPU's budget of stacks at sends, and how long those sends took.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Budget {
-    /// Start of the window, nanoseconds.
+    /// Start of the current window, nanoseconds.
     pub window: u64,
-    /// Sends in it.
+    /// Sends seen in the window.
     pub seen: u32,
-    /// Stacks taken in it.
+    /// Sends in the window that were chosen for a stack.
     pub taken: u32,
-    /// A send is chosen when a random number is not above this.
+    /// A send is chosen when a random `u32` is not above this threshold.
     pub threshold: u32,
     /// Unused, zero.
     pub padding: u32,
-    /// Sends whose stack was taken, by how long they took: in steps of 2 to the power of [`TIME_STEP_BITS`]
-    /// nanoseconds; the last slot has what took longer.
+    /// Histogram of how long the sends with a stack took, in steps of 2 to the power of [`TIME_STEP_BITS`]
+    /// nanoseconds. The last slot also counts those that took longer.
     pub times: [u32; TIME_STEPS],
 }
 
-/// See [`Budget::times`]: half a microsecond.
+/// Width of a slot of [`Budget::times`] as a power of two: 512 ns.
 pub const TIME_STEP_BITS: u32 = 9;
-/// Slots of [`Budget::times`]: 65 µs.
+/// Slots of [`Budget::times`]; together they cover 65 µs.
 pub const TIME_STEPS: usize = 128;
 
-/// How the search for the send behind a backend's sample ended.
+/// The result of the search for the send that began the statement of a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u32)]
 pub enum CallerSearch {
-    /// There is nothing to search by: no client connection, or no statement.
+    /// There was nothing to search for: the process has no client connection or no statement.
     #[default]
     None = 0,
-    /// The newest send that is not later than the statement's start.
+    /// The newest send that is not later than the statement's start was found.
     Found = 1,
-    /// No send was seen on the connection since recording began, or the client is on another host.
+    /// No send is remembered for the connection: none was seen since the recording began, the client is on
+    /// another host, or the connection was evicted.
     NoSend = 2,
-    /// All sends that are remembered are later than the statement's start, or one is just being noted.
+    /// The send cannot be told any more: all remembered sends are later than the statement's start, the
+    /// candidate was overwritten or belongs to an earlier statement, or a send is being noted at this
+    /// moment.
     Forgotten = 3,
-    /// Several sends, from different stacks, waited in the server when the statement began (pipelining):
-    /// it is one of theirs.
+    /// Several sends from different stacks waited in the server when the statement began (pipelining). The
+    /// statement belongs to one of them.
     Several = 4,
 }
 
-/// Flag of a backend record: the status was read, is this process's own, and was not being written.
+/// Flag of a backend record: the status was read, belongs to this process, and was not being changed.
 pub const HAS_STATUS: u32 = 1;
-/// Flag of a backend record: the text is `debug_query_string`'s, because the status has none.
+/// Flag of a backend record: the text is that of `debug_query_string`, because the status has none.
 pub const TEXT_OF_DEBUG: u32 = 2;
-/// Flag of a backend record: it is a parallel worker, and `leader` is set.
+/// Flag of a backend record: the process is a parallel worker, and `leader` is set.
 pub const HAS_LEADER: u32 = 4;
-/// Flag of a backend record: it has a client connection.
+/// Flag of a backend record: the process has a client connection; that of a parallel worker is its leader's.
 pub const HAS_CONNECTION: u32 = 8;
 
-/// Start of a backend record, which comes before the sample of the same `cpu` and `time`. Followed by
-/// `text_bytes` bytes of query text.
+/// Start of a backend record, which is sent before the sample with the same `cpu` and `time`. It is
+/// followed by `text_bytes` bytes of query text.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct BackendHeader {
@@ -218,23 +228,24 @@ pub struct BackendHeader {
     pub flags: u32,
     /// Index of the server.
     pub server: u32,
-    /// Leader of a parallel worker, as the server's processes number it.
+    /// Process id of a parallel worker's leader in the server's pid namespace; valid with [`HAS_LEADER`].
     pub leader: u32,
-    /// `wait_event_info`; 0: not waiting.
+    /// `wait_event_info`; 0 if the backend is not waiting.
     pub wait_event: u32,
     /// A [`CallerSearch`].
     pub search: u32,
-    /// Bytes of text that follow.
+    /// Bytes of text that follow the header.
     pub text_bytes: u32,
-    /// The send that was found.
+    /// The send that the search found.
     pub send: Send,
-    /// The connection, for one with [`HAS_CONNECTION`].
+    /// The connection; valid with [`HAS_CONNECTION`].
     pub connection: Connection,
     /// The process's title (`argv[0]`), ended by NUL.
     pub title: [u8; TITLE_BYTES],
     /// `application_name`, ended by NUL.
     pub application: [u8; APPLICATION_BYTES],
-    /// The first bytes of `PgBackendStatus`, of which those are read that [`status`] names; the others are zero.
+    /// The first bytes of `PgBackendStatus`. Only the parts with the members named in [`status`] are read;
+    /// the rest is zero.
     pub status: [u8; STATUS_BYTES],
 }
 
@@ -244,10 +255,12 @@ const _: () = assert!(
     size_of::<BackendHeader>() == 40 + 72 + 40 + TITLE_BYTES + APPLICATION_BYTES + STATUS_BYTES
 );
 
-/// Whether what begins with these two bytes may start a statement. In PostgreSQL's protocol 3 that is a
-/// message `Query`, `Parse`, `Bind`, `Execute`, `Describe`, `Close` or `FunctionCall`, whose length follows
-/// in four bytes, the first of which is 0 below 16 MiB; not `Sync` and not the rows of a `COPY`, wherever in a
-/// message the send begins. Encrypted, it is a TLS record of application data.
+/// Whether a send that begins with these two bytes may start a statement. In PostgreSQL's protocol 3 such a
+/// send begins with a message `Query`, `Parse`, `Bind`, `Execute`, `Describe`, `Close` or `FunctionCall`.
+/// The type is followed by the length in four bytes, the first of which is 0 if the message is shorter than
+/// 16 MiB. `Sync` and the rows of a `COPY` do not match, even if the send begins in the middle of a
+/// message. On an encrypted connection a TLS record of application data matches, since its content is
+/// unknown.
 pub const fn may_start_statement(first: [u8; 2]) -> bool {
     matches!(
         first,
@@ -255,40 +268,44 @@ pub const fn may_start_statement(first: [u8; 2]) -> bool {
     )
 }
 
-/// The wall clock, by which PostgreSQL times its statements, against the clock of the samples.
+/// The offset between the wall clock, by which PostgreSQL times its statements, and the clock of the samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct WallClock {
     /// `CLOCK_REALTIME` − `CLOCK_MONOTONIC`, nanoseconds.
     pub offset: i64,
-    /// The same before the wall clock was last set; as `offset` where it never was.
+    /// The offset before the wall clock was last set; equal to `offset` if it was never set.
     pub offset_before: i64,
-    /// When `offset_before` was last seen to be right, nanoseconds on the clock of the samples; 0 where it is `offset`.
+    /// When `offset_before` was last seen to be right, nanoseconds of `CLOCK_MONOTONIC`; 0 if the clock was
+    /// never set.
     pub set_after: u64,
-    /// `CLOCK_TAI` − `CLOCK_MONOTONIC`, nanoseconds, read with `offset`. The two change together, and of the two the kernel
-    /// programs can read this one.
+    /// `CLOCK_TAI` − `CLOCK_MONOTONIC`, nanoseconds, read together with `offset`. Both change when the wall
+    /// clock is set, and kernel programs can read `CLOCK_TAI` but not `CLOCK_REALTIME`.
     pub tai_offset: i64,
 }
 
-/// By how much two readings of [`WallClock::offset`] or [`WallClock::tai_offset`] differ at least when the wall clock was
-/// set between them, nanoseconds. Its corrections by degrees are also those of the monotonic clock; this is far above
-/// the error of a reading.
+/// Two readings of [`WallClock::offset`] or [`WallClock::tai_offset`] that differ by more than this mean
+/// that the wall clock was set between them, nanoseconds. Gradual corrections (slewing) apply to the
+/// monotonic clock as well, so they do not change the offset. The value is far above the error of a
+/// reading.
 pub const WALL_CLOCK_STEP: u64 = 100_000;
 
 impl WallClock {
-    /// The time of a statement's start on the clock of the samples, nanoseconds, from PostgreSQL's microseconds. 0 when
-    /// it has none. `now` is not before it, on the clock of the samples.
+    /// Converts the start of a statement from PostgreSQL's microseconds to nanoseconds of
+    /// `CLOCK_MONOTONIC`. Returns 0 if the statement has no start. `now`, also of `CLOCK_MONOTONIC`, must
+    /// not be before the start.
     pub const fn statement_start(&self, microseconds: i64, now: u64) -> u64 {
         if microseconds <= 0 {
             return 0;
         }
-        // A server may claim any number.
+        // The number is read from the server's memory and may be anything, hence the wrapping arithmetic.
         let unix = microseconds
             .wrapping_add(EPOCH_MICROSECONDS)
             .wrapping_mul(1000);
         let start = since_boot(unix.wrapping_sub(self.offset));
-        // A statement that began before the clock was set has its start from the clock as it was. One that may have begun on
-        // either side of a step back is taken for the later. Its send is then found by the turn, not by the time.
+        // The start of a statement that began before the clock was set must be converted by the old offset.
+        // After a step back, a start may be possible by either offset; then the later time is taken, and
+        // the send is found by its turn rather than by its time.
         if start < self.set_after || start > now {
             since_boot(unix.wrapping_sub(self.offset_before))
         } else {
@@ -301,15 +318,15 @@ const fn since_boot(time: i64) -> u64 {
     if time < 0 { 0 } else { time as u64 }
 }
 
-/// How much later than the statement's start a send may seem to be, nanoseconds: the start is in whole
-/// microseconds, and the offset between the clocks is read with an error of less than one.
+/// How much later than its statement's start a send may appear to be, nanoseconds: the start is in whole
+/// microseconds, and the offset between the clocks is read with an error of less than one microsecond.
 pub const START_TOLERANCE: u64 = 2_000;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// 2026-01-01 00:00:00 UTC is 26 years, 7 leap days among them, after PostgreSQL's epoch.
+    /// 2026-01-01 00:00:00 UTC is 26 years, with 7 leap days, after PostgreSQL's epoch.
     #[test]
     fn starts() {
         let days = 26 * 365 + 7;
@@ -325,7 +342,7 @@ mod tests {
         assert_eq!(clock(i64::MAX / 2).statement_start(1, 10), 0);
     }
 
-    /// A statement that began before the wall clock was set and one that began after it, wherever the clock was set to.
+    /// The clock is set forward or back, while one statement begins before that and another after it.
     #[test]
     fn starts_when_the_clock_was_set() {
         const SECOND: i64 = 1_000_000_000;

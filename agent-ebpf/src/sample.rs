@@ -1,14 +1,14 @@
-//! The records that travel through the ring buffer.
+//! The records that are sent through the ring buffer.
 //!
-//! A sample is a [`SampleHeader`] followed by `kernel_frames` and then `user_frames` words, each an
-//! avma, leaf first. The first user frame is the interrupted instruction; the others are return
-//! addresses (the instruction *after* the call), except a frame that a signal interrupted, which is
-//! told by [`SIGNAL_FRAME_BIT`], and the one before it: that is the first instruction of the code
-//! that returns from the handler, which no instruction called.
+//! A sample is a [`SampleHeader`] followed by `kernel_frames` and then `user_frames` words. Each word is an
+//! avma, and the leaf comes first. The first user frame is the interrupted instruction. The others are
+//! return addresses (the instruction *after* the call), with two exceptions: a frame that a signal
+//! interrupted, which is marked by [`SIGNAL_FRAME_BIT`]; and the frame before it, which is the first
+//! instruction of the code that returns from the signal handler and was not called by any instruction.
 //!
-//! A sample that the kernel could not unwind to its end is preceded, from the same CPU and with the
-//! same `time`, by a [`StackCopyHeader`] and `stack_bytes` bytes of user stack: user space goes on from
-//! there. The copy starts at the registers' stack pointer rounded down to
+//! If the kernel lacked knowledge to unwind a sample to its end, the sample is preceded by a
+//! [`StackCopyHeader`] with the same CPU and `time` and `stack_bytes` bytes of user stack, from which user
+//! space continues the walk. The copy starts at the stack pointer in its registers, rounded down to
 //! [`crate::limits::STACK_CHUNK`].
 
 use crate::unwind::Registers;
@@ -17,55 +17,56 @@ use crate::unwind::Registers;
 pub const KIND_SAMPLE: u32 = 1;
 /// Record kind of a stack copy.
 pub const KIND_STACK_COPY: u32 = 2;
-/// Record kind of what a PostgreSQL backend told, see [`crate::postgres::BackendHeader`].
+/// Record kind of the status of a PostgreSQL backend, see [`crate::postgres::BackendHeader`].
 pub const KIND_BACKEND: u32 = 3;
-/// Record kind of the stack of a send to a server: like a sample, but at the time of the send.
+/// Record kind of the stack of a send to a server. It has the form of a sample, with the time of the send.
 pub const KIND_CALLER: u32 = 4;
 
 /// Flag of a stack copy: `registers.ip` is an interrupted instruction, not a return address.
 pub const EXACT_IP: u32 = 1;
-/// Flag of a stack copy: the kernel followed a frame pointer on the way to this frame.
+/// Flag of a stack copy: the kernel followed at least one frame pointer on the way to this frame.
 pub const GUESSED: u32 = 2;
 
-/// Set in a user frame whose address is an interrupted instruction and not a return address: look
-/// it up as it is. (User addresses on x86_64 and aarch64 never use bit 63.)
+/// Set in a user frame (not the first) whose address is an interrupted instruction and not a return
+/// address, so that it is looked up at the address itself. User addresses on x86_64 and aarch64 never use
+/// bit 63.
 pub const SIGNAL_FRAME_BIT: u64 = 1 << 63;
 
 /// How the unwinding of a sample ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Outcome {
-    /// The stack's proven end was reached by tables alone: an undefined or zero return address.
+    /// The end of the stack was reached and proven by tables alone: the return address is undefined or zero.
     Complete = 0,
-    /// A table proves the end (the return address is undefined, or the code is an entry point's), but at least
-    /// one frame before it was unwound by its frame pointer, because its code has no tables (just-in-time
-    /// compiled code).
+    /// A table proves the end (the return address is undefined, or the code is that of an entry point), but
+    /// at least one frame before it was unwound by its frame pointer, because its code has no tables (as
+    /// just-in-time compiled code).
     CompleteByFramePointer = 1,
-    /// A kernel thread, or a task without user registers, on its way out or in the middle of execve:
-    /// there is no user stack.
+    /// There is no user stack: the task is a kernel thread, is exiting, or is in the middle of execve.
     KernelOnly = 2,
-    /// The process is not known to the kernel program yet.
+    /// The kernel has no tables for the process yet.
     UnknownProcess = 3,
-    /// An address outside every known executable mapping.
+    /// The walk came to an address outside every known executable mapping.
     UnknownMapping = 4,
-    /// The mapping's file has no tables in the kernel yet.
+    /// The walk came to a mapping whose file has no tables in the kernel (yet).
     TablesPending = 5,
-    /// An address that no unwind entry of its file covers.
+    /// The walk came to an address that no unwind entry of its file covers.
     NotCovered = 6,
-    /// A rule that the table compiler does not know.
+    /// The walk came to a rule that the table compiler does not support.
     UnsupportedRule = 7,
-    /// The stack's memory could not be read (paged out, or not the stack any more).
+    /// Memory of the stack could not be read: it was paged out, never written, or is not part of the stack.
     UnreadableStack = 8,
     /// The caller's frame did not lie above the callee's: the stack is broken.
     NoProgress = 9,
     /// More than [`crate::limits::MAX_USER_FRAMES`] frames: the root end is missing.
     TooDeep = 10,
-    /// User space went on from the stack copy, and the copy ended before the stack did.
+    /// User space continued the walk on the stack copy, and the copy ended before the stack did.
     CopyTooShort = 11,
     /// A frame-pointer chain in code without tables ended somewhere that is no proven end.
     BrokenFramePointer = 12,
-    /// A frame pointer or a return address of zero, after at least one frame was unwound by its frame pointer. It
-    /// may be the end of the stack. It may as well be a number in a register that is no frame pointer.
+    /// The walk came to a frame pointer or a return address of zero after at least one frame was unwound by
+    /// its frame pointer. This may be the end of the stack, or the register may have held something other
+    /// than a frame pointer.
     GuessedEnd = 13,
 }
 
@@ -113,7 +114,8 @@ impl Outcome {
         }
     }
 
-    /// Whether the stack is known to be whole (a kernel thread's is: it has no user part).
+    /// Whether the stack is known to be complete. That of [`Outcome::KernelOnly`] is, because there is no
+    /// user part.
     pub const fn is_complete(self) -> bool {
         matches!(
             self,
@@ -122,8 +124,8 @@ impl Outcome {
     }
 
     /// The outcome of a walk that came to an end. `proven`: a table says that this is the end
-    /// ([`crate::unwind::Step::End`]); otherwise a zero stands where a caller would. `guessed`: a frame pointer was
-    /// followed on the way, so the walk may have lost the stack and found any zero.
+    /// ([`crate::unwind::Step::End`]); otherwise the return address is zero. `guessed`: a frame pointer was
+    /// followed on the way, so the walk may have left the stack and read an unrelated zero.
     pub const fn of_end(proven: bool, guessed: bool) -> Outcome {
         match (proven, guessed) {
             (_, false) => Outcome::Complete,
@@ -132,8 +134,8 @@ impl Outcome {
         }
     }
 
-    /// Whether user space may get further than the kernel did, given a copy of the stack: the
-    /// kernel lacked knowledge that user space has or can get.
+    /// Whether user space may get further with a copy of the stack, because the kernel lacked knowledge
+    /// that the agent has or can obtain.
     pub const fn is_continuable(self) -> bool {
         matches!(
             self,
@@ -142,7 +144,7 @@ impl Outcome {
     }
 }
 
-/// Ids of a trace and of a span in it (W3C trace context); zero for none.
+/// Ids of a trace and of a span in it (W3C trace context); all zero if there is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C, align(8))]
 pub struct TraceContext {
@@ -153,7 +155,8 @@ pub struct TraceContext {
 }
 
 impl TraceContext {
-    /// As three words, in memory order: a comparison of bytes is a thousand instructions in a kernel program.
+    /// The ids as three words, in memory order, for comparisons: comparing them byte by byte takes a thousand
+    /// instructions in a kernel program.
     #[inline(always)]
     pub const fn words(&self) -> [u64; 3] {
         // SAFETY: the type has this size and alignment, and no padding.
@@ -161,7 +164,7 @@ impl TraceContext {
     }
 }
 
-/// Start of a sample record.
+/// Start of a sample record, and of the record of a caller's stack.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct SampleHeader {
@@ -175,8 +178,8 @@ pub struct SampleHeader {
     pub cpu: u32,
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub time: u64,
-    /// Which address space the process had (the kernel's `mm` pointer: an identity, never followed).
-    /// An exec changes it, so tables of the program before are never applied.
+    /// Identity of the address space that the process had (the kernel's `mm` pointer, never dereferenced).
+    /// An exec changes it, so the tables of the old program are not applied to the new one.
     pub mm: u64,
     /// Name of the thread, ended by NUL.
     pub comm: [u8; 16],
@@ -186,15 +189,16 @@ pub struct SampleHeader {
     pub user_frames: u32,
     /// An [`Outcome`].
     pub outcome: u8,
-    /// 1 when a stack copy of the same `cpu` and `time` was sent just before.
+    /// 1 when a stack copy with the same `cpu` and `time` was sent just before.
     pub has_stack_copy: u8,
-    /// 1 when its process is a backend that is as its last [`KIND_BACKEND`] record tells, `wait_event` apart.
+    /// 1 when the process is a backend whose last [`KIND_BACKEND`] record still holds, except for
+    /// `wait_event`.
     pub is_backend_unchanged: u8,
     /// Explicit padding, zero.
     pub padding: u8,
-    /// `wait_event_info` of a backend that is unchanged, of others undefined; 0: not waiting.
+    /// `wait_event_info` if `is_backend_unchanged` is 1, else undefined; 0 if the backend is not waiting.
     pub wait_event: u32,
-    /// What the thread was working for, if it publishes that.
+    /// The trace and span that the thread was working for, if it publishes them.
     pub trace: TraceContext,
 }
 
@@ -215,7 +219,7 @@ pub struct StackCopyHeader {
     pub flags: u32,
     /// `CLOCK_MONOTONIC`, nanoseconds: the same as in the sample's header.
     pub time: u64,
-    /// The frame at which the kernel stopped. It is not among the sample's user frames.
+    /// Registers of the frame at which the kernel stopped. This frame is not among the sample's user frames.
     pub registers: Registers,
 }
 
@@ -225,7 +229,7 @@ const _: () = assert!(size_of::<StackCopyHeader>() == 24 + size_of::<Registers>(
 mod tests {
     use super::*;
 
-    /// After a guess only a table proves the end.
+    /// After a frame pointer was followed, only a table proves the end.
     #[test]
     fn ends() {
         assert_eq!(Outcome::of_end(true, false), Outcome::Complete);
@@ -236,7 +240,7 @@ mod tests {
         assert!(!guessed.is_complete() && !guessed.is_continuable());
     }
 
-    /// Numbers travel from the kernel and back.
+    /// Every outcome can be recovered from its number.
     #[test]
     fn numbers() {
         for (number, outcome) in Outcome::ALL.into_iter().enumerate() {

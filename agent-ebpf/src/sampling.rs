@@ -1,4 +1,4 @@
-//! A tick of the sampling clock: account for it, take the stacks, send them.
+//! Handles a tick of the sampling clock: counts it, takes the stacks, and sends the sample.
 
 use agent_ebpf::{
     counters::Counter,
@@ -22,7 +22,7 @@ use crate::{
     walk::{self, KERNEL_STACK_BYTES},
 };
 
-/// One tick.
+/// Handles one tick.
 #[inline(always)]
 pub fn tick(ctx: &PerfEventContext) {
     // SAFETY: the helper has no preconditions.
@@ -31,7 +31,7 @@ pub fn tick(ctx: &PerfEventContext) {
     let Some(walk) = WALK.get_ptr_mut(SAMPLER) else {
         return;
     };
-    // SAFETY: this CPU's only user of its slot is this program, which cannot interrupt itself.
+    // SAFETY: only this program uses this CPU's slot, and it cannot interrupt itself.
     let walk = unsafe { &mut *walk };
     count_missed(&mut walk.clock, now);
     let ids = bpf_get_current_pid_tgid();
@@ -64,7 +64,7 @@ pub fn tick(ctx: &PerfEventContext) {
     counting::add(Counter::SampleNanos, end.wrapping_sub(now));
 }
 
-/// Counts the ticks that should have come between the last one and now.
+/// Counts the ticks that should have happened between the previous one and now.
 #[inline(always)]
 fn count_missed(clock: &mut CpuClock, now: u64) {
     let (last, period) = (clock.last_tick, PERIOD_NS.load());
@@ -75,7 +75,7 @@ fn count_missed(clock: &mut CpuClock, now: u64) {
     }
 }
 
-/// Kernel stack if the tick fell into the kernel, then the user stack.
+/// Takes the kernel stack if the tick interrupted the kernel, and then the user stack.
 #[inline(always)]
 fn take_stacks(ctx: &PerfEventContext, walk: &mut Walk) {
     walk.record.header.kernel_frames = 0;
@@ -90,7 +90,7 @@ fn take_stacks(ctx: &PerfEventContext, walk: &mut Walk) {
         true
     } else {
         let has_user_mode = arch::from_kernel_entry(&mut walk.cursor.regs, &mut walk.record.frames);
-        // SAFETY: the buffer is as large as the size says.
+        // SAFETY: the size given is at most that of the buffer.
         let bytes = unsafe {
             bpf_get_stack(
                 ctx.as_ptr(),
@@ -104,8 +104,8 @@ fn take_stacks(ctx: &PerfEventContext, walk: &mut Walk) {
         }
         has_user_mode
     };
-    // A task without an address space (a kernel thread, or one that has just given its own up on its
-    // way out) has no user stack.
+    // A task without an address space has no user stack: it is a kernel thread, or is exiting and has
+    // already released its address space.
     if has_user_stack && walk.record.header.mm != 0 {
         walk::user_stack::<{ SAMPLER }>(walk);
     } else {
@@ -113,7 +113,7 @@ fn take_stacks(ctx: &PerfEventContext, walk: &mut Walk) {
     }
 }
 
-/// Sends the header and exactly the frames there are.
+/// Sends the header and as many frames as there are.
 #[inline(always)]
 fn send_sample(walk: &mut Walk) {
     let frames = (walk.record.header.kernel_frames + walk.record.header.user_frames) as usize;
@@ -121,8 +121,8 @@ fn send_sample(walk: &mut Walk) {
         return;
     }
     counting::add(Counter::UserFrames, walk.record.header.user_frames as u64);
-    // The agent polls: waking it for each sample would cost more than the sample. But what the kernel
-    // does not know it should learn before the next tick.
+    // The agent polls, because waking it for each sample would cost more than the sample itself. A stack
+    // copy does wake it, so that it can give the kernel the missing tables before the next tick.
     let wakeup = if walk.record.header.has_stack_copy != 0 {
         BPF_RB_FORCE_WAKEUP
     } else {

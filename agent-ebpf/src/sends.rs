@@ -1,4 +1,37 @@
-//! The sends that are noted under a connection: which of them began a statement.
+//! Finds, among the sends that were noted for a connection, the one that began a backend's statement.
+//!
+//! The life of a send, in the order of a simple query:
+//!
+//! ```text
+//!  client thread                  SendRing of the connection                      PostgreSQL backend
+//!  -------------                  --------------------------                      ------------------
+//!  1 caller::asks, at the send:
+//!    the first bytes may start -> sends[n]  = { time, turn, thread, trace, hash }
+//!    a statement; its stack is    stacks[n] = frames; sends[n].stack = Held
+//!    walked, within the budget    asked += 1
+//!            |
+//!  2         +------------------- the message -----------------------------------> the statement begins; its start
+//!                                                                                 is in the backend's status
+//!
+//!  3                              the newest send of a turn not after <---------- backend::tell, at a tick:
+//!                                 the statement's, sent since the                 sends::find(statement start)
+//!                                 backend's start and not after
+//!                                 the statement's start
+//!                                       |
+//!                                       +-> to the ring buffer: KIND_CALLER, once (Held becomes Sent);
+//!                                           then KIND_BACKEND with the Send; then KIND_SAMPLE
+//!
+//!  4                              answered = the statement's start <------------- caller::answers, at the first
+//!                                 turn += 1; asked = 0                            send of the answer
+//!            ^                                                                          |
+//!            +------------------- the answer -------------------------------------------+
+//! ```
+//!
+//! Samples (3) may come before or after the answer (4), or not at all; then the stack is never sent. A
+//! certain result is cached in the map `KNOWN`, so later samples of the statement do not search again. A
+//! stack that the kernel cannot walk to its end for want of tables is sent at once in step 1, with a copy
+//! of the stack (`Sent`). Beyond the budget no stack is taken (`Refused`). A slot is overwritten when the
+//! ring has come round, and the ring is evicted when it is the least recently used of all connections.
 
 use agent_ebpf::{
     limits::SENDS,
@@ -20,26 +53,31 @@ use crate::{
     words,
 };
 
-/// Nanoseconds after a statement's start in which its send may not be noted yet: at a Unix socket the server can read
-/// it before.
+/// Nanoseconds after a statement's start during which its send may not be noted yet: the server can read it
+/// from a Unix socket before the client has noted it.
 const YOUNG: u64 = 1_000_000;
 
-/// Nanoseconds after a statement's start in which a send that is not there yet is looked for again: longer than a client
-/// waits for a CPU between putting its bytes into a Unix socket and noting them, on a machine that is not hopeless.
+/// Nanoseconds after a statement's start during which a missing send is searched for again. Between putting
+/// its bytes into a Unix socket and noting them a client may wait for a CPU; except on a badly overloaded
+/// machine, that takes less time than this.
 const SETTLED: u64 = 100_000_000;
 
-/// Finds the newest send that is not later than the statement's start, and sends its stack on if that
-/// was not done yet. (Never simply the last send: a client may send more while the statement runs.)
+/// Finds the newest send that is not later than the statement's start, and sends its stack to the agent
+/// unless that was done before. (It is not simply the last send, because a client may send more while the
+/// statement runs.)
 ///
-/// False when it may be another after all, which is not to be remembered.
+/// `header` has the time and the connection, and receives the result. `statement` is the statement's start
+/// in PostgreSQL's own time, `since` the backend's start in nanoseconds of `CLOCK_MONOTONIC`. Returns false
+/// if the result is uncertain: then it must not be cached, and the next sample searches again.
 #[inline(always)]
 pub fn find(header: &mut BackendHeader, statement: u64, since: u64) -> bool {
     let Some(clock) = WALL_CLOCK.get(0) else {
         return false;
     };
     let mut start = clock.statement_start(statement as i64, header.time);
-    // Set a moment ago, which the agent has not seen yet; where that cannot be asked, a start before the backend's own or
-    // in the future tells of it. The turns alone decide then.
+    // The wall clock may have been set since the agent last read it, so that the converted start is wrong.
+    // Where this cannot be checked directly, a start before the backend's own or in the future reveals it.
+    // Then the statement's start is replaced by the present, so that the turns alone decide.
     let is_strange = was_set(clock) | is_less(start, since) | is_less(header.time, start);
     if is_strange != 0 {
         start = header.time;
@@ -51,14 +89,16 @@ pub fn find(header: &mut BackendHeader, statement: u64, since: u64) -> bool {
         header.search = CallerSearch::NoSend as u32;
         return is_settled != 0;
     };
-    // SAFETY: the client may write to the ring meanwhile, on another CPU: a send that is being written has
-    // the time 0, and what is overwritten now is the oldest.
+    // SAFETY: the client may write to the ring at the same time, on another CPU. A send that is being
+    // written has the time 0, and if the send that was found is overwritten, this is noticed by its time
+    // below.
     let ring = unsafe { &mut *ring };
     if ring.noting != 0 {
         header.search = CallerSearch::Forgotten as u32;
         return false;
     }
-    // The last turn in which the statement can have been sent: it has not begun to answer a later one.
+    // The last turn in which the statement can have been sent: the previous turn if its answer has begun
+    // (which ended that turn), otherwise the current one.
     let turn = ring
         .turn
         .wrapping_sub(1 ^ differ(ring.answered, statement) as u32);
@@ -83,12 +123,13 @@ pub fn find(header: &mut BackendHeader, statement: u64, since: u64) -> bool {
         return later == 0 && is_settled != 0;
     }
     hand_over(ring, best.1, &mut header.send);
-    // It has been answered, if not for this statement: another statement came with it, or the statement's own send was
-    // noted only after its bytes had left, or will be.
+    // Whether the send's turn was ended by the answer to an earlier statement. Then either both statements
+    // came with this send, or this statement's own send is noted late or was not noted yet, because its
+    // bytes left before that.
     let turns = u64::from(ring.turn.wrapping_sub(header.send.turn));
     let is_answered = is_less(1 ^ differ(ring.answered, statement), turns);
     header.search = match () {
-        // The client has just sent once more, over this.
+        // The client has just overwritten this slot with another send.
         () if header.send.time != best.0 => CallerSearch::Forgotten as u32,
         () if is_answered & (later | is_young) != 0 => CallerSearch::Forgotten as u32,
         () if waited_with_others(ring, best.1, &header.send, since, start) => {
@@ -99,14 +140,17 @@ pub fn find(header: &mut BackendHeader, statement: u64, since: u64) -> bool {
     is_answered | is_strange == 0 && header.search != CallerSearch::Forgotten as u32
 }
 
-/// 1 where the wall clock was set since the agent read it.
+/// 1 if the wall clock was set since the agent read it, else 0. Always 0 on kernels without
+/// `bpf_ktime_get_tai_ns`.
 #[inline(always)]
 fn was_set(clock: &WallClock) -> u64 {
-    // The verifier removes what follows where it is 0.
+    // The verifier knows the value, and removes the code below if it is 0. The kernel would otherwise
+    // reject the call of a helper that it lacks.
     if HAS_TAI_CLOCK.load() == 0 {
         return 0;
     }
-    // SAFETY: the helpers have no preconditions, and the second is called only where it is there.
+    // SAFETY: the helpers have no preconditions, and `bpf_ktime_get_tai_ns` is called only if the kernel
+    // has it.
     let offset = unsafe { bpf_ktime_get_tai_ns().wrapping_sub(bpf_ktime_get_ns()) };
     let change = offset
         .wrapping_sub(clock.tai_offset as u64)
@@ -114,8 +158,8 @@ fn was_set(clock: &WallClock) -> u64 {
     is_less(change, 0) | is_less(2 * WALL_CLOCK_STEP, change)
 }
 
-/// Whether a send of another stack, or for another trace, was in the server as well when the statement began.
-/// Where a stack was not taken, nobody knows that it was the same.
+/// Whether a send with another stack, or for another trace, also waited in the server when the statement
+/// began. A send whose stack was not taken counts as different, because it may be.
 #[inline(always)]
 fn waited_with_others(ring: &SendRing, found: usize, send: &Send, since: u64, start: u64) -> bool {
     let mut others = false;
@@ -139,6 +183,7 @@ fn is_same_trace(one: &Send, other: &Send) -> bool {
     one[0] == other[0] && one[1] == other[1] && one[2] == other[2]
 }
 
+/// Copies a send out of the ring, after sending its stack to the agent if that is still held.
 #[inline(always)]
 fn hand_over(ring: &mut SendRing, slot: usize, send: &mut Send) {
     let slot = core::hint::black_box(slot) & (SENDS - 1);
@@ -148,7 +193,7 @@ fn hand_over(ring: &mut SendRing, slot: usize, send: &mut Send) {
     words::copy(send, &ring.sends[slot]);
 }
 
-/// Sends a held stack.
+/// Sends a held stack to the agent.
 #[inline(always)]
 fn send_stack(stack: &mut HeldStack) -> bool {
     let bytes = size_of::<SampleHeader>() + stack.header.user_frames as usize * 8;

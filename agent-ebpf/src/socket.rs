@@ -1,4 +1,4 @@
-//! From a socket, or a file descriptor of the current process, to the connection behind it.
+//! Finds the connection to which a socket, or a file descriptor of the current process, belongs.
 
 use agent_ebpf::postgres::Connection;
 
@@ -25,10 +25,11 @@ const S_IFMT: u16 = 0o170_000;
 
 const S_IFSOCK: u16 = 0o140_000;
 
-/// The `struct sock` of a file descriptor of the current process.
+/// The `struct sock` of a file descriptor of the current process. `None` if it is not a socket.
 #[inline(always)]
 pub fn of_descriptor(descriptor: u32) -> Option<Pointer> {
-    // SAFETY: every base is a kernel object of the type that the offset is for, or the read fails.
+    // SAFETY: every base is a kernel object of the type that the offset belongs to; a bad address makes the
+    // read fail.
     unsafe {
         let files: Pointer = field(task::current(), TASK_FILES.load())?;
         let table: Pointer = field(files, FILES_FDT.load())?;
@@ -48,16 +49,16 @@ pub fn of_descriptor(descriptor: u32) -> Option<Pointer> {
     }
 }
 
-/// What passes on a connection to a PostgreSQL server; and what is noted under the connection, if it was met on the
-/// way.
+/// A message on a connection to a PostgreSQL server, by its direction. The second field is the connection's
+/// entry in [`CONNECTIONS`] if it was looked up already.
 pub enum Message {
-    /// From the client.
+    /// From the client to the server.
     Request(Connection, Option<*mut SendRing>),
-    /// From the server.
+    /// From the server to the client.
     Answer(Connection, Option<*mut SendRing>),
 }
 
-/// What is sent on a socket of the current process, if a server is at one of its ends.
+/// Classifies what the current process sends on a socket of any family. `None` if neither end is a server's.
 #[inline(always)]
 pub fn sent(sock: Pointer) -> Option<Message> {
     // SAFETY: `sock` is a `struct sock`.
@@ -69,14 +70,14 @@ pub fn sent(sock: Pointer) -> Option<Message> {
     }
 }
 
-/// What is sent on a TCP socket.
+/// As [`sent`], for a socket that is known to be TCP's.
 #[inline(always)]
 pub fn sent_by_tcp(sock: Pointer) -> Option<Message> {
     // SAFETY: `sock` is a `struct sock`.
     tcp(sock, unsafe { field(sock, SOCK_FAMILY.load())? })
 }
 
-/// What is sent on a Unix socket, given as a `struct socket`.
+/// As [`sent`], for a Unix socket that is given as a `struct socket`.
 #[inline(always)]
 pub fn sent_by_unix(socket: Pointer) -> Option<Message> {
     // SAFETY: `socket` is a `struct socket` of a Unix socket.
@@ -86,7 +87,8 @@ pub fn sent_by_unix(socket: Pointer) -> Option<Message> {
     }
 }
 
-/// What has just been put into a Unix socket, before its reader is woken.
+/// Classifies what was just put into the receive queue of a Unix socket, whose reader is not woken yet.
+/// `None` for sockets of other families.
 #[inline(always)]
 pub fn received_by_unix(sock: Pointer) -> Option<Message> {
     // SAFETY: `sock` is a `struct sock`.
@@ -96,15 +98,16 @@ pub fn received_by_unix(sock: Pointer) -> Option<Message> {
     }
 }
 
-/// What a Unix socket is given to read, or is about to be. A connection that is known is not looked at again, since each read of the
-/// kernel's memory costs as much as the look-up. Should its socket's memory be another socket's by now, sends to that are
-/// noted until the connection is forgotten; no backend asks for them.
+/// Classifies what the Unix socket `to` receives or is about to receive. The path of a connection that is
+/// in [`CONNECTIONS`] is not checked again, because each read of kernel memory costs about as much as a
+/// lookup in the map. If the memory of a closed server socket was reused for another socket, sends to that
+/// one are noted until the entry is evicted. This is harmless, since no backend searches for them.
 #[inline(always)]
 fn unix(to: Pointer) -> Option<Message> {
-    // SAFETY: `to` and its peer are meant to be a `struct unix_sock`.
+    // SAFETY: `to` and its peer are Unix sockets, or the reads fail.
     unsafe {
         let address: Pointer = field(to, UNIX_SOCK_ADDR.load())?;
-        // A client seldom has an address of its own.
+        // Clients seldom bind their socket, so a socket with an address is most likely the server's.
         let is_named = !address.is_null();
         if is_named {
             let connection = of_unix(to);
@@ -113,7 +116,7 @@ fn unix(to: Pointer) -> Option<Message> {
             }
         }
         let from: Pointer = field(to, UNIX_SOCK_PEER.load())?;
-        // A listening socket, which a new client wakes, has no peer.
+        // A listening socket, which is woken by a new client, has no peer.
         if from.is_null() {
             return None;
         }
@@ -129,7 +132,7 @@ fn unix(to: Pointer) -> Option<Message> {
     }
 }
 
-/// What a TCP socket sends.
+/// Classifies what a TCP socket sends, by its two ports.
 #[inline(always)]
 fn tcp(sock: Pointer, family: u16) -> Option<Message> {
     // SAFETY: `sock` is a `struct sock`.
@@ -154,13 +157,13 @@ fn is_server_port(port: u16) -> Option<bool> {
     Some(word >> (port % 64) & 1 != 0)
 }
 
-/// A TCP connection seen from the client's socket.
+/// The name of a TCP connection, read from the client's socket.
 ///
 /// # Safety
-/// `sock` must be meant to be a `struct sock`.
+/// If `sock` is a valid address, it must be that of a `struct sock`; a bad address only makes reads fail.
 #[inline(always)]
 unsafe fn from_client(sock: Pointer, family: u16, server_port: u16) -> Option<Connection> {
-    // SAFETY: as promised.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let (local, remote) = addresses(sock, family)?;
         Some(Connection {
@@ -173,13 +176,13 @@ unsafe fn from_client(sock: Pointer, family: u16, server_port: u16) -> Option<Co
     }
 }
 
-/// The same connection seen from the server's socket.
+/// The name of a TCP connection, read from the server's socket. Equal to that from the client's.
 ///
 /// # Safety
-/// `sock` must be meant to be a `struct sock`.
+/// If `sock` is a valid address, it must be that of a `struct sock`; a bad address only makes reads fail.
 #[inline(always)]
 unsafe fn from_server(sock: Pointer, family: u16, server_port: u16) -> Option<Connection> {
-    // SAFETY: as promised.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let (local, remote) = addresses(sock, family)?;
         Some(Connection {
@@ -207,7 +210,7 @@ pub fn of_server(sock: Pointer) -> Option<Connection> {
 /// The connection of a server's Unix socket.
 #[inline(always)]
 fn of_unix(server: Pointer) -> Connection {
-    // Zeros that the compiler knows it would write by a loop over bytes.
+    // If the compiler knew that these are zeros, it would clear them by a loop over bytes.
     let zero = core::hint::black_box(0);
     Connection {
         client: [server as u64, zero],
@@ -218,13 +221,13 @@ fn of_unix(server: Pointer) -> Connection {
     }
 }
 
-/// Local and remote address.
+/// The local and the remote address of an IPv4 or IPv6 socket.
 ///
 /// # Safety
-/// `sock` must be meant to be a `struct sock`.
+/// If `sock` is a valid address, it must be that of a `struct sock`; a bad address only makes reads fail.
 #[inline(always)]
 unsafe fn addresses(sock: Pointer, family: u16) -> Option<([u64; 2], [u64; 2])> {
-    // SAFETY: as promised.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         match family {
             AF_INET => Some((
@@ -240,15 +243,16 @@ unsafe fn addresses(sock: Pointer, family: u16) -> Option<([u64; 2], [u64; 2])> 
     }
 }
 
-/// `::ffff:a.b.c.d` of an address as it lies in memory.
+/// The IPv4-mapped IPv6 address `::ffff:a.b.c.d`, from an IPv4 address in network byte order.
 const fn mapped(address: u32) -> [u64; 2] {
     [0, 0xffff_0000 | (address as u64) << 32]
 }
 
-/// The namespace's inode number if the address is loopback's.
+/// The inode number of the network namespace if `address` is a loopback address, else 0. Every namespace
+/// has the same loopback addresses.
 ///
 /// # Safety
-/// `sock` must be meant to be a `struct sock`.
+/// If `sock` is a valid address, it must be that of a `struct sock`; a bad address only makes reads fail.
 #[inline(always)]
 unsafe fn namespace_of_loopback(sock: Pointer, address: [u64; 2]) -> Option<u32> {
     const V6: [u64; 2] = [0, 1 << 56];
@@ -256,25 +260,25 @@ unsafe fn namespace_of_loopback(sock: Pointer, address: [u64; 2]) -> Option<u32>
     if !v4 && address != V6 {
         return Some(0);
     }
-    // SAFETY: as promised.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let net: Pointer = field(sock, SOCK_NET.load())?;
         field(net, NET_NS_INUM.load())
     }
 }
 
-/// Whether the address of a Unix socket ends in `.s.PGSQL.` and a port: where PostgreSQL listens
-/// (src/include/libpq/pqcomm.h, `UNIXSOCK_PATH`). An accepted socket has its listener's address.
+/// Whether the address of a Unix socket ends in `.s.PGSQL.` and a port, which is where PostgreSQL listens
+/// (src/include/libpq/pqcomm.h, `UNIXSOCK_PATH`). An accepted socket has the address of its listener.
 ///
 /// # Safety
-/// `address` must be meant to be a `struct unix_address`.
+/// If `address` is valid, it must be that of a `struct unix_address`; a bad one only makes reads fail.
 #[inline(always)]
 unsafe fn is_server_path(address: Pointer) -> Option<bool> {
     const NAME: u64 = u64::from_le_bytes(*b".s.PGSQL");
-    // SAFETY: as promised.
+    // SAFETY: guaranteed by the caller.
     let tail: [u64; 2] = unsafe {
         let length: u32 = field(address, UNIX_ADDRESS_LENGTH.load())?;
-        // The last 16 bytes: the name, a dot, one to five digits and the NUL.
+        // The last 16 bytes of the address end in the name, a dot, one to five digits and a NUL.
         let end = UNIX_ADDRESS_NAME.load().wrapping_add(length);
         field(address, end.wrapping_sub(16))?
     };

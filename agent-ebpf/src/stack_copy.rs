@@ -1,4 +1,4 @@
-//! Copies of user stacks, for what the kernel cannot unwind.
+//! Copies of user stacks that the kernel program could not unwind to their end.
 
 use agent_ebpf::{
     counters::Counter,
@@ -19,17 +19,20 @@ use crate::{
     walk, words,
 };
 
+/// In nanoseconds.
 const SECOND: u64 = 1_000_000_000;
 
-/// Sends the registers at which the walk stopped and the stack above them, for user space to go on.
-/// The frame at which it stopped is taken out of the sample: user space names it again.
+/// Sends the registers at which the walk stopped and the stack above them, so that user space can continue
+/// the walk. The last frame is removed from the sample, because user space starts with it again. Returns
+/// whether the copy was sent.
 #[inline(always)]
 pub fn send<const SLOT: u32>(walk: &mut Walk, now: u64) -> bool {
     if !within_budget(&mut walk.clock, now) {
         counting::one(Counter::StackCopyBudget);
         return false;
     }
-    // A program that sends much before the agent knows it leaves half of the buffer to the samples.
+    // Copies at sends may use only half of the ring buffer: a program that the agent does not know yet may
+    // send often, and must leave room for the samples.
     if SLOT == CALLER
         && RING.query(BPF_RB_AVAIL_DATA.into()) > RING.query(BPF_RB_RING_SIZE.into()) / 2
     {
@@ -60,7 +63,7 @@ pub fn send<const SLOT: u32>(walk: &mut Walk, now: u64) -> bool {
     if bytes > MAX_STACK_COPY {
         return false;
     }
-    // The sample that follows wakes the agent.
+    // No wakeup here: the sample that follows wakes the agent.
     if !output::send(copy, size_of::<StackCopyHeader>() + bytes, BPF_RB_NO_WAKEUP) {
         counting::one(Counter::StackCopyRingFull);
         return false;
@@ -72,9 +75,10 @@ pub fn send<const SLOT: u32>(walk: &mut Walk, now: u64) -> bool {
     true
 }
 
-/// Copies one chunk of the user stack. A page in which nothing was ever stored cannot be read here, and
-/// comes out as zeros (bpf_probe_read_user clears what it cannot read): no caller is in it. The copy
-/// ends with the last page that could be read.
+/// Copies one chunk of the user stack; a callback of `bpf_loop`. A page that was never written to cannot be
+/// read here, because page faults are not handled in this context. `bpf_probe_read_user` fills its chunk
+/// with zeros, which is right: such a page contains no return address. The copy ends with the last page
+/// that could be read.
 extern "C" fn copy_chunk<const SLOT: u32>(index: u32, _: *mut core::ffi::c_void) -> i64 {
     // SAFETY: the helper has no preconditions.
     let cpu = unsafe { bpf_get_smp_processor_id() };
@@ -86,7 +90,7 @@ extern "C" fn copy_chunk<const SLOT: u32>(index: u32, _: *mut core::ffi::c_void)
     let Some(at) = bounded(index as usize * STACK_CHUNK, MAX_STACK_COPY - STACK_CHUNK) else {
         return 1;
     };
-    // A chunk is a page.
+    // Chunks start at page boundaries, since a chunk has the size of a page.
     let sp = copy.header.registers.sp();
     let skew = sp % STACK_CHUNK as u64;
     let source = (sp - skew).wrapping_add(at as u64);

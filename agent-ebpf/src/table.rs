@@ -1,5 +1,5 @@
-//! Layout of the tables that the kernel programs search: everything is made of 2 KiB blocks from one
-//! pool, named by a [`BlockId`].
+//! Layout of the tables that the kernel programs search, and the searches themselves. Everything is made of
+//! 2 KiB blocks from one pool. A block is identified by its [`BlockId`].
 //!
 //! ```text
 //! process map: pid → Space { mm, root, depth }
@@ -11,10 +11,10 @@
 //!       rule block      128 × Rule
 //! ```
 //!
-//! A *table address* is `avma - mapping.bias`, which is svma minus the svma of the table's first
-//! row; it fits in 32 bits. Every search is "the last entry not above the key", and unused slots at
-//! a block's end repeat its last entry (rows) or hold the greatest key (indices) and repeat the last
-//! child, so that a search needs no count.
+//! A *table address* is `avma - mapping.bias`, which is svma minus the svma of the table's first row; it
+//! fits in 32 bits. Every search finds the last entry that is not above the key. So that a search needs no
+//! count of entries, the unused slots at the end of a leaf block repeat its last row, and those of an index
+//! block have the greatest key and repeat the last child.
 
 use crate::{limits::BLOCK_WORDS, postgres::StatusRevision};
 
@@ -28,7 +28,7 @@ pub struct Block(pub [u32; BLOCK_WORDS]);
 
 const _: () = assert!(size_of::<Block>() == 2048);
 
-/// Keys of an index block: its first 256 words are keys, the other 256 the children.
+/// Children of an index block: its first 256 words are the keys, the other 256 the children.
 pub const INDEX_FANOUT: usize = 256;
 /// Rows of a leaf block.
 pub const LEAF_ROWS: usize = 512;
@@ -39,7 +39,7 @@ pub const SPACE_LEAF_MAPPINGS: usize = 64;
 /// Children of a space index block: 128 starts (u64) and then 128 children (u32).
 pub const SPACE_FANOUT: usize = 128;
 
-/// A row packed for a leaf block: the address relative to the leaf's first row, and the rule.
+/// Packs a row for a leaf block: its address relative to the leaf's first row, and the number of its rule.
 pub const fn pack_row(offset: u16, rule: u16) -> u32 {
     (offset as u32) << 16 | rule as u32
 }
@@ -48,23 +48,25 @@ pub const fn pack_row(offset: u16, rule: u16) -> u32 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Space {
-    /// Identity of the address space that this describes (see [`crate::sample::SampleHeader::mm`]).
+    /// Identity of the address space that this describes (see [`crate::sample::SampleHeader::mm`]). 0 if
+    /// the process was never sampled: then the entry only serves to be inherited by its children.
     pub mm: u64,
     /// A space leaf (`depth` 0) or a space index block (`depth` 1).
     pub root: BlockId,
     /// Index levels above the leaves.
     pub depth: u32,
-    /// Number of this description; never 0. It is written once, and another has another number: what was found by it
-    /// may be remembered under its number.
+    /// Number of this version of the space's blocks; never 0. The blocks are written once, and a new
+    /// version gets a new number, so results of searches may be cached under the number.
     pub number: u32,
-    /// 1 + index of the PostgreSQL server that the process belongs to; 0: none.
+    /// 1 + index of the PostgreSQL server that the process belongs to; 0 if it belongs to none.
     pub server: u32,
-    /// Where its threads publish their trace context: offset of the variable `otel_thread_ctx_v1` from the
-    /// thread pointer, bytes; 0: nowhere.
+    /// Where the process's threads publish their trace context: offset in bytes of the variable
+    /// `otel_thread_ctx_v1` from the thread pointer; 0 if they do not.
     pub trace_offset: i32,
     /// Unused, zero.
     pub padding: u32,
-    /// What the sampling program notes of a backend; nothing when the agent writes.
+    /// The sampling program stores here which revision of a backend's status it sent. The agent writes it
+    /// as zero.
     pub revision: StatusRevision,
 }
 
@@ -76,14 +78,15 @@ const _: () = assert!(size_of::<Space>() == 56);
 pub enum MappingKind {
     /// Search the file's table.
     Table = 0,
-    /// No tables exist for this code (just-in-time compiled, or a file without `.eh_frame`):
-    /// follow the frame pointer.
+    /// Follow the frame pointer, because no tables exist for this code (just-in-time compiled, or a file
+    /// without `.eh_frame`).
     FramePointer = 1,
-    /// The file's table is not in the kernel (yet): leave the sample to user space.
+    /// Leave the sample to user space, because the file's table is not in the kernel (yet).
     Pending = 2,
 }
 
-/// `tree` word of a mapping: kind in bits 31–30, index levels in bits 29–28, root block below.
+/// Packs the `tree` word of a mapping: its kind in bits 31–30, the index levels in bits 29–28, the root
+/// block below.
 pub const fn pack_tree(kind: MappingKind, depth: u32, root: BlockId) -> u32 {
     (kind as u32) << 30 | (depth & 3) << 28 | root & 0x0fff_ffff
 }
@@ -103,13 +106,13 @@ pub const fn tree_root(tree: u32) -> BlockId {
     tree & 0x0fff_ffff
 }
 
-/// A mapping, as a slot of a [`SpaceLeaf`] holds it.
+/// A mapping, as it is stored in a slot of a [`SpaceLeaf`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct MappingEntry {
-    /// First avma.
+    /// First avma of the mapping.
     pub start: u64,
-    /// First avma after it.
+    /// First avma after the mapping.
     pub end: u64,
     /// avma minus table address.
     pub bias: u64,
@@ -119,8 +122,8 @@ pub struct MappingEntry {
     pub rules: BlockId,
 }
 
-/// A leaf of a process's address space: parallel arrays, sorted by start, unused slots at the end
-/// with `start` = `u64::MAX` and `end` = 0.
+/// A leaf of a process's address space: parallel arrays, sorted by start. Unused slots at the end have
+/// `start` = `u64::MAX` and `end` = 0.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
 pub struct SpaceLeaf {
@@ -138,7 +141,7 @@ pub struct SpaceLeaf {
 
 const _: () = assert!(size_of::<SpaceLeaf>() == size_of::<Block>());
 
-/// An index over space leaves, unused slots at the end with `start` = `u64::MAX` and the last child.
+/// An index over space leaves. Unused slots at the end have `start` = `u64::MAX` and repeat the last child.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
 pub struct SpaceIndex {
@@ -152,50 +155,51 @@ pub struct SpaceIndex {
 
 const _: () = assert!(size_of::<SpaceIndex>() == size_of::<Block>());
 
-/// One step of a search for "the last entry not above the key": from `position`, goes `stride`
-/// (a power of two below 2¹²) on unless the entry there is above the key, told by `difference` =
-/// key − entry, whose upper twelve bits are its sign.
+/// One step of a search for the last entry that is not above the key. It advances `position` by `stride` (a
+/// power of two below 2¹²) unless the entry there is above the key. `difference` is key − entry, and its
+/// upper twelve bits are its sign.
 ///
-/// There is no comparison in it: BPF has no conditional move, and every branch of an unrolled search
-/// doubles the verifier's paths. The sign is taken as a mask of the bit that is wanted, because a
-/// test of bit 63 alone is what compilers recognise and turn into a branch.
+/// It contains no comparison: BPF has no conditional move, and every branch of an unrolled search doubles
+/// the number of paths that the verifier follows. The twelve sign bits are used as a mask for `stride`,
+/// because compilers recognize a test of bit 63 alone and turn it into a branch.
 #[inline(always)]
 const fn advance(position: u64, stride: u64, difference: u64) -> u64 {
     position | (stride & !(difference >> 52))
 }
 
-/// `key` as a number of which the compiler knows nothing: were it known to have 32 bits, the
-/// compiler could turn [`advance`] into a branch again.
+/// Hides from the compiler that `key` has only 32 bits. If the compiler knew, it could turn [`advance`]
+/// into a branch again.
 #[inline(always)]
 fn opaque(key: u32) -> u64 {
     core::hint::black_box(key as u64)
 }
 
-/// Number of entries of a power of two, minus one, unknown to the compiler: it would otherwise prove
-/// that the mask changes nothing and drop it. Older kernels (6.1) follow the bounds of an AND, but
-/// not those of an OR of two unknown numbers (kernel/bpf/verifier.c, adjust_scalar_min_max_vals), so
-/// they need to see it.
+/// The mask for an index into `entries`, whose number is a power of two. It is hidden from the compiler,
+/// which would otherwise prove that the mask changes nothing and drop it. The verifier of older kernels
+/// (6.1) needs the mask: it follows the bounds of an AND, but not those of an OR of two unknown numbers
+/// (kernel/bpf/verifier.c, `adjust_scalar_min_max_vals`).
 #[inline(always)]
 fn mask<T>(entries: &[T]) -> u64 {
     assert!(entries.len().is_power_of_two());
     core::hint::black_box(entries.len() as u64 - 1)
 }
 
-/// The entry at `position`, which counts modulo the number of entries.
+/// The entry at `position` modulo the number of entries.
 #[inline(always)]
 fn entry<T: Copy>(entries: &[T], position: u64, mask: u64) -> T {
-    // SAFETY: `mask` comes from the function above, so the index is below the length.
+    // SAFETY: `mask` is that of [`mask`] for an array of this length, so the index is below the length.
     unsafe { *entries.get_unchecked((position & mask) as usize) }
 }
 
 /// A row of a leaf block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// Number of its rule.
+    /// Number of its rule in the file's dictionary.
     pub rule: u16,
     /// Bytes from the leaf's first row to this one.
     pub offset: u32,
-    /// Bytes for which the leaf says that it is valid; 0: up to the next leaf, however far that is.
+    /// Bytes for which the row is valid. 0 for the last row of a leaf, which is valid up to the next leaf;
+    /// the distance to that is not known here.
     pub length: u32,
 }
 
@@ -214,7 +218,8 @@ pub fn search_rows(leaf: &Block, offset: u32) -> Row {
         stride /= 2;
     }
     let row = entry(rows, position, mask);
-    // The row after the last slot's is the first, which is not above it, and unused slots repeat the last row.
+    // For the last row this is the same row (a repeated one) or, after the last slot, the leaf's first row.
+    // In both cases the length comes out as 0.
     let next = entry(rows, position + 1, mask);
     Row {
         rule: row as u16,
@@ -223,7 +228,7 @@ pub fn search_rows(leaf: &Block, offset: u32) -> Row {
     }
 }
 
-/// What [`search_index`] found.
+/// The result of [`search_index`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IndexEntry {
     /// The child block.
@@ -232,8 +237,8 @@ pub struct IndexEntry {
     pub first: u32,
 }
 
-/// The child of an index block that covers the table address `key`, which is below `u32::MAX`, the
-/// key of unused slots. (Text spans less.)
+/// The child of an index block that covers the table address `key`. The key must be below `u32::MAX`, which
+/// is the key of unused slots; no file's text spans that much.
 #[inline(always)]
 pub fn search_index(index: &Block, key: u32) -> IndexEntry {
     let key = opaque(key);
@@ -252,14 +257,15 @@ pub fn search_index(index: &Block, key: u32) -> IndexEntry {
     }
 }
 
-/// Key minus entry for starts of mappings: in pages, which leaves twelve bits for the sign.
+/// Key minus entry for the starts of mappings. Both are in pages, which leaves the upper twelve bits for
+/// the sign.
 #[inline(always)]
 const fn page_difference(avma: u64, start: u64) -> u64 {
     (avma >> 12).wrapping_sub(start >> 12)
 }
 
-/// The mapping in a space leaf that covers `avma`, if one does. Starts are multiples of
-/// the page size (4 KiB), as mappings' are.
+/// The mapping in a space leaf that covers `avma`, if there is one. The starts must be multiples of the
+/// page size (4 KiB), as those of mappings are.
 #[inline(always)]
 pub fn search_space_leaf(leaf: &SpaceLeaf, avma: u64) -> Option<MappingEntry> {
     let mask = mask(&leaf.start);
@@ -280,7 +286,7 @@ pub fn search_space_leaf(leaf: &SpaceLeaf, avma: u64) -> Option<MappingEntry> {
     (mapping.start <= avma && avma < mapping.end).then_some(mapping)
 }
 
-/// The space leaf that holds the last mapping not above `avma`.
+/// The space leaf with the last mapping that does not start above `avma`.
 #[inline(always)]
 pub fn search_space_index(index: &SpaceIndex, avma: u64) -> BlockId {
     let mask = mask(&index.start);
@@ -295,7 +301,8 @@ pub fn search_space_index(index: &SpaceIndex, avma: u64) -> BlockId {
 }
 
 impl Block {
-    /// A block of zeros: as a leaf, every address is invalid.
+    /// A block of zeros. Read as a leaf, it maps every address to rule 0, which is always
+    /// [`crate::unwind::Rule::INVALID`].
     pub const ZERO: Block = Block([0; BLOCK_WORDS]);
 }
 
@@ -303,7 +310,7 @@ impl Block {
 mod tests {
     use super::*;
 
-    /// A leaf of `used` rows, 3 bytes apart, padded as the layout says.
+    /// A leaf of `used` rows, 3 bytes apart, whose unused slots repeat the last row.
     fn leaf(used: usize) -> Block {
         let mut block = Block::ZERO;
         for (slot, word) in block.0.iter_mut().enumerate() {
@@ -313,7 +320,7 @@ mod tests {
         block
     }
 
-    /// Every address finds the last row not above it, at every fill.
+    /// Every address finds the last row not above it, whatever the number of rows in the leaf.
     #[test]
     fn rows() {
         for used in [1, 2, 3, 255, 256, 257, 511, 512] {
@@ -332,7 +339,7 @@ mod tests {
         }
     }
 
-    /// The greatest offset is a row like any other.
+    /// A row at the greatest possible offset is found like any other.
     #[test]
     fn row_at_the_last_offset() {
         let mut block = leaf(1);
@@ -344,7 +351,7 @@ mod tests {
         assert_eq!(search_rows(&block, 0x1_0000).rule, 7);
     }
 
-    /// Every key finds the last child not above it; unused slots are never found.
+    /// Every key finds the last child not above it, and never an unused slot.
     #[test]
     fn index() {
         for used in [1usize, 2, 128, 255, 256] {
@@ -371,7 +378,7 @@ mod tests {
         }
     }
 
-    /// A mapping is found from its first byte to its last, and nothing between two mappings.
+    /// A mapping is found by every address in it, and none is found by an address between two mappings.
     #[test]
     fn space() {
         for used in [0usize, 1, 2, 63, 64] {

@@ -1,5 +1,5 @@
-//! The trace context that an instrumented thread publishes (OTEP 4947): a thread-local variable of a known
-//! name points to a record.
+//! Reads the trace context that an instrumented thread publishes (OTEP 4947): the thread-local variable
+//! `otel_thread_ctx_v1` points to a record with the ids of the trace and the span.
 
 use core::ffi::c_void;
 
@@ -8,10 +8,11 @@ use aya_ebpf::helpers::{bpf_probe_read_user, generated};
 
 use crate::{arch, words};
 
-/// Offset of the record's byte that is 1 when the ids, with which the record begins, may be used.
+/// Offset of the record's validity byte. The record begins with the ids; they may be used when this byte is
+/// 1.
 const VALID: u64 = size_of::<TraceContext>() as u64;
 
-/// The ids that the current thread publishes, or zeros. `offset`: see
+/// Stores the ids that the current thread publishes, or zeros if it publishes none. `offset`: see
 /// [`agent_ebpf::table::Space::trace_offset`].
 #[inline(always)]
 pub fn of_current_thread(offset: i32, to: &mut TraceContext) {
@@ -22,7 +23,7 @@ pub fn of_current_thread(offset: i32, to: &mut TraceContext) {
 
 #[inline(always)]
 fn read(offset: i32, to: &mut TraceContext) -> Option<()> {
-    // SAFETY: user addresses are checked by the helper, and what is read is as large as said.
+    // SAFETY: the helpers check user addresses, and each destination has the size that is read.
     unsafe {
         let thread = arch::thread_pointer()?;
         let variable = thread.wrapping_add_signed(i64::from(offset));

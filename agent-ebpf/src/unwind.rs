@@ -1,11 +1,12 @@
-//! One step from a frame to its caller: pure, the same code in the kernel program and in user space.
+//! One step of the unwinder, from a frame to its caller. It is pure code, shared by the kernel program and
+//! user space.
 //!
-//! Everything that knows the architecture is [`Registers`] and the numbers of its registers
-//! (System V psABI for x86_64, figure 3.36: DWARF register numbers).
+//! The code that depends on the architecture is [`Registers`], the register numbers in [`reg`] (System V
+//! psABI for x86_64, figure 3.36: DWARF register numbers), [`SAVED`], and the layout of the signal frame.
 
 /// DWARF register numbers of x86_64.
 pub mod reg {
-    #![expect(missing_docs, reason = "the psABI's own names")]
+    #![expect(missing_docs, reason = "these are the names used by the psABI")]
     pub const RAX: u8 = 0;
     pub const RDX: u8 = 1;
     pub const RCX: u8 = 2;
@@ -49,21 +50,22 @@ impl Registers {
     }
 }
 
-/// How the canonical frame address (CFA) of a frame is found. The rule's `reg`, `offset` and `aux`
-/// are its operands.
+/// How the canonical frame address (CFA) of a frame is computed. Its operands are the fields `reg`,
+/// `offset`, `aux` and `index` of the [`Rule`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum CfaKind {
-    /// No function covers the address. (All zero, so that a cleared table is invalid.)
+    /// No function covers the address. The value is 0, so that a cleared table has only invalid rules.
     Invalid = 0,
     /// The end of the stack: the return address is undefined.
     End = 1,
-    /// A rule that is not one of these; `reg` holds the number of an [`Unsupported`] reason.
+    /// A rule that cannot be expressed here; `reg` holds the number of an [`Unsupported`] reason.
     Unsupported = 2,
     /// CFA = reg + offset.
     Register = 3,
-    /// CFA = *(reg + offset + 8 × index) + aux, where the index may be absent. (Realigned stacks;
-    /// assembly that keeps the old stack pointer, on top of an array of computed length too.)
+    /// CFA = *(reg + offset + 8 × index) + aux, where the index may be absent. Used by functions that
+    /// realign their stack, and by assembly that saves the old stack pointer, possibly above an array of
+    /// computed length.
     Deref = 4,
     /// CFA = rsp + 8 + ((rip & 15) >= aux ? 8 : 0): the entries of a procedure linkage table.
     Plt = 5,
@@ -75,17 +77,17 @@ pub enum CfaKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Unsupported {
-    /// A DWARF expression for the CFA that is none of the known patterns.
+    /// The DWARF expression of the CFA matches none of the known patterns.
     CfaExpression = 0,
-    /// A register is recovered by an expression that is none of the known patterns.
+    /// The DWARF expression that recovers a register matches none of the known patterns.
     RegisterExpression = 1,
     /// An offset that does not fit the rule's encoding.
     OffsetRange = 2,
-    /// A rule for the return address that does not fit.
+    /// The rule for the return address cannot be encoded.
     ReturnAddress = 3,
     /// The call frame instructions themselves could not be decoded.
     Malformed = 4,
-    /// More distinct rules than a file may have.
+    /// The file has more distinct rules than [`crate::limits::MAX_RULES`].
     TooManyRules = 5,
 }
 
@@ -113,54 +115,55 @@ impl Unsupported {
     }
 }
 
-/// How one register of the caller is found, in one byte.
+/// Where the value of one register of the caller is found, encoded in one byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(transparent)]
 pub struct Slot(pub u8);
 
 impl Slot {
-    /// The register is as in the callee.
+    /// The register has the same value as in the callee.
     pub const SAME: Slot = Slot(0);
-    /// The value is lost.
+    /// The caller's value is lost.
     pub const UNDEFINED: Slot = Slot(254);
 
-    /// Saved at CFA − 8 × `words`, 1 to 127.
+    /// Saved at CFA − 8 × `words`; `words` is 1 to 127.
     pub const fn below_cfa(words: u8) -> Slot {
         assert!(words >= 1 && words <= 127);
         Slot(words)
     }
 
-    /// Saved at rbp + 8 × `words`, −32 to 31, with the callee's rbp. (Frames with a realigned
-    /// stack.)
+    /// Saved at rbp + 8 × `words`, where rbp is the callee's and `words` is −32 to 31. Used by frames with
+    /// a realigned stack.
     pub const fn at_fp(words: i8) -> Slot {
         assert!(words >= -32 && words <= 31);
         Slot((words + 32) as u8 + 128)
     }
 
-    /// In another register of the callee.
+    /// The value is in another register of the callee, given by its DWARF number.
     pub const fn in_register(register: u8) -> Slot {
         assert!(register < 16);
         Slot(192 + register)
     }
 }
 
-/// One rule of a file's dictionary.
+/// How to get from a frame to its caller. The rules of a file are kept in a dictionary, to which its rows
+/// refer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C)]
 pub struct Rule {
-    /// Operand of the CFA rule, bytes.
+    /// Operand of the CFA rule, in bytes.
     pub offset: i32,
-    /// Second operand of the CFA rule.
+    /// Second operand of the CFA rule; its meaning depends on `kind`.
     pub aux: i16,
     /// A [`CfaKind`].
     pub kind: u8,
     /// DWARF number of the CFA rule's register.
     pub reg: u8,
-    /// The return address.
+    /// Where the return address is found.
     pub ra: Slot,
-    /// The callee-saved registers, in the order of [`SAVED`].
+    /// Where the callee-saved registers are found, in the order of [`SAVED`].
     pub saved: [Slot; 6],
-    /// For [`CfaKind::Deref`]: 1 + the DWARF number of the index register; 0 is none.
+    /// For [`CfaKind::Deref`]: 1 + the DWARF number of the index register, or 0 if there is none.
     pub index: u8,
 }
 
@@ -184,17 +187,17 @@ impl Rule {
 
     /// No function covers the address.
     pub const INVALID: Rule = Rule::bare(CfaKind::Invalid, 0);
-    /// The proven end of the stack.
+    /// The proven end of the stack: the frame has no caller.
     pub const END: Rule = Rule::bare(CfaKind::End, 0);
 
-    /// A rule that cannot be followed, and why.
+    /// A rule that cannot be followed, for this reason.
     pub const fn unsupported(reason: Unsupported) -> Rule {
         Rule::bare(CfaKind::Unsupported, reason as u8)
     }
 
-    /// CFA = rbp + 16, return address and rbp in their usual places: for code that has no unwind
-    /// tables and may keep a frame pointer. It is a guess, told apart by `aux` = 1, which a register
-    /// rule does not use.
+    /// CFA = rbp + 16, with the return address and rbp in their usual places: for code that has no unwind
+    /// tables and may keep a frame pointer. It is a guess. It is distinguished from a real rule by `aux` =
+    /// 1, because [`CfaKind::Register`] does not use `aux` otherwise.
     pub const FRAME_POINTER: Rule = Rule {
         offset: 16,
         aux: 1,
@@ -221,10 +224,11 @@ impl Rule {
     }
 }
 
-/// Words that one read below the CFA brings: the return address and the six saved registers.
+/// Words below the CFA that are fetched by one read. The return address and the six saved registers usually
+/// lie there.
 pub const WINDOW: usize = 8;
 
-/// Words of `struct sigcontext` up to and including `rip`.
+/// Number of words of `struct sigcontext` up to and including `rip`.
 pub const SIGCONTEXT: usize = 17;
 
 /// DWARF number of each word of `struct sigcontext` (Linux, arch/x86/include/uapi/asm/sigcontext.h:
@@ -249,23 +253,23 @@ pub const SIGCONTEXT_REGISTERS: [u8; SIGCONTEXT] = [
     reg::RIP,
 ];
 
-/// The walk's state: registers of the current frame and room for what is read.
+/// The state of a walk: the registers of the current frame, and a buffer for the words that a step reads.
 ///
-/// It lives in a map value in the kernel (the program's own stack is 512 bytes).
+/// In the kernel it is part of a map value, because a BPF program's stack has only 512 bytes.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Cursor {
     /// Registers of the current frame.
     pub regs: Registers,
-    /// 1 when `regs.ip` is an interrupted instruction, to be looked up as it is; 0 when it is a
-    /// return address, to be looked up at the byte before.
+    /// 1 when `regs.ip` is an interrupted instruction, whose rule is looked up at this address; 0 when it
+    /// is a return address, whose rule is looked up at the byte before.
     pub exact_ip: u64,
-    /// What was read last.
+    /// The words that were read last.
     pub words: [u64; SIGCONTEXT],
 }
 
 impl Cursor {
-    /// A walk that begins at an interrupted instruction.
+    /// The start of a walk, at an interrupted instruction.
     pub const fn new(regs: Registers) -> Cursor {
         Cursor {
             regs,
@@ -274,18 +278,19 @@ impl Cursor {
         }
     }
 
-    /// The address to look up: inside the calling instruction.
+    /// The address by which the rule is looked up. For a return address it lies inside the call
+    /// instruction, because the call may be the last instruction of its function.
     #[inline(always)]
     pub fn lookup_ip(&self) -> u64 {
         self.regs.ip.wrapping_sub(1 - (self.exact_ip & 1))
     }
 }
 
-/// What a step came to.
+/// The result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Step {
-    /// The cursor is at the caller.
+    /// The cursor has moved to the caller.
     Caller = 0,
     /// The stack ends here: the rule says that there is no caller.
     End = 1,
@@ -295,16 +300,17 @@ pub enum Step {
     Unsupported = 3,
     /// The stack's memory could not be read.
     Unreadable = 4,
-    /// The caller's frame does not lie above.
+    /// The caller's frame does not lie above the callee's: the stack or the unwind information is broken.
     NoProgress = 5,
-    /// The return address is zero: the end, if the rules so far were right.
+    /// The return address is zero. This is the end of the stack, provided that the rules so far were right.
     ZeroReturn = 6,
 }
 
 /// Moves `cursor` from a frame to its caller by `rule`.
 ///
-/// `read` fills the words from the address, or returns false and leaves them undefined. On anything
-/// but [`Step::Caller`] the registers are unchanged.
+/// `read` fills the words from the memory at the address, or returns false and leaves them undefined. With
+/// any result other than [`Step::Caller`] the registers are unchanged, except in a signal frame whose saved
+/// `rip` is zero.
 #[inline(always)]
 pub fn step(
     cursor: &mut Cursor,
@@ -331,7 +337,7 @@ pub fn step(
         cfa = cfa.wrapping_add(((cursor.regs.ip & 15) >= rule.aux as u64) as u64 * 8);
     } else if kind == CfaKind::Deref as u8 {
         let index = cursor.regs.gp[(rule.index.wrapping_sub(1) & 15) as usize];
-        // All ones where there is an index, without a branch.
+        // All ones if there is an index, else zero, computed without a branch.
         let present = ((rule.index == 0) as u64).wrapping_sub(1);
         if !read(
             address.wrapping_add((index << 3) & present),
@@ -342,13 +348,14 @@ pub fn step(
         cfa = cursor.words[0].wrapping_add(rule.aux as i64 as u64);
     }
     let sp = cursor.regs.sp();
-    // A frame may be empty only where the return address is in a register (or the interrupted
-    // instruction has just popped it); a caller's frame lies above its callee's.
+    // A caller's frame lies above its callee's. Only the interrupted frame may be empty: its return address
+    // may be in a register, or may just have been popped.
     if cfa < sp || (cfa == sp && cursor.exact_ip == 0) {
         return Step::NoProgress;
     }
-    // One read brings the return address and, nearly always, every saved register. Below a very
-    // small frame it may touch a page that was never used: then the words are read one by one.
+    // One read fetches the return address and, nearly always, every saved register. If the frame is very
+    // small, the read may touch a page below the stack that was never used; then the words are read one by
+    // one.
     let window = read(
         cfa.wrapping_sub(WINDOW as u64 * 8),
         &mut cursor.words[..WINDOW],
@@ -360,7 +367,8 @@ pub fn step(
     if ra == 0 {
         return Step::ZeroReturn;
     }
-    // One by one: an array would be cleared first, and a loop needs the numbers of the registers from memory.
+    // Unrolled by hand: an array of results would be cleared first, and a loop would load the register
+    // numbers from memory.
     macro_rules! saved {
         ($i:literal) => {
             match recover(
@@ -397,7 +405,7 @@ pub fn step(
     Step::Caller
 }
 
-/// The value of one register of the caller. `None`: it was saved where nothing can be read.
+/// The value of one register of the caller. `None` if it was saved at an address that cannot be read.
 #[inline(always)]
 fn recover(
     cursor: &mut Cursor,
@@ -426,14 +434,14 @@ fn recover(
     } else {
         fp.wrapping_add((slot as u64 * 8).wrapping_sub(160 * 8))
     };
-    // The last word is never part of the window.
+    // The last word is not part of the window, so the window stays intact.
     if !read(address, &mut cursor.words[SIGCONTEXT - 1..]) {
         return None;
     }
     Some(cursor.words[SIGCONTEXT - 1])
 }
 
-/// A signal frame: all registers come from the `sigcontext` at `address`.
+/// A step out of a signal frame: all registers are read from the `sigcontext` at `address`.
 #[inline(always)]
 fn signal_step(
     cursor: &mut Cursor,
@@ -449,7 +457,7 @@ fn signal_step(
         i += 1;
     }
     cursor.regs.ip = cursor.words[SIGCONTEXT - 1];
-    // What the signal interrupted is an instruction, not a call.
+    // A signal interrupts an instruction, so the address is not a return address.
     cursor.exact_ip = 1;
     if cursor.regs.ip == 0 {
         return Step::ZeroReturn;
@@ -461,7 +469,7 @@ fn signal_step(
 mod tests {
     use super::*;
 
-    /// Memory of a test: consecutive words from an address.
+    /// Returns a `read` function for a memory that holds these words from the address `base` on.
     fn memory(base: u64, words: &[u64]) -> impl FnMut(u64, &mut [u64]) -> bool + '_ {
         move |address, out| {
             for (i, word) in out.iter_mut().enumerate() {
@@ -497,8 +505,8 @@ mod tests {
         }
     }
 
-    /// The first instruction of a function: only the return address is on the stack, and the words
-    /// below cannot be read.
+    /// At the first instruction of a function only the return address is on the stack. If the words below
+    /// cannot be read, the return address is read by itself.
     #[test]
     fn function_entry_reads_word_by_word() {
         let stack = [0x1234];
@@ -513,7 +521,7 @@ mod tests {
         assert_eq!(cursor.lookup_ip(), 0x1233);
     }
 
-    /// Saved registers come out of one window, each from its slot.
+    /// Saved registers are taken from the one window that is read, each from its slot.
     #[test]
     fn saved_registers_from_the_window() {
         let stack: Vec<u64> = (1..=8).collect();
@@ -529,7 +537,7 @@ mod tests {
         assert_eq!(got, [7, 6, 5, 4, 3, 2]);
     }
 
-    /// A realigned stack: the CFA is found through memory, rbp at rbp itself.
+    /// With a realigned stack, the CFA is loaded from memory and rbp was saved at the address in rbp.
     #[test]
     fn deref_and_fp_relative_slots() {
         let mut stack = [0u64; 64];
@@ -561,8 +569,8 @@ mod tests {
         assert_eq!(cursor.regs.sp(), 0x8000 + 50 * 8);
     }
 
-    /// An array of r9 words lies between the stack pointer and the word that leads to the CFA
-    /// (OpenSSL's `bn_mul_mont`).
+    /// An array of r9 words lies between the stack pointer and the word from which the CFA is loaded, as in
+    /// OpenSSL's `bn_mul_mont`.
     #[test]
     fn deref_with_an_index() {
         let mut stack = [0u64; 32];
@@ -584,7 +592,7 @@ mod tests {
         assert_eq!(cursor.regs.sp(), 0x8000 + 21 * 8);
     }
 
-    /// The two halves of a PLT entry.
+    /// The CFA differs between the two halves of a PLT entry.
     #[test]
     fn plt() {
         let stack = [1, 2, 3];
@@ -606,7 +614,7 @@ mod tests {
         }
     }
 
-    /// Every register comes from the sigcontext, and the interrupted instruction is exact.
+    /// Every register is read from the sigcontext, and the resulting address is an interrupted instruction.
     #[test]
     fn signal_frame() {
         let context: Vec<u64> = (100..117).collect();
@@ -628,7 +636,7 @@ mod tests {
         assert_eq!(cursor.lookup_ip(), 116);
     }
 
-    /// Broken stacks end the walk, they do not loop.
+    /// A broken stack ends the walk; it does not make it loop.
     #[test]
     fn no_progress_and_unreadable() {
         let mut cursor = at(0x1000, 0x8000, 0x7000);

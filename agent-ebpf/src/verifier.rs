@@ -1,22 +1,22 @@
-//! Forms of arithmetic that the verifier can follow.
+//! Arithmetic in forms that the kernel's BPF verifier can follow.
 
-/// `value` if it is at most `limit`, in a form that the verifier sees: the bound is checked on the very
-/// register that is used. Without the black box the compiler proves the bound earlier, on another
-/// register or on 32 of its bits, and drops it here.
+/// `value` if it is at most `limit`, else `None`. The black box forces the check onto the very register
+/// that the caller then uses, so that the verifier knows its bound. Otherwise the compiler may have proved
+/// the bound earlier, on another register or on the lower 32 bits, and would drop the check here.
 #[inline(always)]
 pub fn bounded(value: usize, limit: usize) -> Option<usize> {
     let value = core::hint::black_box(value);
     (value <= limit).then_some(value)
 }
 
-/// 1 where a number is less than another, and the distance below 2^63: without a branch, of which the verifier would
-/// follow both sides to the program's end.
+/// 1 if `one` is less than `other`, else 0; the two must differ by less than 2^63. It is computed without a
+/// branch, because the verifier would follow both sides of a branch to the program's end.
 #[inline(always)]
 pub fn is_less(one: u64, other: u64) -> u64 {
     core::hint::black_box(one.wrapping_sub(other)) >> 63
 }
 
-/// 1 where two numbers differ, without a branch as well.
+/// 1 if two numbers differ, else 0; also without a branch.
 #[inline(always)]
 pub fn differ(one: u64, other: u64) -> u64 {
     let bits = core::hint::black_box(one ^ other);

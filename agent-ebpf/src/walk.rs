@@ -1,4 +1,4 @@
-//! The walk up the user stack: one frame a `bpf_loop` callback, its state in a map value.
+//! The walk up the user stack. Each frame is one call of a `bpf_loop` callback; the state is in a map value.
 
 use core::ffi::c_void;
 
@@ -23,40 +23,43 @@ use crate::{
     words,
 };
 
-/// Bytes offered for the kernel stack.
+/// Bytes of the buffer for the kernel stack.
 pub const KERNEL_STACK_BYTES: u32 = MAX_KERNEL_FRAMES * 8;
 
-/// Multiplier of Fibonacci hashing: the upper bits of a product depend on all bits of the key.
+/// Multiplier of Fibonacci hashing (2⁶⁴ / golden ratio). The upper bits of a product depend on all bits of
+/// the key.
 const FIBONACCI: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Bits of an address that do not choose its place: a loop's instructions share their row's rule.
+/// Low bits of an address that do not enter its hash in the rule cache, so that nearby instructions, as
+/// those of a loop, share the entry of their row's rule.
 const CACHED_BITS: u32 = 6;
 
-/// A rule of the tables, and for which addresses it is known to be valid.
+/// A rule found in the tables, and the addresses for which it is known to be valid: `length` bytes from
+/// `start` (avma).
 struct Found {
     rule: &'static Rule,
     start: u64,
     length: u32,
 }
 
-/// The outcome so far.
+/// The outcome of the walk.
 #[inline(always)]
 pub fn outcome(walk: &Walk) -> Outcome {
     Outcome::from_u8(walk.record.header.outcome).unwrap_or(Outcome::KernelOnly)
 }
 
-/// How the frame was reached at which the walk stopped, for a stack copy.
+/// The flags of a stack copy: how the walk reached the frame at which it stopped.
 #[inline(always)]
 pub fn flags(walk: &Walk) -> u32 {
     (walk.cursor.exact_ip as u32 & EXACT_IP) | walk.frame_pointers * GUESSED
 }
 
-/// Walks from `walk.cursor.regs` to the end of the stack.
+/// Walks from `walk.cursor.regs` to the end of the stack. Stores the frames and the outcome in the record.
 #[inline(always)]
 pub fn user_stack<const SLOT: u32>(walk: &mut Walk) {
     walk_up::<SLOT>(walk);
-    // In the middle of execve a task has the new program's address space and still the registers of
-    // the old one. What cannot be walked there is no user stack.
+    // In the middle of execve a task already has the new program's address space but still the registers of
+    // the old one. A stack that could not be walked to its end there is not a user stack.
     if !Outcome::is_complete(outcome(walk)) && task::is_in_execve() {
         walk.record.header.user_frames = 0;
         walk.record.header.outcome = Outcome::KernelOnly as u8;
@@ -75,7 +78,8 @@ fn walk_up<const SLOT: u32>(walk: &mut Walk) {
     match space {
         Some(space) if space.mm == walk.record.header.mm => words::copy(&mut walk.space, space),
         unseen => {
-            // What was made for the children serves for more than their tables.
+            // An entry without an identity was made before the process was sampled, only to be inherited by
+            // children. Its tables do not apply here, but its server and its trace offset do.
             if let Some(space) = unseen
                 && space.mm == 0
             {
@@ -104,12 +108,12 @@ fn walk_up<const SLOT: u32>(walk: &mut Walk) {
     };
 }
 
-/// One frame: note its address, find its rule, step to its caller. 1 ends the loop.
+/// Handles one frame: stores its address, finds its rule, and steps to its caller. Returns 1 to end the loop.
 extern "C" fn frame<const SLOT: u32>(index: u32, _: *mut c_void) -> i64 {
     let Some(walk) = WALK.get_ptr_mut(SLOT) else {
         return 1;
     };
-    // SAFETY: this CPU's only user of its slot is this program.
+    // SAFETY: only this program uses this CPU's slot.
     let walk = unsafe { &mut *walk };
     let at = walk.record.header.kernel_frames as usize + index as usize;
     let Some(at) = bounded(at, FRAMES - 1) else {
@@ -134,7 +138,7 @@ extern "C" fn frame<const SLOT: u32>(index: u32, _: *mut c_void) -> i64 {
     }
 }
 
-/// Steps to the caller; `Some` when the walk is over.
+/// Steps to the caller. Returns `Some` when the walk has ended.
 #[inline(always)]
 fn next<const SLOT: u32>(walk: &mut Walk) -> Option<Outcome> {
     let ip = walk.cursor.lookup_ip();
@@ -145,7 +149,8 @@ fn next<const SLOT: u32>(walk: &mut Walk) -> Option<Outcome> {
     let guess = rule.is_guess();
     if guess {
         walk.frame_pointers = 1;
-        // The psABI marks the deepest frame so. But code without tables may use the register for anything.
+        // The psABI marks the deepest frame by a frame pointer of zero, but code without tables may use the
+        // register for anything.
         if walk.cursor.regs.fp() == 0 {
             return Some(Outcome::GuessedEnd);
         }
@@ -173,7 +178,7 @@ fn look_up<const SLOT: u32>(walk: &mut Walk, ip: u64) -> Result<&'static Rule, O
     let Some(cache) = CACHE.get_ptr_mut(slot * CACHES + space as u32) else {
         return Err(Outcome::TablesPending);
     };
-    // SAFETY: it belongs to this CPU, and this program is its only user.
+    // SAFETY: the cache belongs to this CPU and this slot, so only this program uses it.
     let cache = unsafe { &mut *cache };
     walk.place = walk.place.wrapping_add(1);
     if !is_rule_of(&cache.rules[usize::from(walk.place)], walk, ip) {
@@ -200,7 +205,7 @@ fn is_rule_of(cached: &CachedRule, walk: &Walk, ip: u64) -> bool {
     ip.wrapping_sub(cached.start) < u64::from(cached.length) && cached.space == walk.space.number
 }
 
-/// Finds the rule for `ip`: first its mapping, then the row in the mapping's table.
+/// Finds the rule for `ip` in the tables: first its mapping, then the row in the mapping's table.
 #[inline(always)]
 fn find_rule(walk: &mut Walk, ip: u64) -> Result<Found, Outcome> {
     if (ip < walk.mapping.start || ip >= walk.mapping.end) && !find_mapping(walk, ip) {
@@ -222,7 +227,7 @@ fn find_rule(walk: &mut Walk, ip: u64) -> Result<Found, Outcome> {
     Err(Outcome::TablesPending)
 }
 
-/// Finds the mapping of `ip` and remembers it.
+/// Finds the mapping of `ip`, and stores it in `walk.mapping`. Returns false if there is none.
 #[inline(always)]
 fn find_mapping(walk: &mut Walk, ip: u64) -> bool {
     let mut root = walk.space.root;
@@ -242,7 +247,7 @@ fn find_mapping(walk: &mut Walk, ip: u64) -> bool {
     true
 }
 
-/// Finds the rule for `ip` in its mapping's table. `None`: a block is missing.
+/// Finds the rule for `ip` in its mapping's table. `None` if a block is missing.
 #[inline(always)]
 fn find_row(mapping: &MappingEntry, ip: u64) -> Option<Found> {
     let key = ip.wrapping_sub(mapping.bias);
@@ -274,7 +279,8 @@ fn find_row(mapping: &MappingEntry, ip: u64) -> Option<Found> {
         start: ip.wrapping_sub(u64::from(offset.wrapping_sub(row.offset))),
         length: row.length,
     };
-    // A row may go on where the mapping has ended and another begins.
+    // A row may extend beyond the mapping, where another mapping may begin. And the last row of a leaf has
+    // no known length. In both cases the rule is only known to be valid for this address.
     let end = found.start.wrapping_add(u64::from(row.length));
     if row.length == 0 || found.start < mapping.start || end > mapping.end {
         found.start = ip;
@@ -283,7 +289,8 @@ fn find_row(mapping: &MappingEntry, ip: u64) -> Option<Found> {
     Some(found)
 }
 
-/// A block of the pool, seen as what the tables' layout says it holds.
+/// A block of the pool, as the type that the layout of the tables says it holds. `None` if its segment is
+/// missing.
 #[inline(always)]
 fn block<T>(id: BlockId) -> Option<&'static T> {
     const { assert!(size_of::<T>() == size_of::<Block>()) };
@@ -295,8 +302,9 @@ fn block<T>(id: BlockId) -> Option<&'static T> {
 }
 
 impl Stretch {
-    /// Reads words of the user stack: the [`WINDOW`] of a frame from the piece that is there or a new one, which
-    /// begins with it; others by themselves.
+    /// Reads words of the user stack. The [`WINDOW`] of a frame is taken from the copied piece; if it does
+    /// not lie there, a new piece that begins with the window is copied first. Other reads go directly to
+    /// user memory.
     #[inline(always)]
     fn read(&mut self, address: u64, words: &mut [u64]) -> bool {
         if words.len() != WINDOW || address % 8 != 0 {
@@ -317,7 +325,7 @@ impl Stretch {
         };
         let mut word = 0;
         while word < WINDOW {
-            // SAFETY: `at` + `WINDOW` words lie within the piece.
+            // SAFETY: `WINDOW` words from `at` lie within the piece.
             words[word] = unsafe { *self.words.as_ptr().add(at).add(word) };
             word += 1;
         }

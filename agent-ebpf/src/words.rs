@@ -1,7 +1,8 @@
-//! Copies and clears word by word.
+//! Copies and clears values word by word.
 //!
-//! For more than a few bytes the compiler calls `memmove` and `memset`, which in a BPF program are loops over bytes:
-//! in warm caches they were half of a walk's time. Volatile accesses it leaves as they are.
+//! For more than a few bytes the compiler would call `memmove` or `memset`, which in a BPF program are
+//! loops over single bytes: with warm caches they took half of a walk's time. It does not turn volatile
+//! accesses into such calls.
 
 /// Copies a value.
 #[inline(always)]
@@ -13,13 +14,13 @@ pub fn copy<T: Copy>(to: &mut T, from: &T) {
     );
     let mut at = 0;
     while at < size_of::<T>() / 8 {
-        // SAFETY: both are as long and as aligned as asserted.
+        // SAFETY: both values have the size and the alignment asserted above.
         unsafe { to.add(at).write_volatile(from.add(at).read_volatile()) };
         at += 1;
     }
 }
 
-/// Makes a value of integers zero.
+/// Sets a value that consists of integers to zero.
 #[inline(always)]
 pub fn clear<T: Copy>(to: &mut T) {
     const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() == 8) };

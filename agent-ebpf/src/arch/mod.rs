@@ -1,4 +1,4 @@
-//! What differs between processor architectures: registers, system calls, thread pointers.
+//! Code that depends on the processor architecture: registers, system calls, the thread pointer.
 
 #[cfg(bpf_target_arch = "x86_64")]
 mod x86_64;

@@ -1,4 +1,4 @@
-//! x86_64: the register file of the current task's user mode, its system calls, its thread pointer.
+//! x86_64: the user-mode registers of the current task, the system calls that send, and the thread pointer.
 
 use agent_ebpf::unwind::{Registers, reg};
 use aya_ebpf::{
@@ -13,10 +13,10 @@ use crate::{
     task, user,
 };
 
-/// The privilege level in the code segment selector: 3 in user mode.
+/// The privilege level in the code segment selector (its two lowest bits): 3 in user mode.
 const USER_MODE: u64 = 3;
 
-/// Copies user registers out of a `pt_regs`.
+/// Copies the registers of a `pt_regs` into [`Registers`].
 macro_rules! copy {
     ($to:expr, $from:expr) => {{
         let to: &mut Registers = $to;
@@ -43,20 +43,20 @@ macro_rules! copy {
 /// Whether the tick interrupted user mode.
 #[inline(always)]
 pub fn in_user_mode(ctx: &PerfEventContext) -> bool {
-    // SAFETY: the context is valid for the program's run.
+    // SAFETY: the context is valid while the program runs.
     unsafe { (*ctx.ctx).regs.cs & USER_MODE == USER_MODE }
 }
 
-/// Fills `to` with the interrupted registers. Only when the tick interrupted user mode.
+/// Fills `to` with the interrupted registers. To be called only if the tick interrupted user mode.
 #[inline(always)]
 pub fn from_context(ctx: &PerfEventContext, to: &mut Registers) {
-    // SAFETY: as above; each field is one load at a constant offset, as the verifier demands.
+    // SAFETY: as above. Each field is read by one load at a constant offset, as the verifier demands.
     unsafe { copy!(to, (*ctx.ctx).regs) };
 }
 
-/// Fills `to` with the registers that were saved on entry to the kernel; `scratch` takes them on the way,
-/// because the programs' stack is small. False for a task without a user mode: a kernel thread's saved
-/// registers are zero (Linux, arch/x86/kernel/process.c, copy_thread).
+/// Fills `to` with the user registers that were saved on entry to the kernel. `scratch` is used as a
+/// buffer, because the stack of a BPF program is small. Returns false for a task without a user mode: the
+/// saved registers of a kernel thread are zero (Linux, arch/x86/kernel/process.c, `copy_thread`).
 #[inline(always)]
 pub fn from_kernel_entry(to: &mut Registers, scratch: &mut [u64; FRAMES]) -> bool {
     const { assert!(size_of::<pt_regs>() <= size_of::<[u64; FRAMES]>()) };
@@ -72,7 +72,7 @@ pub fn from_kernel_entry(to: &mut Registers, scratch: &mut [u64; FRAMES]) -> boo
     if failed != 0 {
         return false;
     }
-    // SAFETY: the registers were just written there; a map's value is aligned to eight.
+    // SAFETY: the registers were just written there, and a map's value is aligned to eight bytes.
     let saved = unsafe { &*scratch.as_ptr().cast::<pt_regs>() };
     copy!(to, saved);
     saved.cs & USER_MODE == USER_MODE
@@ -95,8 +95,8 @@ fn is_send(number: u64) -> bool {
     )
 }
 
-/// The descriptor that a system call sends on, at its entry: `TP_PROTO(struct pt_regs *regs, long id)`. `None`: it is no
-/// system call that sends.
+/// The file descriptor on which a system call sends, read at the entry of the system call
+/// (`TP_PROTO(struct pt_regs *regs, long id)`). `None` if the system call is not one of those that send.
 #[inline(always)]
 pub fn sends_on(ctx: &RawTracePointContext) -> Option<u32> {
     if !is_send(ctx.arg(1)) {
@@ -108,13 +108,14 @@ pub fn sends_on(ctx: &RawTracePointContext) -> Option<u32> {
     Some(descriptor as u32)
 }
 
-/// The first bytes that the current system call sends. `None`: it is another way to send.
+/// The first two bytes that the current system call sends. `None` if they cannot be read, or if the system
+/// call is not one of those known here.
 #[inline(always)]
 pub fn first_bytes_sent() -> Option<[u8; 2]> {
     /// Offset of `msg_iov` in `struct user_msghdr`.
     const MSG_IOV: u64 = 16;
-    // SAFETY: the helpers return pointers to the current task and its registers, which the verifier lets programs
-    // read without a helper; one that is bad reads as zero.
+    // SAFETY: the helpers return pointers to the current task and its registers. The verifier lets programs
+    // read them directly; a read at a bad address yields zero.
     let (number, argument) = unsafe {
         let registers = bpf_task_pt_regs(bpf_get_current_task_btf()) as *const pt_regs;
         ((*registers).orig_rax, (*registers).rsi)
@@ -123,15 +124,15 @@ pub fn first_bytes_sent() -> Option<[u8; 2]> {
         number::WRITE | number::SENDTO => user::read(argument),
         number::WRITEV => user::read(user::read(argument)?),
         number::SENDMSG => user::read(user::read(user::read(argument + MSG_IOV)?)?),
-        // A new client wakes a listening socket.
+        // `connect` wakes a listening Unix socket and sends no bytes: these stand for no statement.
         number::CONNECT => Some([0; 2]),
         _ => None,
     }
 }
 
-/// The current task's thread pointer, which thread-local variables are addressed by.
+/// The current task's thread pointer, relative to which thread-local variables are addressed.
 #[inline(always)]
 pub fn thread_pointer() -> Option<u64> {
-    // SAFETY: the current task, and an offset from the kernel's own BTF.
+    // SAFETY: the base is the current task, and the offset comes from the kernel's own BTF.
     unsafe { field(task::current(), TASK_FSBASE.load()) }
 }

@@ -1,5 +1,36 @@
-//! Which tables and address spaces the kernel has: built on demand, when a process was sampled that
-//! it did not know.
+//! Decides which unwind tables and address spaces the kernel has. They are built on demand, when a process
+//! is sampled that the kernel does not know.
+//!
+//! The life of a process's tables:
+//!
+//! ```text
+//!  kernel                           agent's loop                                       compiler thread
+//!  ------                           ------------                                       ---------------
+//!  a sample or caller's stack that
+//!  needs more tables -------------> TableRequest { pid, mm } -> give
+//!                                     open the mapped files; ask for each
+//!                                     table that is new (Building) ------------------> Queue, unwind::compile
+//!  SEGMENTS <---- space blocks ------ place: mappings whose table is missing are Pending         |
+//!  PROCESSES[pid] <-- Space --------- PlacedSpace::write; noted in `given`                       |
+//!                                                                                                |
+//!  SEGMENTS <---- table blocks ---- settle: load a finished table <------------------------------+
+//!  SEGMENTS <---- space blocks ------ replace: the spaces that waited for it are placed anew,
+//!  PROCESSES[pid] <-- Space --------- written for each of their processes; old blocks rest
+//!
+//!  fork: entry copied to the child  changed: the child is given the space of its parent
+//!  mmap ----------- event --------> changed: the space differs, so it is given anew, as above
+//!  exec: entry removed              changed: `given` is cleared; a later sample asks again
+//!  exit: entry removed              forget: `given` is cleared, and an entry written too late removed
+//!
+//!                                   sweep, free_unused: the blocks of spaces that no process has, and of
+//!                                   tables to which no space has referred for a minute, rest
+//!                                   BlockPool::settle: blocks that rest are free when every event from
+//!                                   before that has been read, as a child forked then may still use them
+//! ```
+//!
+//! `changed` only applies to processes that have an entry in the kernel. Two kinds of processes are given
+//! an entry before they are sampled, so that their children inherit it: parents of processes that are given
+//! one, and programs that are likely to be PostgreSQL servers (`give_unseen`).
 
 use std::{
     collections::{HashMap, HashSet},

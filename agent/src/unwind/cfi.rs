@@ -1,4 +1,4 @@
-//! The call frame information of one file: all of it, or that of one address.
+//! Evaluates the call frame information of a file, for a whole table or for one address.
 
 use super::Error;
 use super::fdes::{Cies, Fdes, Reader};
@@ -13,23 +13,23 @@ use gimli::{
 };
 use std::ops::{ControlFlow, Range};
 
-/// Bytes of a CIE at most; it is evaluated again for each of its FDEs. The longest in
-/// Debian's libc, node and Chromium has 36; a longer one makes its FDEs malformed.
+/// Most bytes of a CIE. It is bounded because it is evaluated again for each of its FDEs; a longer CIE
+/// makes its FDEs malformed. The longest in Debian's libc, node and Chromium has 36.
 pub const MAX_CIE_BYTES: usize = 512;
 
-/// Bytes of an FDE at most; a single look-up evaluates up to all of it. The longest in Debian's
-/// Chromium, node and PostgreSQL has 3,144; a longer one is malformed.
+/// Most bytes of an FDE. It is bounded because a single lookup may evaluate all of it; a longer FDE is
+/// malformed. The longest in Debian's Chromium, node and PostgreSQL has 3,144.
 pub const MAX_FDE_BYTES: usize = 64 * 1024;
 
-/// Bytes after an entry point without unwind entry that are taken for the entry code. That of
-/// Debian's ld.so, with `_dl_start_user` behind it, has 61.
+/// Most bytes from an entry point without unwind entry that are taken for the entry code. That of Debian's
+/// ld.so, together with the following `_dl_start_user`, has 61.
 pub const MAX_ENTRY_BYTES: u64 = 256;
 
-/// From this many bytes on, a stretch of code without any FDE was generated, or compiled without
-/// unwind tables, on purpose: V8's builtins in node (1.6 MiB), nearly all of Chromium. Such code
-/// keeps frame pointers. Assembly that somebody forgot to annotate is much shorter; its rules are
-/// derived from its instructions (the module `sweep`), so this is also the most that is decoded at
-/// once.
+/// A stretch of code without any FDE that has at least this many bytes is taken for code that was generated
+/// or compiled without unwind tables on purpose, as V8's builtins in node (1.6 MiB) or nearly all of
+/// Chromium. Such code usually keeps frame pointers. Assembly without annotations is much shorter, and its
+/// rules are derived from its instructions by the module `sweep`. So this is also the most code that is
+/// decoded at once.
 pub const MIN_FRAME_POINTER_GAP: u64 = 64 * 1024;
 
 /// The call frame information of one file.
@@ -41,11 +41,11 @@ pub struct Cfi<'data> {
     bases: BaseAddresses,
     text: Range<u64>,
     code: Vec<Section<'data>>,
-    /// Code at the entry point that no FDE covers: the end of the stack.
+    /// The code at the entry point, if no FDE covers it (else empty). Its frame is the end of the stack.
     entry: Range<u64>,
 }
 
-/// What evaluation needs again and again.
+/// Buffers that are reused from one evaluation to the next.
 struct Scratch<'data> {
     context: Box<UnwindContext<usize, Storage>>,
     cies: Cies<'data>,
@@ -60,8 +60,9 @@ impl Scratch<'_> {
     }
 }
 
-/// Room for the rules of a row and for remembered rows, without allocation. There are 17 registers
-/// that count and 16 vector registers that some code saves; gimli itself keeps four rows.
+/// Fixed storage for the rules of a row and for the stack of remembered rows, so that evaluation does not
+/// allocate. Rows have rules for up to 17 registers that matter and 16 vector registers that some code
+/// saves. gimli's own fixed storage has four rows.
 struct Storage;
 
 impl UnwindContextStorage<usize> for Storage {
@@ -72,11 +73,11 @@ impl UnwindContextStorage<usize> for Storage {
 type Fde<'data> = FrameDescriptionEntry<Reader<'data>>;
 
 impl<'data> Cfi<'data> {
-    /// Finds a file's unwind entries. Where the linker's search table is missing or broken,
-    /// `.eh_frame` is read once from end to end.
+    /// Finds a file's unwind entries. If the linker's search table is missing or broken, `.eh_frame` is
+    /// scanned once from start to end.
     ///
     /// # Errors
-    /// [`Error::NoUnwindInformation`].
+    /// [`Error::NoUnwindInformation`] if the file has no `.eh_frame` or no entries in it.
     pub fn new(object: &Object<'data>) -> Result<Cfi<'data>, Error> {
         let eh_frame = object.eh_frame.ok_or(Error::NoUnwindInformation)?;
         let text = object.text();
@@ -100,8 +101,8 @@ impl<'data> Cfi<'data> {
         Ok(cfi)
     }
 
-    /// The code of the entry point, if no FDE covers it: up to the next FDE, at most
-    /// [`MAX_ENTRY_BYTES`]. (ld.so's `_start`, that of static musl programs.)
+    /// The code of the entry point if no FDE covers it, as `_start` in ld.so and in static musl programs:
+    /// up to the next FDE, at most [`MAX_ENTRY_BYTES`]. Empty if an FDE covers it.
     fn uncovered_entry(&self, entry: u64) -> Range<u64> {
         if !self.text.contains(&entry) || self.function_range(entry).is_some() {
             return 0..0;
@@ -114,8 +115,8 @@ impl<'data> Cfi<'data> {
         entry..end.min(self.text.end)
     }
 
-    /// Start (svma) of the FDE that covers the address. `None` where none does: then the function
-    /// before it is not the right one.
+    /// Start (svma) of the FDE that covers the address. `None` if none does; the address then does not
+    /// belong to the function before it either.
     pub fn function_start(&self, svma: u64) -> Option<u64> {
         Some(self.function_range(svma)?.start)
     }
@@ -126,7 +127,7 @@ impl<'data> Cfi<'data> {
         range.contains(&svma).then_some(range)
     }
 
-    /// The rule of one svma, the same that the compiled table has for it.
+    /// The rule of one svma. It is the same that the compiled table has for that address.
     pub fn row_at(&self, svma: u64) -> Rule {
         let mut scratch = Scratch::new();
         if !self.text.contains(&svma) {
@@ -168,15 +169,15 @@ impl<'data> Cfi<'data> {
         found
     }
 
-    /// Evaluates everything into a table.
+    /// Compiles all entries, and the gaps between them, into a table.
     ///
     /// # Errors
-    /// [`Error::Overlapping`], for a file that is made to be slow.
+    /// [`Error::Overlapping`], for a file that was crafted to make this slow.
     pub fn compile(&self) -> Result<Table, Error> {
         self.compile_while(&|| true)
     }
 
-    /// The same as long as `go_on` says so, which is asked at each entry and each gap.
+    /// As [`Cfi::compile`], but gives up when `go_on` returns false. It is called before each entry.
     ///
     /// # Errors
     /// As [`Cfi::compile`], and [`Error::TooSlow`].
@@ -185,7 +186,8 @@ impl<'data> Cfi<'data> {
         let expected = self.fdes.len().saturating_mul(8).min(1 << 16);
         let mut table = Builder::new(self.text.start, expected);
         let mut scratch = Scratch::new();
-        // In a sound file no byte of the section belongs to two entries.
+        // In a sound file the entries together have at most the size of the section, because no byte
+        // belongs to two of them. Twice that much is allowed.
         let mut budget = self.section_bytes * 2;
         let mut position = self.text.start;
         let gap_to = |end: u64, position: &mut u64, table: &mut Builder| {
@@ -201,7 +203,7 @@ impl<'data> Cfi<'data> {
             }
             let start = self.fdes.start(index);
             let Some((fde, range)) = self.entry_at(index, &mut scratch.cies) else {
-                // It covers nothing, but it bounds the gap before it.
+                // A broken entry covers nothing, but its start ends the gap before it.
                 gap_to(start, &mut position, &mut table);
                 continue;
             };
@@ -218,9 +220,9 @@ impl<'data> Cfi<'data> {
         Ok(table.finish())
     }
 
-    /// Calls `row` with the rows of a range that no FDE covers, between an entry and the next: start,
-    /// end, rule, and whether it was derived from instructions. With `only`, code that is not around
-    /// that address is left out.
+    /// Calls `row` with consecutive rows for a range between two entries, which no FDE covers: start, end,
+    /// rule, and whether the rule may have been derived from instructions. With `only`, just the rows
+    /// around that address need to be right; the instructions of other code are not decoded.
     fn gap(&self, range: Range<u64>, only: Option<u64>, mut row: impl FnMut(u64, u64, Rule, bool)) {
         let range = range.start.max(self.text.start)..range.end.min(self.text.end);
         if range.is_empty() {
@@ -228,7 +230,7 @@ impl<'data> Cfi<'data> {
         }
         let start = self.entry.start.clamp(range.start, range.end);
         let end = self.entry.end.clamp(start, range.end);
-        // Where the bytes are not known to be code, the whole gap tells what it may be.
+        // For bytes that are in no code section, the size of the whole gap decides.
         let elsewhere = guess(range.end - range.start);
         self.uncovered(range.start..start, elsewhere, only, &mut row);
         if start < end {
@@ -237,7 +239,8 @@ impl<'data> Cfi<'data> {
         self.uncovered(end..range.end, elsewhere, only, &mut row);
     }
 
-    /// [`Self::gap`], before or behind the entry point's code.
+    /// As [`Self::gap`], for the part of it before or after the entry point's code. `elsewhere` is the rule
+    /// for bytes that are in no code section.
     fn uncovered(
         &self,
         range: Range<u64>,
@@ -274,9 +277,9 @@ impl<'data> Cfi<'data> {
         }
     }
 
-    /// Entry `index` and the part of the text that is its own: from its start up to its end, the
-    /// next entry's start, or the text's end, whichever comes first. `None` when the entry cannot be
-    /// read, when it does not start where the search table says, or when nothing is its own.
+    /// Entry `index` and the part of the text that belongs to it: from its start up to its end, the next
+    /// entry's start, or the text's end, whichever comes first. `None` if the entry cannot be read, if it
+    /// does not start where the search table says, or if no text belongs to it.
     fn entry_at(&self, index: usize, cies: &mut Cies<'data>) -> Option<(Fde<'data>, Range<u64>)> {
         let start = self.fdes.start(index);
         let next = self.fdes.start(index + 1);
@@ -295,7 +298,9 @@ impl<'data> Cfi<'data> {
         (fde.initial_address() == start && start < end).then_some((fde, start..end))
     }
 
-    /// Calls `row` with start, end and rule of consecutive rows that cover `range` without a gap.
+    /// Evaluates an entry. Calls `row` with start, end and rule of consecutive rows that cover `range`
+    /// without a gap, until it returns `Break`. What cannot be evaluated is covered by a row with the
+    /// reason [`Unsupported::Malformed`].
     fn evaluate(
         &self,
         fde: &Fde<'data>,
@@ -323,13 +328,14 @@ impl<'data> Cfi<'data> {
         }
         if position < range.end {
             let malformed = Rule::unsupported(Unsupported::Malformed);
-            // The last row of the range: nothing is left to break off.
+            // This is the last row of the range, so it does not matter whether `row` returns `Break`.
             let _ = row(position, range.end, malformed);
         }
     }
 }
 
-/// What may be in so many bytes that no FDE covers, before a look at them.
+/// The rule to assume for this many bytes that no FDE covers, before their instructions are decoded. If it is
+/// [`Rule::INVALID`], decoding may find a better one.
 fn guess(bytes: u64) -> Rule {
     if bytes >= MIN_FRAME_POINTER_GAP {
         Rule::FRAME_POINTER

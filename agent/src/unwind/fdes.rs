@@ -1,30 +1,33 @@
-//! Which frame description entry (FDE) an address belongs to.
+//! Finds the frame description entry (FDE) to which an address belongs.
 
 use crate::object::Section;
 use gimli::{BaseAddresses, CieOrFde, EhFrame, EndianSlice, LittleEndian, UnwindSection};
 
-/// The file's FDEs by their start: "the last one not above the address", as the run-time unwinder
-/// (libgcc, `unwind-dw2-fde-dip.c`) decides it too.
+/// The FDEs of a file, sorted by their start. An address can only belong to the last one that is not above
+/// it, which is also how the run-time unwinder (libgcc, `unwind-dw2-fde-dip.c`) decides.
 #[derive(Debug)]
 pub(super) enum Fdes<'data> {
-    /// The search table that the linker wrote.
+    /// From the search table that the linker wrote.
     Header {
         /// svma of `.eh_frame_hdr`, to which the table's numbers are relative.
         base: u64,
-        /// Start of the function and address of its FDE, both `sdata4`.
+        /// For each FDE, the start of its function and its own address, both `sdata4`.
         table: &'data [[u8; 8]],
         /// svma of `.eh_frame`.
         eh_frame: u64,
     },
-    /// There is none: start and offset in `.eh_frame`, sorted here.
+    /// From a scan of `.eh_frame`, if there is no usable search table: start (svma) and offset in the
+    /// section, sorted.
     Scanned(Vec<(u64, usize)>),
 }
 
-/// `.eh_frame_hdr` as every linker writes it (GNU ld, gold, lld, mold): version 1, a pc-relative
-/// pointer to `.eh_frame`, a count, and a table of `datarel | sdata4`. Everything else is scanned.
+/// Start of `.eh_frame_hdr` as every linker writes it (GNU ld, gold, lld, mold): version 1, a pc-relative
+/// pointer to `.eh_frame`, a count, and a table of `datarel | sdata4`. With any other header `.eh_frame` is
+/// scanned.
 const HEADER: [u8; 4] = [1, 0x1b, 0x03, 0x3b];
 
-/// Entries that are scanned at most, some ten times those of a browser. A file with more was made to fill the memory.
+/// Most entries that are scanned, some ten times as many as a browser has. A file with more was crafted to
+/// exhaust memory.
 const MAX_SCANNED: usize = 1 << 23;
 
 impl<'data> Fdes<'data> {
@@ -39,7 +42,7 @@ impl<'data> Fdes<'data> {
         Self::scan(eh_frame, bases)
     }
 
-    /// `None` unless the table is whole and sorted.
+    /// Uses the search table. `None` unless it is in the known form, complete, sorted and not empty.
     fn from_header(eh_frame: Section<'data>, hdr: Section<'data>) -> Option<Fdes<'data>> {
         let (header, rest) = hdr.data.split_at_checked(12)?;
         if header[..4] != HEADER {
@@ -58,7 +61,8 @@ impl<'data> Fdes<'data> {
         (count > 0 && sorted).then_some(fdes)
     }
 
-    /// Reads every entry up to the section's end, its terminator, or the first broken one, [`MAX_SCANNED`] at most.
+    /// Scans the entries up to the section's end, its terminator, or the first broken one, at most
+    /// [`MAX_SCANNED`].
     fn scan(eh_frame: Section<'data>, bases: &BaseAddresses) -> Fdes<'data> {
         let section = EhFrame::new(eh_frame.data, LittleEndian);
         let mut found = Vec::new();
@@ -78,7 +82,7 @@ impl<'data> Fdes<'data> {
                 found.push((fde.initial_address(), fde.offset()));
             }
         }
-        // Of several entries for one address the first is kept, as linkers do.
+        // Of several entries for one address the first in the section is kept, as linkers do.
         found.sort_unstable();
         found.dedup_by_key(|entry| entry.0);
         Fdes::Scanned(found)
@@ -91,7 +95,7 @@ impl<'data> Fdes<'data> {
         }
     }
 
-    /// svma at which entry `index` starts; past the last one, the greatest.
+    /// The svma at which entry `index` starts; `u64::MAX` for an index after the last entry.
     pub(super) fn start(&self, index: usize) -> u64 {
         match self {
             Fdes::Header { base, table, .. } => table.get(index).map_or(u64::MAX, |entry| {
@@ -101,7 +105,7 @@ impl<'data> Fdes<'data> {
         }
     }
 
-    /// Offset of entry `index` in `.eh_frame`.
+    /// Offset of entry `index` in `.eh_frame`; `None` if it has none.
     pub(super) fn offset(&self, index: usize) -> Option<usize> {
         match self {
             Fdes::Header {
@@ -137,14 +141,14 @@ pub(super) type Reader<'data> = EndianSlice<'data, LittleEndian>;
 pub(super) type Cie<'data> = gimli::CommonInformationEntry<Reader<'data>>;
 type CieOffset = gimli::EhFrameOffset<usize>;
 
-/// The CIEs that were read, that of the last FDE first: neighbours share it. (Most files have two to
-/// ten.)
+/// A cache of the CIEs that were read. The last one used is usually found first, because neighboring FDEs
+/// share theirs. Most files have two to ten CIEs.
 #[derive(Default)]
 pub(super) struct Cies<'data> {
     known: Vec<(CieOffset, Cie<'data>)>,
 }
 
-/// CIEs that are remembered. Compilers write a handful per file after the linker has merged them.
+/// Most CIEs in the cache. After the linker has merged them, a file has only a handful.
 const MAX_KNOWN_CIES: usize = 64;
 
 impl<'data> Cies<'data> {
@@ -156,7 +160,7 @@ impl<'data> Cies<'data> {
     ) -> gimli::Result<Cie<'data>> {
         if let Some(position) = self.known.iter().position(|(known, _)| *known == offset) {
             let cie = self.known[position].1.clone();
-            // The next function very likely has the same.
+            // The next function very likely uses the same one.
             self.known.swap(0, position);
             return Ok(cie);
         }

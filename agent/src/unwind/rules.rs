@@ -1,17 +1,17 @@
-//! A file's rule dictionary.
+//! The dictionary of a file's distinct rules.
 
 use agent_ebpf::limits::MAX_RULES;
 use agent_ebpf::unwind::{Rule, Unsupported};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// Distinct rules, numbered in the order in which they come; the first is [`Rule::INVALID`].
+/// Distinct rules, numbered in the order in which they were added. The first is [`Rule::INVALID`].
 pub(super) struct Dictionary {
     rules: Vec<Rule>,
     indices: HashMap<Key, u16, BuildHasherDefault<Mix>>,
 }
 
-/// Index of the rule that stands for all that no longer fit.
+/// Number of the rule that stands for all rules that no longer fit.
 const OVERFLOW: u16 = (MAX_RULES - 1) as u16;
 
 impl Dictionary {
@@ -24,7 +24,8 @@ impl Dictionary {
         dictionary
     }
 
-    /// The rule's number. The last number is that of an unsupported rule, once all others are taken.
+    /// The number of a rule, which is added if it is new. Once all other numbers are taken, a new rule gets
+    /// the last number, which stands for an unsupported rule.
     pub(super) fn index(&mut self, rule: &Rule) -> u16 {
         let key = Key::new(rule);
         if let Some(index) = self.indices.get(&key) {
@@ -43,7 +44,7 @@ impl Dictionary {
         index
     }
 
-    /// The rule with a number that [`Self::index`] gave.
+    /// The rule with a number that [`Self::index`] returned.
     pub(super) fn rule(&self, index: u16) -> Rule {
         self.rules
             .get(usize::from(index))
@@ -57,7 +58,8 @@ impl Dictionary {
     }
 }
 
-/// A rule as two words: one comparison and a short hash for each of a file's rows.
+/// A rule as two words, so that comparing and hashing it is cheap. This is done for nearly every row of a
+/// file.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Key([u64; 2]);
 
@@ -80,8 +82,8 @@ impl std::hash::Hash for Key {
     }
 }
 
-/// Multiply and rotate. A file that is made to collide can only slow its own compilation, and
-/// [`MAX_RULES`] bounds that.
+/// A hash by multiplication and rotation. A file that was crafted to cause collisions only slows its own
+/// compilation, and [`MAX_RULES`] bounds by how much.
 #[derive(Default)]
 struct Mix(u64);
 
@@ -106,7 +108,7 @@ impl Hasher for Mix {
 mod tests {
     use super::*;
 
-    /// The last number is shared by everything that came too late, and is unsupported.
+    /// All rules that no longer fit share the last number, which stands for an unsupported rule.
     #[test]
     fn overflow() {
         let mut dictionary = Dictionary::new();

@@ -1,4 +1,4 @@
-//! The mappings of a process in blocks: space leaves, and one space index above them when there are
+//! Lays out the mappings of a process in blocks: space leaves, and one space index above them if there are
 //! more than 64 mappings.
 
 use agent_ebpf::limits::MAX_MAPPINGS;
@@ -15,7 +15,7 @@ pub enum SpaceBlock {
 }
 
 impl SpaceBlock {
-    /// The words that go into the pool.
+    /// The block's words, as they are written into the pool.
     pub fn block(&self) -> Block {
         let mut block = Block::ZERO;
         let mut words = block.0.iter_mut();
@@ -24,7 +24,7 @@ impl SpaceBlock {
                 *slot = word;
             }
         };
-        // Little endian, as both supported architectures are.
+        // Little endian, as x86_64 and aarch64 are.
         let halves = |word: u64| [word as u32, (word >> 32) as u32];
         match self {
             SpaceBlock::Leaf(leaf) => {
@@ -46,16 +46,16 @@ impl SpaceBlock {
     }
 }
 
-/// Where an address space was placed: what [`agent_ebpf::table::Space`] says of it.
+/// Where an address space was placed, for the fields of the same names in [`agent_ebpf::table::Space`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Root {
-    /// The index, or the only leaf.
+    /// The index block, or the only leaf.
     pub root: BlockId,
     /// Index levels above the leaves.
     pub depth: u32,
 }
 
-/// Mappings for which there is room: [`MAX_MAPPINGS`], the rest of a longer list is left out.
+/// The mappings for which there is room: at most the first [`MAX_MAPPINGS`].
 pub fn placeable(mappings: &[MappingEntry]) -> &[MappingEntry] {
     &mappings[..mappings.len().min(MAX_MAPPINGS)]
 }
@@ -66,11 +66,11 @@ pub fn blocks(mappings: usize) -> usize {
     if leaves > 1 { leaves + 1 } else { 1 }
 }
 
-/// Hands the blocks of an address space to `write`, each with the number it was given; the index
-/// comes last. `mappings` are sorted by start and do not overlap.
+/// Passes the blocks of an address space to `write`, each with one of the `ids`; the index comes last.
+/// `mappings` must be sorted by start and must not overlap.
 ///
 /// # Panics
-/// When `ids` are fewer than [`blocks`].
+/// If there are fewer `ids` than [`blocks`] says.
 pub fn write(
     mappings: &[MappingEntry],
     ids: &[BlockId],
@@ -129,7 +129,7 @@ mod tests {
     use agent_ebpf::table::{search_space_index, search_space_leaf};
     use std::collections::HashMap;
 
-    /// Every mapping is found through its blocks, with its own operands, however many there are.
+    /// Every mapping is found through the blocks, with its own operands, whatever the number of mappings.
     #[test]
     fn every_mapping_is_found() {
         for count in [0usize, 1, 64, 65, 128, 129, MAX_MAPPINGS, MAX_MAPPINGS + 3] {
@@ -167,12 +167,12 @@ mod tests {
             _ => space.root,
         };
         let SpaceBlock::Leaf(leaf) = &pool[&id] else {
-            panic!("an index where a leaf was to be");
+            panic!("expected a leaf, found an index");
         };
         search_space_leaf(leaf, avma)
     }
 
-    /// The words of a block are those of the contract's struct in memory.
+    /// The words of a block are those of the struct [`SpaceLeaf`] in memory.
     #[test]
     fn words_have_the_layout_of_the_struct() {
         let mut one = leaf(&[]);

@@ -1,4 +1,4 @@
-//! A compiled table.
+//! The compiled unwind table of a file, and its builder.
 
 use super::rules::Dictionary;
 use agent_ebpf::unwind::{CfaKind, Rule, Unsupported};
@@ -6,7 +6,7 @@ use agent_ebpf::unwind::{CfaKind, Rule, Unsupported};
 /// Number of [`Unsupported`] reasons.
 pub const REASONS: usize = Unsupported::ALL.len();
 
-/// From `address` on, up to the next row, `rule` is valid.
+/// A row of a table: `rule` is valid from `address` up to the next row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
     /// Table address: svma − [`Table::base_svma`].
@@ -18,21 +18,22 @@ pub struct Row {
 /// The unwind table of one file.
 #[derive(Clone, Debug)]
 pub struct Table {
-    /// svma of the table address 0.
+    /// The svma that corresponds to table address 0.
     pub base_svma: u64,
-    /// Bytes of text that some rule covers, unsupported ones included.
+    /// Bytes of text that a rule covers, including unsupported rules.
     pub covered: u64,
-    /// Bytes of text by the reason why their rule is unsupported, indexed by [`Unsupported`].
+    /// Bytes of text with an unsupported rule, by the reason; indexed by [`Unsupported`].
     pub unsupported: [u64; REASONS],
-    /// Bytes of text where a frame pointer is assumed ([`Rule::FRAME_POINTER`]); not among the
-    /// covered.
+    /// Bytes of text where a frame pointer is assumed ([`Rule::FRAME_POINTER`]). They are not counted in
+    /// `covered`.
     pub guessed: u64,
-    /// Bytes of text without an entry whose rule was derived from the instructions themselves;
-    /// among the covered.
+    /// Bytes of text that no unwind entry covers and whose rule was derived from the instructions. They are
+    /// counted in `covered` as well.
     pub analysed: u64,
     /// Bytes of text from the first row to the end of the last.
     pub text: u64,
-    // Two arrays: 6 bytes a row instead of 8, which counts in files with millions of them.
+    // Two arrays instead of one take 6 bytes for each row instead of 8, which matters in files with
+    // millions of rows.
     addresses: Vec<u32>,
     row_rules: Vec<u16>,
     rules: Vec<Rule>,
@@ -44,12 +45,12 @@ impl Table {
         self.addresses.len()
     }
 
-    /// Whether there are no rows. Never so.
+    /// Whether there are no rows; always false.
     pub fn is_empty(&self) -> bool {
         self.addresses.is_empty()
     }
 
-    /// The row with this index.
+    /// The row with this index, `None` if there are fewer.
     pub fn row(&self, index: usize) -> Option<Row> {
         Some(Row {
             address: *self.addresses.get(index)?,
@@ -57,7 +58,7 @@ impl Table {
         })
     }
 
-    /// Every row, sorted by address, no two neighbours with the same rule.
+    /// All rows, sorted by address. No two neighboring rows have the same rule.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = Row> + '_ {
         let pairs = self.addresses.iter().zip(&self.row_rules);
         pairs.map(|(&address, &rule)| Row { address, rule })
@@ -68,7 +69,7 @@ impl Table {
         &self.rules
     }
 
-    /// The rule of a table address.
+    /// The rule that is valid at a table address.
     pub fn rule_at(&self, address: u32) -> Rule {
         let above = self.addresses.partition_point(|first| *first <= address);
         above
@@ -78,7 +79,7 @@ impl Table {
             .unwrap_or(Rule::INVALID)
     }
 
-    /// Bytes of the table in memory.
+    /// Memory that the table occupies, in bytes.
     pub fn memory(&self) -> usize {
         self.addresses.capacity() * size_of::<u32>()
             + self.row_rules.capacity() * size_of::<u16>()
@@ -86,11 +87,11 @@ impl Table {
     }
 }
 
-/// Takes ranges of addresses in ascending order and makes a [`Table`].
+/// Builds a [`Table`] from ranges of addresses, which are added in ascending order.
 pub(super) struct Builder {
     table: Table,
     dictionary: Dictionary,
-    /// What was pushed last, and its index.
+    /// The rule that was pushed last, and its number.
     last: Option<(Rule, u16)>,
 }
 
@@ -113,8 +114,8 @@ impl Builder {
         }
     }
 
-    /// `rule` is valid from `start` up to `end`, both svmas not below the base; the range follows
-    /// the one before without a gap.
+    /// Adds a range: `rule` is valid from `start` up to `end`. Both are svmas and not below the base, and
+    /// the range follows the previous one without a gap.
     pub(super) fn push(&mut self, start: u64, end: u64, rule: &Rule) {
         let bytes = end - start;
         self.table.text += bytes;
@@ -135,14 +136,14 @@ impl Builder {
         }
         let previous = self.last.replace((*rule, index));
         if previous.is_none_or(|(_, previous)| previous != index) {
-            // Text spans less than 4 GiB from the base (Object::parse).
+            // The cast keeps the value, because `Object::parse` rejects text that spans 4 GiB or more.
             let address = (start - self.table.base_svma) as u32;
             self.table.addresses.push(address);
             self.table.row_rules.push(index);
         }
     }
 
-    /// The last `bytes` that were pushed are or are not counted in [`Table::analysed`].
+    /// Counts the last `bytes` that were pushed in [`Table::analysed`], if their rule was `derived`.
     pub(super) fn derived(&mut self, bytes: u64, derived: bool) {
         self.table.analysed += u64::from(derived) * bytes;
     }

@@ -1,5 +1,5 @@
-//! A table in blocks, as `agent_ebpf::table` describes them, and the user-space twin of the kernel
-//! program's search through them.
+//! Lays out a table in blocks, as described in `agent_ebpf::table`. Also contains the user-space version of
+//! the kernel program's search through them.
 
 use super::{Error, Row, Table};
 use agent_ebpf::limits::{BLOCK_WORDS, MAX_TABLE_DEPTH};
@@ -8,7 +8,7 @@ use agent_ebpf::table::{
 };
 use agent_ebpf::unwind::{Rule, Slot};
 
-/// Where a table was placed: what a mapping of its file refers to.
+/// Where a table was placed. The mappings of its file refer to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placement {
     /// The topmost index block, or the only leaf.
@@ -19,7 +19,7 @@ pub struct Placement {
     pub rules_directory: BlockId,
 }
 
-/// A plan of blocks for a table.
+/// The plan for the blocks of a table.
 #[derive(Debug)]
 pub struct Layout<'table> {
     table: &'table Table,
@@ -29,11 +29,11 @@ pub struct Layout<'table> {
     depth: u32,
 }
 
-/// Plans the blocks of a table. The leaves come first, in order, then the index levels from below,
-/// then the blocks of rules, then their directory.
+/// Plans the blocks of a table. First come the leaves, in order, then the index levels from the lowest to
+/// the highest, then the blocks of rules, and then their directory.
 ///
 /// # Errors
-/// [`Error::TooLarge`] when [`MAX_TABLE_DEPTH`] levels are not enough.
+/// [`Error::TooLarge`] if [`MAX_TABLE_DEPTH`] levels are not enough, or if the table has no rows.
 pub fn layout(table: &Table) -> Result<Layout<'_>, Error> {
     let mut leaves = Vec::with_capacity(table.len() / LEAF_ROWS + 1);
     let mut first = None;
@@ -78,12 +78,12 @@ impl Layout<'_> {
         self.table.rules().len().div_ceil(RULES_PER_BLOCK)
     }
 
-    /// Hands every block to `write`, together with the number it was given: `ids` are the
-    /// [`Self::blocks`] allocated numbers, in any order. The block that refers to another comes
-    /// after it, so that a reader that starts at the placement never meets an unwritten one.
+    /// Passes every block to `write`, each with one of the `ids`, which are at least [`Self::blocks`]
+    /// allocated numbers in any order. A block comes after the blocks that it refers to, so a reader that
+    /// starts at the placement never meets an unwritten block.
     ///
     /// # Panics
-    /// When `ids` are fewer than [`Self::blocks`].
+    /// If there are fewer `ids` than [`Self::blocks`].
     pub fn write(&self, ids: &[BlockId], mut write: impl FnMut(BlockId, &Block)) -> Placement {
         assert!(ids.len() >= self.blocks(), "one id for each block");
         let (leaf_ids, mut ids) = ids.split_at(self.leaves.len());
@@ -117,7 +117,7 @@ impl Layout<'_> {
         }
     }
 
-    /// A leaf and its first table address.
+    /// Leaf `index`, and the table address of its first row.
     fn leaf(&self, index: usize) -> (u32, Block) {
         let start = self.leaves[index] as usize;
         let end = self.leaves.get(index + 1);
@@ -142,7 +142,7 @@ impl Layout<'_> {
     }
 }
 
-/// An index block over children given by their first table address.
+/// An index block over these children, each given by its first table address and its block.
 fn index_block(children: &[(u32, BlockId)]) -> Block {
     let mut block = Block([u32::MAX; BLOCK_WORDS]);
     let last = children[children.len() - 1];
@@ -154,7 +154,7 @@ fn index_block(children: &[(u32, BlockId)]) -> Block {
     block
 }
 
-/// Words of a [`Rule`].
+/// Number of 32-bit words in a [`Rule`].
 const RULE_WORDS: usize = size_of::<Rule>() / 4;
 
 fn rule_block(rules: &[Rule]) -> Block {
@@ -186,8 +186,8 @@ fn rule_in(block: &Block, slot: usize) -> Rule {
     }
 }
 
-/// The rule of a table address (below `u32::MAX`, as text spans less), by the same searches that the kernel program makes. `block` gives
-/// the contents of a block.
+/// Finds the rule of a table address by the same searches as the kernel program. `address` must be below
+/// `u32::MAX`; text spans less. `block` returns the contents of a block.
 pub fn find_rule<'blocks>(
     placement: &Placement,
     address: u32,
@@ -241,7 +241,7 @@ mod tests {
         }
     }
 
-    /// Writes the blocks under scattered numbers and returns them.
+    /// Writes the blocks with scattered ids, and returns them.
     fn placed(table: &Table) -> (Placement, HashMap<BlockId, Block>) {
         let layout = layout(table).expect("a layout");
         let ids: Vec<BlockId> = (1..=layout.blocks() as u32)
@@ -255,7 +255,7 @@ mod tests {
         (placement, pool)
     }
 
-    /// The rule by looking at every row, one after the other.
+    /// Finds the rule by a linear search.
     fn linear(table: &Table, address: u32) -> Rule {
         let row = table.rows().take_while(|row| row.address <= address).last();
         row.map_or(Rule::INVALID, |row| table.rules()[usize::from(row.rule)])
@@ -264,7 +264,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Any rows: the search through the blocks is the search one after the other.
+        /// For any rows, the search through the blocks finds the same as a linear search.
         #[test]
         fn equal_to_a_linear_search(
             rows in prop::collection::vec((prop_oneof![
@@ -288,7 +288,7 @@ mod tests {
         }
     }
 
-    /// The numbers of rows at which another level begins.
+    /// The depth changes exactly at the numbers of rows that fill a level.
     #[test]
     fn levels() {
         let full = INDEX_FANOUT * LEAF_ROWS;
@@ -310,7 +310,7 @@ mod tests {
         }
     }
 
-    /// A row far behind the one before begins a leaf of its own.
+    /// A row that is too far from the first row of its leaf begins a new leaf.
     #[test]
     fn leaves_end_where_offsets_do() {
         let table = table([(0x1_0000, 2), (0xffff, 3), (1, 4), (0x1000_0000, 5), (1, 6)]);
@@ -323,7 +323,7 @@ mod tests {
         }
     }
 
-    /// The words of a rule block are those of the contract's struct in memory, and can be read back.
+    /// The words of a rule block are those of the struct [`Rule`] in memory, and can be read back.
     #[test]
     fn rules_have_the_layout_of_the_struct() {
         let rule = Rule {

@@ -1,19 +1,19 @@
-//! The walk in user space: what the kernel program does in its loop, on a copy of the stack.
+//! The walk in user space. It does the same as the loop of the kernel program, on a copy of the stack.
 
 use agent_ebpf::limits::MAX_USER_FRAMES;
 use agent_ebpf::sample::{Outcome, SIGNAL_FRAME_BIT};
 use agent_ebpf::unwind::{CfaKind, Cursor, Rule, Slot, Step, reg, step};
 
-/// What is known about an address of a process.
+/// The result of looking up the rule for an address of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RuleLookup {
-    /// Its file's rule for it.
+    /// The rule that the address's file has for it.
     Rule(Rule),
-    /// It lies in an executable mapping without unwind tables (just-in-time compiled code, Go).
+    /// The address lies in an executable mapping without unwind tables (just-in-time compiled code, Go).
     FramePointer,
-    /// It lies in no executable mapping.
+    /// The address lies in no known executable mapping.
     UnknownMapping,
-    /// Its file has no table yet, and it cannot be had now.
+    /// The address's file cannot be read now, so its rule is not known.
     TablesPending,
 }
 
@@ -22,12 +22,12 @@ pub enum RuleLookup {
 pub struct StackBytes<'data> {
     /// avma of the first byte.
     pub base: u64,
-    /// What follows there.
+    /// The bytes of the stack from there on.
     pub bytes: &'data [u8],
 }
 
 impl StackBytes<'_> {
-    /// Fills the words from the address, or returns false when they are not all in the copy.
+    /// Fills `words` from the memory at `address`. Returns false if they are not all in the copy.
     pub fn read(&self, address: u64, words: &mut [u64]) -> bool {
         let read = |address: u64, words: &mut [u64]| {
             let skip = usize::try_from(address.checked_sub(self.base)?).ok()?;
@@ -42,12 +42,13 @@ impl StackBytes<'_> {
     }
 }
 
-/// Walks from `cursor` to the end of the stack and appends each frame to `frames` in the form that
-/// samples have (`agent_ebpf::sample`). When frames are there already, the walk goes on from them.
+/// Walks from `cursor` to the end of the stack, and appends each frame to `frames` in the form that samples
+/// have (`agent_ebpf::sample`). If `frames` is not empty, the walk continues from these frames.
 ///
-/// `guessed`: a frame pointer was followed on the way to those. `resolve` is asked for the address to look up: for a return address that is the byte before it.
-/// A word that the stack copy does not hold ends the walk: above the copy it is
-/// [`Outcome::CopyTooShort`], below it, where no live stack can be, [`Outcome::UnreadableStack`].
+/// `guessed` says whether a frame pointer was followed on the way to the frames that are there already.
+/// `resolve` is called with the address to look up; for a return address that is the byte before it. A word
+/// that is not in the stack copy ends the walk: with [`Outcome::CopyTooShort`] if it lies above the copy,
+/// and with [`Outcome::UnreadableStack`] if it lies below, where there is no live stack.
 pub fn walk(
     cursor: &mut Cursor,
     mut guessed: bool,
@@ -69,8 +70,8 @@ pub fn walk(
         };
         guessed |= !has_table;
         if !has_table && cursor.regs.fp() == 0 {
-            // The psABI marks the deepest frame this way (3.2.2, 3.4.1). But code without tables may use the
-            // register for anything.
+            // The psABI marks the deepest frame by a frame pointer of zero (3.2.2, 3.4.1), but code without
+            // tables may use the register for anything.
             return Outcome::GuessedEnd;
         }
         let mut missing = 0;
@@ -95,7 +96,7 @@ pub fn walk(
     }
 }
 
-/// One step on the copy; `missing` is the address of the last read that failed.
+/// Makes one step on the copy. Stores in `missing` the address of the last read that failed.
 fn step_on(cursor: &mut Cursor, rule: &Rule, stack: &StackBytes<'_>, missing: &mut u64) -> Step {
     step(cursor, rule, |address, words| {
         let inside = stack.read(address, words);
@@ -106,11 +107,11 @@ fn step_on(cursor: &mut Cursor, rule: &Rule, stack: &StackBytes<'_>, missing: &m
     })
 }
 
-/// The rule with the registers that it finds below the stack pointer left as they are.
+/// Changes a rule so that registers that were saved below the stack pointer keep their value.
 ///
-/// In an epilogue, compilers do not say that a register has been popped: it is still described where
-/// it was saved, now below the stack pointer, which is where a copy of the stack begins. The popped
-/// register holds the same value.
+/// In an epilogue, compilers do not declare that a register has been popped. The unwind information still
+/// says where it was saved, which is now below the stack pointer and therefore possibly not in the copy of
+/// the stack. The popped register itself has the same value.
 fn after_epilogue(mut rule: Rule) -> Rule {
     if rule.kind == CfaKind::Register as u8 && rule.reg == reg::RSP {
         for slot in &mut rule.saved {
@@ -163,7 +164,8 @@ mod tests {
         (frames, outcome)
     }
 
-    /// Three frames, each looked up where it must be: the first as it is, the others a byte before.
+    /// The rule of the first of three frames is looked up at its address, those of the others one byte
+    /// before.
     #[test]
     fn to_the_end() {
         let resolve = |avma| match avma {
@@ -177,7 +179,7 @@ mod tests {
         assert_eq!(outcome, Outcome::Complete);
     }
 
-    /// A copy that ends before the stack does is told from a stack that cannot be.
+    /// A read above the end of the copy is distinguished from a read below its start.
     #[test]
     fn copy_too_short_and_unreadable() {
         let resolve = |_| RuleLookup::Rule(sp_rule(16));
@@ -194,7 +196,7 @@ mod tests {
         assert_eq!(outcome, Outcome::UnreadableStack);
     }
 
-    /// In an epilogue rbx is described below the stack pointer, where the copy does not reach.
+    /// In an epilogue the rule says that rbx was saved below the stack pointer, which is not in the copy.
     #[test]
     fn popped_register_in_an_epilogue() {
         let resolve = |avma| {
@@ -214,7 +216,7 @@ mod tests {
         assert_eq!(cursor.regs.gp[reg::RBX as usize], 77);
     }
 
-    /// The frame that a signal interrupted is marked, the first frame of a sample is not.
+    /// The frame that a signal interrupted is marked; the first frame of a sample is not.
     #[test]
     fn signal_frames_are_marked() {
         let resolve = |avma| match avma {
@@ -232,7 +234,8 @@ mod tests {
         assert_eq!(outcome, Outcome::Complete);
     }
 
-    /// Without tables: the chain of frame pointers, to its zero, which proves nothing, or broken.
+    /// Without tables the chain of frame pointers is followed to a zero, which proves nothing, or until it
+    /// is broken.
     #[test]
     fn frame_pointers() {
         let resolve = |_| RuleLookup::FramePointer;
@@ -245,13 +248,13 @@ mod tests {
         let guessed = |_| RuleLookup::Rule(Rule::FRAME_POINTER);
         let (_, outcome) = run(at(0x1000, 0x8000, 0x8000), &words, guessed);
         assert_eq!(outcome, Outcome::GuessedEnd);
-        // A return address of zero, read by the guess.
+        // The frame pointer leads to a return address of zero.
         let (frames, outcome) = run(at(0x1000, 0x8000, 0x8000), &[0x8010, 0], resolve);
         assert_eq!((frames.len(), outcome), (1, Outcome::GuessedEnd));
     }
 
-    /// Behind a guess tables prove the end where they say that there is no caller. A return address of zero does
-    /// not: the guess may have led them astray.
+    /// After a guess, the end is proven if a table says that there is no caller. A return address of zero
+    /// does not prove it, because the guess may have left the stack.
     #[test]
     fn tables_behind_a_guess() {
         let resolve = |avma| match avma {
@@ -269,7 +272,7 @@ mod tests {
         assert_eq!(outcome, Outcome::GuessedEnd);
     }
 
-    /// A guess that the kernel made before it stopped counts as well.
+    /// A guess that the kernel made before it stopped counts like one made here.
     #[test]
     fn guessed_before() {
         let outcome = |rule: Rule| {
@@ -286,7 +289,7 @@ mod tests {
         assert_eq!(outcome(sp_rule(8)), Outcome::GuessedEnd);
     }
 
-    /// A stack deeper than a sample can hold.
+    /// A stack that is deeper than a sample can hold is truncated.
     #[test]
     fn too_deep() {
         let resolve = |_| RuleLookup::Rule(sp_rule(8));

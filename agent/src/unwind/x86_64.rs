@@ -1,16 +1,16 @@
-//! From an evaluated row of call frame information to a rule: everything in the compiler that
-//! knows x86_64 (registers, the entries of a procedure linkage table, signal frames).
+//! Turns an evaluated row of call frame information into a rule. What this module contains is specific to
+//! x86_64: registers, the entries of procedure linkage tables, signal frames.
 
 use super::fdes::{Cie, Reader};
 use agent_ebpf::unwind::{CfaKind, Rule, SAVED, SIGCONTEXT_REGISTERS, Slot, Unsupported, reg};
 use gimli::{CfaRule, EhFrame, Register, RegisterRule, UnwindContextStorage, UnwindTableRow};
 
-/// Registers with a rule that counts: the sixteen general ones and the return address.
+/// Number of registers whose rules matter: the sixteen general ones and the return address.
 const REGISTERS: usize = 17;
 
 type Registers<'row> = [Option<&'row RegisterRule<usize>>; REGISTERS];
 
-/// The rule of a row.
+/// Turns a row into a rule; an unsupported one if the row cannot be expressed.
 pub(super) fn rule<S: UnwindContextStorage<usize>>(
     row: &UnwindTableRow<usize, S>,
     cie: &Cie<'_>,
@@ -32,9 +32,9 @@ pub(super) fn rule<S: UnwindContextStorage<usize>>(
 /// Where a register was saved.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
-    /// At CFA + bytes.
+    /// At CFA + this many bytes.
     Cfa(i64),
-    /// At register + bytes, with the callee's register.
+    /// At the callee's value of a register + this many bytes.
     Register(u8, i64),
 }
 
@@ -62,7 +62,7 @@ impl Compiler<'_, '_> {
             *slot = match self.slot(register, &cfa) {
                 Ok(slot) => slot,
                 Err(reason) if register == reg::RBP => return Err(reason),
-                // A lost register matters only where a caller's CFA is found by it.
+                // A lost register matters only if the CFA of a caller is computed from it.
                 Err(_) => Slot::UNDEFINED,
             };
         }
@@ -73,7 +73,7 @@ impl Compiler<'_, '_> {
         self.registers.get(usize::from(register)).copied().flatten()
     }
 
-    /// A rule with the CFA alone.
+    /// A rule that contains only the CFA.
     fn cfa(&self, cfa: &CfaRule<usize>) -> Result<Rule, Unsupported> {
         match cfa {
             CfaRule::RegisterAndOffset { register, offset } => cfa_register(*register, *offset),
@@ -87,7 +87,7 @@ impl Compiler<'_, '_> {
 
     fn return_address(&self, cfa: &Rule) -> Result<Slot, Unsupported> {
         match self.slot(reg::RIP, cfa) {
-            // The interrupted address itself cannot be the return address.
+            // The current address itself cannot be the return address.
             Ok(Slot::SAME) => Err(Unsupported::ReturnAddress),
             Ok(slot) => Ok(slot),
             Err(_) => Err(Unsupported::ReturnAddress),
@@ -96,7 +96,8 @@ impl Compiler<'_, '_> {
 
     fn slot(&self, register: u8, cfa: &Rule) -> Result<Slot, Unsupported> {
         match self.of(register) {
-            // The psABI lists the registers that a function preserves; these are of them.
+            // A register without a rule is preserved: this function is called for the psABI's callee-saved
+            // registers, and the caller rejects this result for the return address.
             None | Some(RegisterRule::SameValue) => Ok(Slot::SAME),
             Some(RegisterRule::Undefined) => Ok(Slot::UNDEFINED),
             Some(RegisterRule::Register(Register(number))) if *number == u16::from(register) => {
@@ -113,7 +114,7 @@ impl Compiler<'_, '_> {
         }
     }
 
-    /// Where a register was saved, if it was saved somewhere.
+    /// Where a rule says that its register was saved; `None` if it does not say so, or not in a known form.
     fn place(&self, rule: &RegisterRule<usize>) -> Option<Place> {
         match rule {
             RegisterRule::Offset(offset) => Some(Place::Cfa(*offset)),
@@ -128,8 +129,9 @@ impl Compiler<'_, '_> {
         }
     }
 
-    /// The caller's stack pointer is in a register (longjmp, once it has loaded its target): that
-    /// is the CFA here, and what is relative to the CFA of the row is lost.
+    /// The rule if the caller's stack pointer is in another register, as in longjmp after it has loaded its
+    /// target. That register is then used as the CFA, and registers that were saved relative to the row's
+    /// own CFA count as lost.
     fn moved_stack(&self, register: u16) -> Result<Rule, Unsupported> {
         let kept = |register| match self.of(register) {
             Some(RegisterRule::Register(Register(number))) if *number < u16::from(reg::RIP) => {
@@ -147,9 +149,9 @@ impl Compiler<'_, '_> {
         Ok(rule)
     }
 
-    /// Every register, the stack pointer too, is in one structure: a signal frame (glibc's
-    /// `__restore_rt`), or a context that is about to be installed (setcontext). Both have the order
-    /// of `struct sigcontext`.
+    /// The rule if all registers, including the stack pointer, were saved in one structure: that is a
+    /// signal frame (glibc's `__restore_rt`), or a context that is about to be installed (`setcontext`).
+    /// Both have the order of `struct sigcontext`.
     fn signal(&self, cfa: &Rule) -> Result<Rule, Unsupported> {
         let place = |register| {
             let place = self.place(self.of(register)?)?;
@@ -181,7 +183,8 @@ impl Compiler<'_, '_> {
     }
 }
 
-/// The slot of a place, relative to the CFA where that is possible.
+/// The slot for a place, relative to the CFA if possible, else to rbp. `None` if it can be expressed in
+/// neither way.
 fn encode(place: Place, cfa: &Rule) -> Option<Slot> {
     let below = match place {
         Place::Cfa(offset) => offset.checked_neg()?,
@@ -201,7 +204,7 @@ fn encode(place: Place, cfa: &Rule) -> Option<Slot> {
     if below % 8 == 0 && (1..=127).contains(&words) {
         return Some(Slot::below_cfa(words as u8));
     }
-    // Out of reach of the CFA, perhaps not of rbp.
+    // Too far from the CFA to be encoded, but perhaps not too far from rbp.
     if let Place::Register(reg::RBP, offset) = place
         && offset % 8 == 0
         && (-32..=31).contains(&(offset / 8))
@@ -223,8 +226,8 @@ fn cfa_register(Register(register): Register, offset: i64) -> Result<Rule, Unsup
     })
 }
 
-/// `DW_OP_breg7 8; DW_OP_breg16 0; DW_OP_lit15; DW_OP_and; DW_OP_lit<N>; DW_OP_ge; DW_OP_lit3;
-/// DW_OP_shl; DW_OP_plus`, split around N: what GNU ld writes for `.plt` (bfd/elfxx-x86.c).
+/// The expression that GNU ld writes for `.plt` (bfd/elfxx-x86.c), split around N: `DW_OP_breg7 8;
+/// DW_OP_breg16 0; DW_OP_lit15; DW_OP_and; DW_OP_lit<N>; DW_OP_ge; DW_OP_lit3; DW_OP_shl; DW_OP_plus`.
 const PLT_BEFORE: [u8; 6] = [0x77, 8, 0x80, 0, 0x3f, 0x1a];
 const PLT_AFTER: [u8; 4] = [0x2a, 0x33, 0x24, 0x22];
 const DW_OP_LIT0: u8 = 0x30;
@@ -276,7 +279,7 @@ fn cfa_expression(bytes: &[u8]) -> Result<Rule, Unsupported> {
     })
 }
 
-/// The rest of an expression.
+/// The part of an expression that was not parsed yet.
 struct Ops<'data>(&'data [u8]);
 
 impl Ops<'_> {
@@ -286,7 +289,7 @@ impl Ops<'_> {
         Some(*first)
     }
 
-    /// `DW_OP_breg<N>` of a general register, and its offset.
+    /// Parses `DW_OP_breg<N>` of a general register, and its offset.
     fn register_offset(&mut self) -> Option<(u8, i64)> {
         let register = self.byte()?.checked_sub(DW_OP_BREG0)?;
         if register >= reg::RIP {
@@ -304,8 +307,8 @@ impl Ops<'_> {
         None
     }
 
-    /// `DW_OP_breg<N> 0; DW_OP_lit8; DW_OP_mul; DW_OP_plus`: an index register, as OpenSSL's
-    /// Montgomery multiplication has it. Nothing is taken when it is something else.
+    /// Parses an index register, `DW_OP_breg<N> 0; DW_OP_lit8; DW_OP_mul; DW_OP_plus`, as in OpenSSL's
+    /// Montgomery multiplication. Consumes nothing if the expression continues differently.
     fn index(&mut self) -> Option<u8> {
         let [register, 0, DW_OP_LIT8, DW_OP_MUL, DW_OP_PLUS, rest @ ..] = self.0 else {
             return None;

@@ -1,5 +1,5 @@
-//! From bytes to instructions, reduced to what moves the stack pointer, saves a register, or leads
-//! somewhere else.
+//! Decodes bytes to instructions, and reduces these to their effects on the stack pointer, on saved
+//! registers, and on the flow of control.
 
 use agent_ebpf::unwind::reg;
 use iced_x86::{
@@ -7,16 +7,16 @@ use iced_x86::{
     Mnemonic, OpAccess, OpKind, Register,
 };
 
-/// What an instruction does to the registers that are tracked, by DWARF number.
+/// The effect of an instruction on the tracked registers, which are given by DWARF number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Effect {
-    /// Nothing but what [`Instruction::written`] tells.
+    /// No effect except that of [`Instruction::written`].
     None,
-    /// Eight bytes onto the stack: a register, or something else.
+    /// Pushes eight bytes: a register, or something else (`None`).
     Push(Option<u8>),
-    /// Eight bytes off the stack into a register.
+    /// Pops eight bytes into a register.
     Pop(u8),
-    /// rsp += bytes (pushes and pops of anything else).
+    /// rsp += bytes, by pushes and pops of anything else.
     Stack(i32),
     /// `to` = `from` + `offset`.
     Copy { to: u8, from: u8, offset: i64 },
@@ -26,7 +26,7 @@ pub(super) enum Effect {
     Load { to: u8, base: u8, offset: i64 },
     /// `leave`.
     Leave,
-    /// `enter`, and the bytes that it reserves.
+    /// `enter`, with the number of bytes that it reserves.
     Enter(u16),
 }
 
@@ -35,35 +35,35 @@ pub(super) enum Effect {
 pub(super) enum Target {
     /// To the instruction with this index.
     Inside(u32),
-    /// Out of these bytes.
+    /// Out of the decoded bytes.
     Outside,
 }
 
-/// What is executed next.
+/// What is executed after an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Flow {
     /// The next instruction.
     Next,
-    /// A function, and then the next instruction.
+    /// The called function, and then the next instruction.
     Call(Target),
     /// The target or the next instruction.
     Branch(Target),
     /// The target.
     Jump(Target),
-    /// An address from a fixed place in memory: another function.
+    /// An address that is loaded from a fixed place in memory: another function.
     JumpThroughMemory,
-    /// An address out of a register or a table: another function, or a case of this one.
+    /// An address from a register or a table: another function, or a case of this one.
     JumpTable,
     /// The caller.
     Return,
-    /// Nothing: a trap.
+    /// Nothing, since this is a trap.
     End,
-    /// Nothing: a program has no such instruction, so these bytes are none.
+    /// Nothing, since no program contains such an instruction, so these bytes are not code.
     NotCode,
 }
 
 impl Flow {
-    /// Whether the next instruction is not reached from this one.
+    /// Whether the next instruction in memory is not reached from this one.
     pub(super) fn ends(self) -> bool {
         !matches!(self, Flow::Next | Flow::Call(_) | Flow::Branch(_))
     }
@@ -77,22 +77,22 @@ impl Flow {
     }
 }
 
-/// One instruction, or a stretch of padding or of bytes that are no code.
+/// One instruction, or a stretch of padding, or of bytes that are not code.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Instruction {
-    /// Offset of its first byte.
+    /// Offset of its first byte in the decoded bytes.
     pub(super) start: u32,
     /// Length in bytes.
     pub(super) length: u32,
     pub(super) effect: Effect,
     pub(super) flow: Flow,
-    /// Registers that get a value that is not tracked, a bit each.
+    /// Bit set of the registers that get an untracked value, by DWARF number.
     pub(super) written: u16,
-    /// It fills space: it does nothing, or traps, and no function begins with it.
+    /// Whether it may be padding: it does nothing or traps, and no function begins with it.
     pub(super) padding: bool,
-    /// `mov $15, %eax`: with `syscall` after it, the return from a signal handler.
+    /// Whether it is `mov $15, %eax`. Followed by `syscall`, this is the return from a signal handler.
     sigreturn_number: bool,
-    /// `syscall`, as the second half of that.
+    /// Whether it is the `syscall` of such a return.
     pub(super) sigreturn: bool,
 }
 
@@ -110,18 +110,18 @@ const CALL_CLOBBERS: u16 = 1 << reg::RAX
 /// Number of the system call `rt_sigreturn` (Linux, arch/x86/entry/syscalls/syscall_64.tbl).
 const RT_SIGRETURN: u64 = 15;
 
-/// Where compilers and assemblers let functions begin.
+/// Compilers and assemblers align the start of functions to this many bytes.
 const FUNCTION_ALIGNMENT: u64 = 16;
 
-/// Decodes `code`, at most `u32::MAX` bytes, from its first to its last byte. `svma` is the address
-/// of the first.
+/// Decodes `code` from its first to its last byte, at most `u32::MAX` bytes. `svma` is the address of the
+/// first byte.
 pub(super) fn decode(code: &[u8], svma: u64) -> Vec<Instruction> {
     let mut decoder = Decoder::with_ip(64, code, svma, DecoderOptions::NONE);
     let mut factory = InstructionInfoFactory::new();
     let mut raw = iced_x86::Instruction::default();
     let mut found: Vec<Instruction> = Vec::with_capacity(code.len() / 4);
     let mut targets = Vec::with_capacity(code.len() / 4);
-    // Nothing leads to the next byte but a jump.
+    // Whether the next byte can only be reached by a jump or a call, so that it may be padding.
     let mut fresh = true;
     let mut position = 0;
     while position < code.len() {
@@ -143,7 +143,7 @@ pub(super) fn decode(code: &[u8], svma: u64) -> Vec<Instruction> {
             }
         }
         if next.flow == Flow::NotCode {
-            // What comes after it cannot be told from its inside. Code begins again where functions do.
+            // It is not known where these bytes end, so decoding continues where the next function may begin.
             let address = svma + position as u64;
             let boundary = (address / FUNCTION_ALIGNMENT + 1) * FUNCTION_ALIGNMENT - svma;
             next = bare(position, boundary as usize - position, Flow::NotCode);
@@ -158,7 +158,7 @@ pub(super) fn decode(code: &[u8], svma: u64) -> Vec<Instruction> {
     found
 }
 
-/// Length of the filling at the start of the bytes; 0 when they are something else.
+/// Length of the padding instruction at the start of the bytes; 0 if there is none.
 pub(super) fn filler(bytes: &[u8]) -> usize {
     if let Some(0 | 0xcc | 0x90) = bytes.first() {
         return 1;
@@ -170,7 +170,7 @@ pub(super) fn filler(bytes: &[u8]) -> usize {
     }
     match bytes[prefixes..] {
         [0x90, ..] => prefixes + 1,
-        // nopw and nopl: a memory operand that is not used (Intel SDM, NOP).
+        // nopw and nopl, which have a memory operand that is not accessed (Intel SDM, NOP).
         [0x0f, 0x1f, modrm, ref rest @ ..] if modrm & 0x38 == 0 => {
             let sib = modrm & 7 == 4;
             let no_base = if sib {
@@ -205,7 +205,8 @@ fn bare(position: usize, length: usize, flow: Flow) -> Instruction {
     }
 }
 
-/// Turns the addresses of targets into indices. A jump between two instructions is no code.
+/// Replaces the addresses of targets by indices. A jump or call to a place between two instructions means
+/// that its bytes are not code.
 fn resolve(found: &mut [Instruction], targets: &[u64], svma: u64, length: u64) {
     for index in 0..found.len() {
         if !matches!(
@@ -231,7 +232,7 @@ fn resolve(found: &mut [Instruction], targets: &[u64], svma: u64, length: u64) {
             (Flow::Call(_), resolved) if target != 0 => {
                 let next = offset == u64::from(at.start + at.length);
                 if next {
-                    // `call` to the next instruction, to learn the own address.
+                    // A `call` to the next instruction only pushes the code's own address.
                     at.effect = Effect::Push(None);
                     Flow::Next
                 } else {
@@ -289,7 +290,7 @@ fn flow(raw: &iced_x86::Instruction) -> Flow {
         (Code::Jmp_rm64, _) => Flow::JumpTable,
         (Code::Retnq | Code::Retnq_imm16, _) => Flow::Return,
         (Code::Call_rel32_64 | Code::Call_rm64, _) => Flow::Call(unresolved),
-        // Far jumps and calls, returns from interrupts, software interrupts.
+        // Far jumps and calls, returns from interrupts, and software interrupts do not occur in programs.
         _ => Flow::NotCode,
     }
 }
@@ -333,7 +334,7 @@ fn number(register: Register) -> Option<u8> {
     Some(IN_CODE_ORDER.get(number).copied().unwrap_or(number as u8))
 }
 
-/// The registers that the instruction writes, in full or in part, always or sometimes.
+/// Bit set of the registers that the instruction writes, fully or partly, always or conditionally.
 fn written(raw: &iced_x86::Instruction, factory: &mut InstructionInfoFactory) -> u16 {
     let info = factory.info_options(raw, InstructionInfoOptions::NO_MEMORY_USAGE);
     let mut mask = 0;
@@ -349,7 +350,7 @@ fn written(raw: &iced_x86::Instruction, factory: &mut InstructionInfoFactory) ->
     mask
 }
 
-/// The effect, and the registers that it accounts for.
+/// The effect of an instruction, and the bit set of the registers whose new value it describes.
 fn effect(raw: &iced_x86::Instruction) -> (Effect, u16) {
     const RSP: u16 = 1 << reg::RSP;
     let plain = (Effect::None, 0);
@@ -362,7 +363,7 @@ fn effect(raw: &iced_x86::Instruction) -> (Effect, u16) {
         Mnemonic::Enter if raw.code() == Code::Enterq_imm16_imm8 && raw.immediate8_2nd() == 0 => {
             (Effect::Enter(raw.immediate16()), RSP | 1 << reg::RBP)
         }
-        // `call` and `ret` leave the stack as it was for what comes after them.
+        // For the next instruction in memory, rsp is the same as before the `call` or `ret`.
         Mnemonic::Call | Mnemonic::Ret => (Effect::None, RSP),
         Mnemonic::Leave | Mnemonic::Enter => plain,
         Mnemonic::Push if raw.stack_pointer_increment() == -8 => {
@@ -388,13 +389,14 @@ fn effect(raw: &iced_x86::Instruction) -> (Effect, u16) {
     }
 }
 
-/// `mov`, `lea`, and `add` and `sub` of a constant, and the register that they write.
+/// The effect of `mov`, `lea`, and `add` and `sub` of a constant, and the register that they write. `None`
+/// for forms that are not tracked.
 fn moved(
     raw: &iced_x86::Instruction,
     first: Option<u8>,
     second: impl Fn() -> Option<u8>,
 ) -> Option<(Effect, Option<u8>)> {
-    // A base and a displacement, nothing else.
+    // A memory operand that consists of a base register and a displacement only.
     let memory = || {
         let plain = raw.memory_index() == Register::None
             && !matches!(raw.memory_segment(), Register::FS | Register::GS);

@@ -1,17 +1,18 @@
-//! Follows the paths through decoded instructions.
+//! Follows the paths through decoded instructions, and finds the state before each of them.
 
 use super::decode::{Flow, Instruction, Target};
 use super::state::State;
 
-/// Times that an instruction is followed on average, at most; what takes more is given up. Compiled
-/// code needs one, and one more for each join at which something is lost.
+/// Most steps for each instruction on average; if the code takes more, it is given up. Compiled code needs
+/// one step for an instruction, and one more for each join of paths at which knowledge is lost.
 pub(super) const MAX_STEPS_PER_INSTRUCTION: usize = 16;
 
-/// Padding after a call that fills up to such an address, which no jump leads to, is followed by
-/// another function: the called one does not return.
+/// Functions begin at multiples of this many bytes. If padding after a call ends at such an address, and no
+/// jump leads there, another function begins there, and the called function does not return.
 const FUNCTION_ALIGNMENT: u64 = 16;
 
-/// The state before each instruction; `None` where no path leads.
+/// The state before each instruction; `None` if no path leads to it, or for all if the code took too many
+/// steps.
 pub(super) fn states(instructions: &[Instruction], svma: u64) -> Vec<Option<State>> {
     let mut paths = Paths::new(instructions, svma);
     let mut deferred = Vec::new();
@@ -21,7 +22,8 @@ pub(super) fn states(instructions: &[Instruction], svma: u64) -> Vec<Option<Stat
         if paths.states[index].is_some() || at.padding {
             index += 1;
         } else if paths.jumps_to[index] > 0 && !paths.called[index] {
-            // Code further on leads here and may tell more than that a function begins.
+            // Code that was not followed yet jumps here. Its state is more precise than the guess that a
+            // function begins, so this place is left for later.
             deferred.push(index);
             index = paths.behind(index);
         } else {
@@ -47,24 +49,26 @@ struct Paths<'code> {
     instructions: &'code [Instruction],
     svma: u64,
     states: Vec<Option<State>>,
-    /// Which run gave an instruction its state.
+    /// For each instruction, the number of the run that set its state.
     runs: Vec<u32>,
+    /// Number of the current run of [`Self::follow`].
     run: u32,
-    /// Jumps to each instruction from others that no path has reached.
+    /// For each instruction, the number of jumps to it from instructions that no path has reached yet.
     jumps_to: Vec<u32>,
-    /// Whether any jump leads to an instruction.
+    /// For each instruction, whether any jump leads to it.
     is_target: Vec<bool>,
-    /// Whether a call leads to an instruction: a function begins there.
+    /// For each instruction, whether a call leads to it, so that a function begins there.
     called: Vec<bool>,
-    /// States from before this run that it replaced, one for each instruction.
+    /// What this run replaced: the instruction's index, and its state and run from before.
     replaced: Vec<(u32, Option<State>, u32)>,
-    /// Instructions to go on from.
+    /// Instructions from which paths are still to be followed.
     pending: Vec<u32>,
-    /// At the last jump through a table out of the middle of a frame: its cases may follow.
+    /// The state at the last jump through a table in the middle of a frame; the cases of the table may
+    /// follow.
     table: Option<State>,
-    /// What this run followed cannot be a function.
+    /// Whether what this run followed contradicts itself, so that it cannot be a function.
     contradiction: bool,
-    /// Steps that are left.
+    /// Steps that may still be taken.
     steps: usize,
 }
 
@@ -97,15 +101,17 @@ impl<'code> Paths<'code> {
         paths
     }
 
-    /// Index of the first instruction that is not reached from `index` on without a jump.
+    /// Index of the end of the straight code that begins at `index`: after the first instruction from which
+    /// the next one in memory is not reached.
     fn behind(&self, index: usize) -> usize {
         let rest = self.instructions[index..].iter();
         let last = rest.take_while(|i| !i.flow.ends()).count();
         (index + last + 1).min(self.instructions.len())
     }
 
-    /// Follows everything from what may be the first instruction of a function. After a jump through
-    /// a table it may be one of its cases as well: then only what cannot be the other is known.
+    /// Follows all paths from what may be the first instruction of a function. After a jump through a table
+    /// it may also be one of the table's cases. Then both are tried, and the result is used only if exactly
+    /// one of them is possible.
     fn function(&mut self, start: usize) {
         let table = self.table.take();
         let function = self.follow(start, &State::ENTRY);
@@ -131,7 +137,8 @@ impl<'code> Paths<'code> {
         }
     }
 
-    /// Undoes this run. What it had reached first is reached from now on, but lost.
+    /// Undoes this run. With `lost`, instructions that only this run had reached count as reached, but
+    /// nothing is known about their state.
     fn take_back(&mut self, lost: bool) {
         while let Some((index, state, run)) = self.replaced.pop() {
             let index = index as usize;
@@ -154,8 +161,8 @@ impl<'code> Paths<'code> {
         }
     }
 
-    /// Follows every path from an instruction, also on from where a contradiction shows: all of it
-    /// is one function. Whether there was none.
+    /// Follows every path from an instruction, and continues after a contradiction, since all of these
+    /// instructions belong to one function. Returns whether there was no contradiction.
     fn follow(&mut self, start: usize, state: &State) -> bool {
         self.run += 1;
         self.contradiction = false;
@@ -172,12 +179,13 @@ impl<'code> Paths<'code> {
         !self.contradiction
     }
 
-    /// A path leads to an instruction.
+    /// Records that a path leads to an instruction with this state.
     fn reach(&mut self, index: usize, state: &State) {
         let mut new = state.clone();
         if let Some(old) = &self.states[index] {
             if self.runs[index] != self.run {
-                // What was found before stands: a jump from one function to another.
+                // An earlier run has found the state here, so this is a jump from one function to another,
+                // and the earlier state is kept. If both depths are known they must be equal.
                 match (old.depth(), state.depth()) {
                     (Some(old), Some(new)) if old == new => {}
                     (Some(_), Some(_)) => {
@@ -237,7 +245,8 @@ impl<'code> Paths<'code> {
         }
     }
 
-    /// Whether padding begins here and ends where functions do, and no jump leads to its end.
+    /// Whether padding begins at this instruction and ends where a function may begin, without a jump to
+    /// that place.
     fn padded_function(&self, index: usize) -> bool {
         let rest = self.instructions[index..].iter();
         let padding = rest.take_while(|i| i.padding).count();

@@ -1,23 +1,24 @@
-//! What is known of a frame before an instruction, and what the instruction makes of it.
+//! What is known about a frame before an instruction, and how the instruction changes it.
 
 use super::decode::{Effect, Instruction};
 use agent_ebpf::unwind::{CfaKind, Rule, SAVED, Slot, reg};
 
-/// Bytes from the CFA down to where something is; [`UNKNOWN`] otherwise.
+/// The distance in bytes from a place, or from the value of a register, up to the CFA; [`UNKNOWN`] if it is
+/// not known.
 type Distance = i32;
 
 const UNKNOWN: Distance = Distance::MIN;
 
-/// Frames larger than this are taken for a mistake.
+/// A frame that seems larger than this many bytes is taken for an error of the analysis.
 const MAX_DISTANCE: i64 = 1 << 24;
 
-/// The caller's value is in the register itself.
+/// Means that the register itself still has the caller's value.
 const IN_PLACE: Distance = 0;
 
 /// Bytes between the CFA and the stack pointer when a function begins: the return address.
 const RETURN_ADDRESS: Distance = 8;
 
-/// Registers that are tried for the CFA, in this order.
+/// Registers by which the CFA may be expressed, in the order in which they are tried.
 const BASES: [u8; 16] = [
     reg::RSP,
     reg::RBP,
@@ -37,24 +38,25 @@ const BASES: [u8; 16] = [
     reg::R9,
 ];
 
-/// A frame before an instruction.
+/// What is known about a frame before an instruction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct State {
-    /// CFA − register, by DWARF number.
+    /// CFA − register, indexed by DWARF number.
     registers: [Distance; 16],
-    /// Where each of [`SAVED`] was saved, or [`IN_PLACE`].
+    /// Where each register of [`SAVED`] was saved, or [`IN_PLACE`].
     saved: [Distance; SAVED.len()],
-    /// Which of [`SAVED`] still hold the caller's value, a bit each, wherever else it was saved.
+    /// Bit set of the registers of [`SAVED`] that still have the caller's value, whether or not they were
+    /// also saved.
     intact: u8,
 }
 
-/// The code takes something off the stack that is not its own, or finds its frame by a register
-/// that it has not set.
+/// A contradiction: the code pops something that its function did not push, or sets rsp from a register
+/// that still belongs to the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Underflow;
 
 impl State {
-    /// At the first instruction of a function.
+    /// The state before the first instruction of a function.
     pub(super) const ENTRY: State = {
         let mut registers = [UNKNOWN; 16];
         registers[reg::RSP as usize] = RETURN_ADDRESS;
@@ -65,25 +67,26 @@ impl State {
         }
     };
 
-    /// Nothing is known.
+    /// The state in which nothing is known.
     pub(super) const LOST: State = State {
         registers: [UNKNOWN; 16],
         saved: [UNKNOWN; SAVED.len()],
         intact: 0,
     };
 
-    /// CFA − rsp, when it is known.
+    /// CFA − rsp, if it is known.
     pub(super) fn depth(&self) -> Option<i32> {
         let depth = self.registers[usize::from(reg::RSP)];
         (depth != UNKNOWN).then_some(depth)
     }
 
-    /// Whether the stack pointer, if it is known, is where a function finds it and must leave it.
+    /// Whether the stack pointer is unknown, or has the value that it had at the function's start and must
+    /// have at its return.
     pub(super) fn is_balanced(&self) -> bool {
         self.depth().is_none_or(|depth| depth == RETURN_ADDRESS)
     }
 
-    /// Leaves only what both know.
+    /// Keeps only what this state and the other agree on.
     pub(super) fn meet(&mut self, other: &State) {
         let pairs = self.registers.iter_mut().zip(&other.registers);
         for (mine, theirs) in pairs.chain(self.saved.iter_mut().zip(&other.saved)) {
@@ -94,8 +97,8 @@ impl State {
         self.intact &= other.intact;
     }
 
-    /// The rule, when the CFA can be found. During a call only the registers that a function
-    /// preserves are there.
+    /// The rule, if the CFA can be computed. During a call it can only be computed from rsp and the
+    /// registers that the called function preserves.
     pub(super) fn rule(&self, during_call: bool) -> Option<Rule> {
         let known = |base: &&u8| {
             let kept = !during_call || **base == reg::RSP || SAVED.contains(base);
@@ -112,7 +115,7 @@ impl State {
         })
     }
 
-    /// Executes the instruction, up to the next one in memory.
+    /// Applies the effects of the instruction, so that the state is that before its successor.
     pub(super) fn execute(&mut self, instruction: &Instruction) -> Result<(), Underflow> {
         match instruction.effect {
             Effect::None => {}
@@ -156,8 +159,8 @@ impl State {
         Ok(())
     }
 
-    /// What was saved below the stack pointer, and not loaded back, may be gone at any time; most
-    /// often nothing had changed the register.
+    /// Memory below the stack pointer may be overwritten at any time. So for a register that was saved
+    /// there, but still has the caller's value, the register itself is used.
     fn drop_freed(&mut self) {
         let Some(depth) = self.depth() else {
             return;
@@ -169,7 +172,7 @@ impl State {
         }
     }
 
-    /// A register gets a value of its own.
+    /// A register gets a value that has no known relation to the frame.
     fn write(&mut self, register: u8) {
         self.registers[usize::from(register)] = UNKNOWN;
         if let Some(index) = saved_index(register) {
@@ -196,7 +199,7 @@ impl State {
 
     fn pop(&mut self, to: u8) -> Result<(), Underflow> {
         let at = self.registers[usize::from(reg::RSP)];
-        // The return address, or something above it.
+        // This would pop the return address, or something above it.
         if at != UNKNOWN && at <= RETURN_ADDRESS {
             return Err(Underflow);
         }
@@ -205,7 +208,8 @@ impl State {
         Ok(())
     }
 
-    /// A register that belongs to the caller cannot tell where this frame is.
+    /// Returns an error if rsp is to be set from a register that the function has not set: such a register
+    /// belongs to the caller, and cannot point into this frame.
     fn must_be_set(&self, register: u8) -> Result<(), Underflow> {
         let untouched = saved_index(register).is_some_and(|index| self.saved[index] == IN_PLACE);
         if untouched && self.registers[usize::from(register)] == UNKNOWN {
@@ -220,7 +224,7 @@ impl State {
         self.pop(reg::RBP)
     }
 
-    /// Eight bytes of the stack get another value.
+    /// Eight bytes of the stack are overwritten; registers that were saved there are lost.
     fn overwrite(&mut self, at: Distance) {
         if at == UNKNOWN {
             return;
@@ -255,7 +259,7 @@ impl State {
     }
 }
 
-/// The distance of what lies `bytes` above.
+/// The distance of the place that lies `bytes` above the given one.
 fn moved(from: Distance, bytes: i64) -> Distance {
     if from == UNKNOWN {
         return UNKNOWN;
