@@ -116,7 +116,7 @@ pub enum CallersAt {
     SystemCalls,
 }
 
-/// Most samples per second and CPU. At higher rates the recording mostly measures its own sampling.
+/// Maximum number of samples per second and CPU. At higher rates the recording mostly measures its own sampling.
 const MAX_FREQUENCY: i64 = 10_000;
 
 /// The formats of a summary.

@@ -37,16 +37,16 @@ const FULL_PATIENCE: Duration = Duration::from_millis(500);
 /// loop therefore waits for at most a third of its time.
 const REGAINED_PART: u32 = 3;
 
-/// Most threads that may be overdue.
+/// Maximum number of overdue threads.
 const MAX_OVERDUE: usize = 32;
 
-/// Most overdue threads that the processes of one user may cause.
+/// Maximum number of overdue threads that the processes of one user may cause.
 const MAX_OVERDUE_OF_USER: usize = 4;
 
 /// Once work has been overdue for this long, its device is considered dead. A slow disk answers sooner.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Most idle threads that are kept for later work.
+/// Maximum number of idle threads that are kept for later work.
 const MAX_IDLE: usize = 2;
 
 /// A device's major and minor number.

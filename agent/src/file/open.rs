@@ -18,7 +18,7 @@ use std::{
 
 use super::{FileVersion, is_local};
 
-/// Most threads that close files.
+/// Maximum number of threads that close files.
 const MAX_CLOSING: usize = 32;
 
 /// Files that wait to be closed, and the number of threads that close them.
@@ -110,10 +110,10 @@ fn close_files() {
 /// Largest file that is copied into memory, bytes.
 const MAX_COPY: u64 = 64 << 20;
 
-/// Most bytes of copies from one device. The sizes of its files are what its server says.
+/// Maximum size of all copies from one device, bytes. The device's server decides how large its files are.
 const MAX_COPIES_OF_DEVICE: u64 = 128 << 20;
 
-/// Most bytes of all copies together.
+/// Maximum size of all copies together, bytes.
 const MAX_COPIES: u64 = 512 << 20;
 
 /// Bytes of copies by device: major and minor number.

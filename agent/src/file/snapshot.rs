@@ -23,7 +23,8 @@ const YOUNG: i64 = 3600;
 /// Largest file that is copied, bytes. The copy is made while a sample waits for its stack.
 const MAX_FILE: u64 = 32 << 20;
 
-/// Most bytes of all copies together. The copies are files without a name in the directory for temporary files.
+/// Maximum size of all copies together, bytes. The copies are files without a name in the
+/// directory for temporary files.
 const MAX_BYTES: u64 = 128 << 20;
 
 /// Counts the bytes of all snapshots, which are limited to [`MAX_BYTES`].

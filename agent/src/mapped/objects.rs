@@ -34,14 +34,15 @@ use crate::{
     unwind::Cfi,
 };
 
-/// Most files that are kept open. Samples in further files are left to user space, which cannot unwind them
-/// either. A machine with a thousand containers has about two thousand different binaries and libraries.
+/// Maximum number of files that are kept open. Samples in further files are left to user space, which cannot unwind
+/// them either. A machine with a thousand containers has about two thousand different binaries and libraries.
 const MAX_OBJECTS: usize = 16_384;
 
-/// Most files that are remembered as unavailable in a process, and most that are remembered as having no code.
+/// Maximum number of files that are remembered as unavailable in a process, and of files that
+/// are remembered as having no code.
 const MAX_LOST: usize = 4096;
 
-/// Most mount namespaces whose directory of debug files is kept open: a thousand containers.
+/// Maximum number of mount namespaces whose directory of debug files is kept open: a thousand containers.
 const MAX_DEBUG_DIRS: usize = 1024;
 
 /// How long a file stays open after its last mapping has gone, nanoseconds. A program that is

@@ -10,13 +10,14 @@ pub use exports::Exports;
 
 use std::ops::Range;
 
-/// Most bytes of a build id. Linkers write 8 to 32; a longer note is not taken for a build id.
+/// Maximum length of a build id, bytes. Linkers write 8 to 32; a longer note is not taken for a build id.
 pub const MAX_BUILD_ID: usize = 64;
 
-/// Most executable segments of a file. Linkers write one, seldom two.
+/// Maximum number of executable segments of a file. Linkers write one, seldom two.
 pub const MAX_EXECUTABLE_SEGMENTS: usize = 64;
 
-/// Most executable sections of a file; linkers write half a dozen. For a file with more, [`Object::code`] is empty.
+/// Maximum number of executable sections of a file; linkers write half a dozen. For a file with
+/// more, [`Object::code`] is empty.
 pub const MAX_CODE_SECTIONS: usize = 64;
 
 /// Why a file's facts could not be read.

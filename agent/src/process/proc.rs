@@ -29,8 +29,8 @@ pub fn pids() -> Vec<u32> {
 /// The link to the initial pid namespace: `PROC_PID_INIT_INO`, include/linux/proc_ns.h.
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 
-/// Most threads of a process that are checked to find a living one. All threads but the first
-/// disappear from `/proc` when they end, so the first one that is checked is nearly always alive.
+/// Maximum number of threads of a process that are checked to find a living one. All threads but the
+/// first disappear from `/proc` when they end, so the first one that is checked is nearly always alive.
 const MAX_THREADS: usize = 1024;
 
 /// Whether this process sees the processes of the whole machine. `None` without `/proc`.
@@ -122,8 +122,8 @@ pub fn is_trusted_by(pid: u32, file: &File) -> bool {
     ids.peek().is_some() && (owner == 0 || ids.any(|id| id.parse() == Ok(owner)))
 }
 
-/// Most bytes that are read of a process's list of mappings: as many mappings as the kernel
-/// allows, with long paths.
+/// Maximum number of bytes that are read of a process's list of mappings: as many mappings as
+/// the kernel allows, with long paths.
 const MAX_MAPS_BYTES: u64 = 64 << 20;
 
 /// The executable mappings of a process, ordered by address, at most [`MAX_KEPT_MAPPINGS`];

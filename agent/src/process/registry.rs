@@ -13,14 +13,15 @@ use super::{
 };
 use crate::kernel::{Event, EventKind, MappedObject};
 
-/// Most ended processes that are remembered. Records that are read later may refer to them: a
-/// statement refers to the process that sent it.
+/// Maximum number of ended processes that are remembered. Records that are read later may refer
+/// to them: a statement refers to the process that sent it.
 pub const REMEMBERED: usize = 1024;
 
-/// Most changes of a process's name that are followed. Each one makes it another process in the profile.
+/// Maximum number of changes of a process's name that are followed. Each one makes it another
+/// process in the profile.
 const MAX_RENAMES: u32 = 64;
 
-/// Most processes without their first thread that are checked in one call.
+/// Maximum number of processes without their first thread that are checked in one call.
 const MAX_LOOKS: usize = 64;
 
 /// A process.

@@ -4,13 +4,13 @@ use std::{fs::File, io::Read as _, os::unix::fs::FileExt as _};
 
 use prost::Message as _;
 
-/// Most bytes that are read of an environment.
+/// Maximum number of bytes that are read of an environment.
 const MAX_ENVIRONMENT: u64 = 1 << 20;
-/// Most bytes that are read of a list of mappings: some 80,000 mappings.
+/// Maximum number of bytes that are read of a list of mappings: some 80,000 mappings.
 const MAX_MAPS: u64 = 8 << 20;
-/// Most bytes that are kept of a service's name.
+/// Maximum number of bytes that are kept of a service's name.
 const MAX_NAME: usize = 256;
-/// Most bytes of a published resource. A larger one is ignored.
+/// Maximum size of a published resource, bytes. A larger one is ignored.
 const MAX_RESOURCE: u32 = 1 << 16;
 /// Attempts to read a published resource that changes meanwhile.
 const ATTEMPTS: u32 = 3;

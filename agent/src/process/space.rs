@@ -4,7 +4,7 @@ use std::{cell::Cell, ffi::OsStr, ops::Deref, os::unix::ffi::OsStrExt as _, path
 
 use crate::kernel::MappedObject;
 
-/// Most mappings that are kept of a process: twice as many as the kernel is given
+/// Maximum number of mappings that are kept of a process: twice as many as the kernel is given
 /// ([`agent_ebpf::limits::MAX_MAPPINGS`]), because the kernel does not report what is unmapped.
 /// If there are more, the process is read again.
 pub const MAX_KEPT_MAPPINGS: usize = 2 * agent_ebpf::limits::MAX_MAPPINGS;
