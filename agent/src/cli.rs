@@ -122,7 +122,7 @@ const MAX_FREQUENCY: i64 = 10_000;
 /// The formats of a summary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SummaryForm {
-    /// A table for people.
+    /// A table as text.
     Text,
     /// One JSON object on standard output, everything else on standard error.
     Json,
@@ -181,7 +181,8 @@ pub enum Frames {
 pub struct Queries {
     /// A recording (.pb.gz)
     pub file: PathBuf,
-    /// Only samples with this label: database=shop, query=products, service=, trace= and others (may be repeated)
+    /// Only samples with this label, for example database=shop or query=products; `service=`
+    /// and `trace=` work as well (may be repeated)
     #[arg(long, value_name = "KEY=VALUE")]
     pub filter: Vec<Filter>,
     /// Print a JSON array with one object per query

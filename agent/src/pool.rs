@@ -1,11 +1,12 @@
-//! Threads for work that may block: opening files that others chose, reading `/proc` and the memory of other
-//! processes.
+//! Threads for work that may block: opening files that other processes chose, reading `/proc`
+//! and the memory of other processes.
 //!
-//! The session's loop must keep reading the ring buffer, so it never does such work itself. It hands each piece to a
-//! thread of this pool and waits for a short time only. Nearly all work is done by then, which keeps the loop simple:
-//! it goes on with the answer in hand. Work that takes longer is overdue: the loop goes on without the answer, and the
-//! thread counts against bounds until it comes back. A thread that waits for a file system that never answers cannot
-//! be ended from here, so new work for the same user or the same device is refused while too many are overdue.
+//! The session's loop must keep reading the ring buffer, so it never does such work itself. It hands
+//! each piece to a thread of this pool and waits for a short time only. Nearly all work is done by
+//! then, which keeps the loop simple: it continues with the answer in hand. Work that takes longer
+//! is overdue: the loop continues without the answer, and the thread counts against limits until its
+//! work is done. A thread that waits for a file system that never answers cannot be ended from here,
+//! so new work for the same user or the same device is refused while too many threads are overdue.
 
 use std::{
     fmt, fs,
@@ -22,9 +23,9 @@ use std::{
 
 use crate::{cost::go_first, kernel::MappedObject, process::mapped_objects};
 
-/// How long the loop waits for one answer. The ring buffer has room for an eighth of a second in which every sample
-/// carries the largest stack copy ([`agent_ebpf::limits::ring_bytes`]), and for much longer as a rule. A large file on
-/// a slow machine takes as long.
+/// How long the loop waits for one answer. The ring buffer has room for an eighth of a second
+/// in which every sample carries the largest stack copy ([`agent_ebpf::limits::ring_bytes`]),
+/// and normally for much longer. Opening a large file on a slow machine may take as long.
 const LONGEST_WAIT: Duration = Duration::from_millis(250);
 
 /// How long the loop waits for one answer while nothing is sampled.
@@ -57,7 +58,7 @@ pub type Device = (u32, u32);
 pub struct Subject {
     /// The process.
     pub pid: u32,
-    /// For work on a file, its path as the process sees it, and its device.
+    /// For work on a file: its path as the process sees it, and its device.
     pub file: Option<(PathBuf, Device)>,
 }
 
@@ -133,7 +134,7 @@ struct Overdue {
 pub struct WorkerPool {
     idle: Vec<Worker>,
     overdue: Vec<Overdue>,
-    /// How long the loop may still wait.
+    /// How long the loop may still wait in total.
     patience: Duration,
     /// When `patience` was last updated.
     updated: Instant,

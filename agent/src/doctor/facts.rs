@@ -94,7 +94,7 @@ type Loaded = (
 
 /// Loads everything that recording loads, without starting the sampling clock.
 fn load() -> Loaded {
-    /// The value does not matter, because the clock is not started.
+    /// Determines only the size of the ring buffer, because the clock is not started.
     const PERIOD_NS: u64 = 1_000_000_000;
     let kernel = Kernel::load(&Options {
         period_ns: PERIOD_NS,

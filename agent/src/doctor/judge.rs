@@ -81,7 +81,7 @@ fn btf(facts: &Facts) -> Finding {
         Err(error) => missing(
             "BTF",
             format!("/sys/kernel/btf/vmlinux: {error}"),
-            "use a kernel built with CONFIG_DEBUG_INFO_BTF=y (as those of all distributions are); in a container, mount /sys",
+            "use a kernel built with CONFIG_DEBUG_INFO_BTF=y (those of all distributions are); in a container, mount /sys",
         ),
     }
 }

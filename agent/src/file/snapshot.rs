@@ -17,7 +17,7 @@ use std::{
 
 use super::{FileVersion, OpenFile};
 
-/// A file whose last change is longer ago than this is not copied, seconds.
+/// A file is copied only if it was changed within this time, seconds.
 const YOUNG: i64 = 3600;
 
 /// Largest file that is copied, bytes. The copy is made while a sample waits for its stack.
@@ -27,7 +27,7 @@ const MAX_FILE: u64 = 32 << 20;
 /// directory for temporary files.
 const MAX_BYTES: u64 = 128 << 20;
 
-/// Counts the bytes of all snapshots, which are limited to [`MAX_BYTES`].
+/// Counts the bytes of all snapshots, which are limited.
 #[derive(Debug, Default)]
 pub struct SnapshotRoom {
     used: AtomicU64,

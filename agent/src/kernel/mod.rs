@@ -49,7 +49,7 @@ pub enum Error {
         btf::VMLINUX
     )]
     ReadBtf {
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// The kernel's type information is malformed.
@@ -71,7 +71,7 @@ pub enum Error {
     Program {
         /// Its name.
         program: &'static str,
-        /// Why.
+        /// The cause.
         source: Box<ProgramError>,
     },
     /// A map could not be read or written.
@@ -79,7 +79,7 @@ pub enum Error {
     Map {
         /// Its name.
         map: &'static str,
-        /// Why.
+        /// The cause.
         source: Box<MapError>,
     },
     /// The list of processors could not be read.
@@ -87,7 +87,7 @@ pub enum Error {
     Cpus {
         /// The file.
         path: &'static str,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// A CPU was added to the machine, for which the maps have no place.
@@ -98,7 +98,7 @@ pub enum Error {
     Lifecycle {
         /// The CPU.
         cpu: u32,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }

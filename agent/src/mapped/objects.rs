@@ -42,7 +42,8 @@ const MAX_OBJECTS: usize = 16_384;
 /// are remembered as having no code.
 const MAX_LOST: usize = 4096;
 
-/// Maximum number of mount namespaces whose directory of debug files is kept open: a thousand containers.
+/// Maximum number of mount namespaces whose directory of debug files is kept open: enough for a
+/// thousand containers.
 const MAX_DEBUG_DIRS: usize = 1024;
 
 /// How long a file stays open after its last mapping has gone, nanoseconds. A program that is
@@ -493,9 +494,9 @@ fn debug_dir(pid: u32, dirs: &DebugDirs) -> Option<Arc<File>> {
     dir
 }
 
-/// Opens the file of a mapping: through the mapping itself, which gives the right file even if it was
-/// deleted or replaced; else by its path as the process sees it; else, in case the process has ended, by the
-/// same path in the agent's own namespace. A file found by its path must have the inode of the mapped one.
+/// Opens the file of a mapping: through the mapping itself, which gives the right file even if it was deleted
+/// or replaced; else by its path as the process sees it; else, in case the process has ended, by the same
+/// path in the agent's own mount namespace. A file found by its path must have the inode of the mapped one.
 fn open(pid: u32, mapping: &MappedObject, key: FileKey) -> io::Result<File> {
     let (start, end) = (mapping.start, mapping.end);
     // If the first thread of a process has ended, the mappings can be read from another thread.

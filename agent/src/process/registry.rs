@@ -52,7 +52,7 @@ pub struct Process {
 /// the kernel may make it wait for locks that the process holds.
 pub type MappingReader<'a> = &'a mut dyn FnMut(u32) -> Option<Vec<MappedObject>>;
 
-/// All processes.
+/// The processes that are known.
 #[derive(Debug, Default)]
 pub struct Registry {
     processes: HashMap<u32, Process>,

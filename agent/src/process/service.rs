@@ -69,9 +69,9 @@ fn cut(mut name: String) -> String {
     name
 }
 
-/// Reads `service.name` from the context at an address. Its header: signature (8 bytes),
-/// version (4), size of the payload (4), time of publishing (8), address of the payload (8).
-/// `None` if there is none, or if it changed while it was read.
+/// Reads `service.name` from the context at the address `place`. Its header: signature (8
+/// bytes), version (4), size of the payload (4), time of publishing (8), address of the payload
+/// (8). `None` if there is no such name, or if the context changed while it was read.
 fn resource(memory: &File, place: u64) -> Option<String> {
     const VERSION: u32 = 2;
     let read = || {

@@ -106,8 +106,8 @@ impl AddressSpace {
         own.map(place).eq(others.map(place))
     }
 
-    /// Whether exactly this mapping is known and need not be added again. A file that was looked
-    /// up before must be, because it may have been overwritten before it was mapped again.
+    /// Whether exactly this mapping is known, with the file's current version. If the file was looked
+    /// up before, it may have been overwritten before it was mapped again, so the answer is then false.
     pub fn is_up_to_date(&self, object: &MappedObject) -> bool {
         self.find(object.start).is_some_and(|known| {
             known.object == *object && (known.file.is_none() || known.backing.get().is_none())
