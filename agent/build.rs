@@ -1,8 +1,8 @@
-//! Builds the kernel programs with whichever compiler for BPF this machine has.
+//! Builds the BPF programs with the first of these compilers that this machine has:
 //!
 //! - Debian's stable rustc with a precompiled `core` for BPF (packages `rustc-web` and
 //!   `libstd-rust-web-dev-bpf`), at `/usr/bin/rustc`;
-//! - else the toolchain `nightly` of rustup with the component `rust-src`.
+//! - the toolchain `nightly` of rustup with the component `rust-src`.
 
 use std::{
     env,
@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya_build::{Package, Toolchain};
 
-/// Debian's compiler.
+/// Path of Debian's compiler.
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 
 fn main() -> Result<()> {
@@ -33,8 +33,9 @@ fn main() -> Result<()> {
         ..Package::default()
     };
     let toolchain = if debian_has_core_for_bpf() {
-        // aya-build runs `cargo` of the stable toolchain; this makes that cargo run Debian's
-        // compiler. One crate needs one unstable feature (inline assembly for BPF).
+        // aya-build runs `cargo` of the stable toolchain. `CARGO_BUILD_RUSTC` makes that cargo
+        // run Debian's compiler, and `RUSTC_BOOTSTRAP` lets the one crate that needs it use an
+        // unstable feature (inline assembly for BPF).
         // SAFETY: the build script has no other thread.
         unsafe {
             env::set_var("CARGO_BUILD_RUSTC", DEBIAN_RUSTC);
@@ -50,8 +51,8 @@ fn main() -> Result<()> {
     )
 }
 
-/// Takes away what would compile the kernel programs otherwise than a clean build does: the verifier judges
-/// instructions, and accepts those of one compilation and refuses those of the other.
+/// Removes settings that would make the BPF programs differ from those of a clean build. The
+/// verifier judges instructions, and may accept the output of one build and reject that of another.
 fn same_programs_in_every_build() {
     let overrides: Vec<_> = env::vars_os()
         .map(|(name, _)| name)
@@ -69,7 +70,7 @@ fn same_programs_in_every_build() {
     }
 }
 
-/// Whether Debian's compiler is there with `core` for BPF.
+/// Whether Debian's compiler is installed together with `core` for BPF.
 fn debian_has_core_for_bpf() -> bool {
     println!("cargo:rerun-if-changed={DEBIAN_RUSTC}");
     if !Path::new(DEBIAN_RUSTC).exists() {

@@ -1,4 +1,4 @@
-//! The command line, in two steps: as parsed, then resolved and checked.
+//! The command line: parsed by clap, then checked and converted.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -17,27 +17,27 @@ use flamestorm::{
 #[derive(Debug, Parser)]
 #[command(name = "flamestorm", version, arg_required_else_help = true)]
 pub struct Cli {
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// The commands.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Record CPU stacks and write flame graphs and profiles
     #[command(after_help = RECORD_EXAMPLES)]
     Record(Record),
-    /// Print the table and draw the pictures of a recording again
+    /// Print the summary of a recording again, and draw its pictures
     Report(Report),
-    /// Print the CPU time of PostgreSQL by query, and who asked
+    /// Print the CPU time of PostgreSQL by query and caller
     Queries(Queries),
-    /// Tell what grew and what shrank between two recordings
+    /// Show what grew and what shrank between two recordings
     #[command(after_help = DIFF_EXAMPLES)]
     Diff(Diff),
-    /// Tell what this machine offers, and how to mend what is missing
+    /// Check what this machine offers for recording, and how to fix what is missing
     Doctor(Doctor),
-    /// Read symbols for a recording, on a socket at standard input: the agent starts this itself
+    /// Look up symbols for a recording, over a socket on standard input: the agent starts this itself
     #[command(name = naming::NAMER_ARGUMENT, hide = true)]
     NameFunctions,
 }
@@ -49,8 +49,8 @@ Examples:
   flamestorm record --output build.svg -- make   a command, from its first instruction
   flamestorm record --duration 5s --output - | head
 
-After the recording functions are named; Ctrl-C ends that early and writes what there is. Until it is done the
-recording without names is where the .pb.gz will be.
+Functions are named after the recording has ended. Ctrl-C ends that early and writes what there is. Until it is done,
+the recording without names is at the path of the .pb.gz.
 
 Needs root, or the capabilities that `flamestorm doctor` names.";
 
@@ -59,46 +59,46 @@ Examples:
   flamestorm diff before.pb.gz after.pb.gz --output difference.svg
   flamestorm diff before.pb.gz after.pb.gz --filter service=checkout --view app --sort total
 
-Two .pb.gz are normalised by their lengths: the unit is CPU seconds per second. Two .folded, which know no
-length, are normalised by their sums.";
+Two .pb.gz files are normalised by their durations: the unit is CPU seconds per second. Two .folded files, which
+record no duration, are normalised by their totals.";
 
 /// `flamestorm record`
 #[derive(Debug, Args)]
 pub struct Record {
-    /// Only this process and the children it will have (may be repeated)
+    /// Record only this process and its future children (may be repeated)
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
     pub pid: Vec<u32>,
-    /// Only processes or threads of this name (may be repeated)
+    /// Record only processes or threads with this name (may be repeated)
     #[arg(long, value_name = "NAME")]
     pub comm: Vec<String>,
     /// Samples per second and CPU
     #[arg(long, short = 'F', value_name = "HZ", default_value_t = 99,
           value_parser = clap::value_parser!(u32).range(1..=MAX_FREQUENCY))]
     pub frequency: u32,
-    /// How long, for example 10s or 2m; without it until Ctrl-C, or until COMMAND ends
+    /// How long to record, for example 10s or 2m; by default until Ctrl-C, or until COMMAND ends
     #[arg(long, short, value_name = "TIME", value_parser = duration)]
     pub duration: Option<Duration>,
-    /// File to write, by extension: .svg, .folded, .pb.gz; - is folded stacks on standard output
-    /// (may be repeated) [default: flamestorm.svg and flamestorm.pb.gz]
+    /// File to write; its extension (.svg, .folded, .pb.gz) selects the format, and - means folded
+    /// stacks on standard output (may be repeated) [default: flamestorm.svg and flamestorm.pb.gz]
     #[arg(long, short, value_name = "FILE")]
     pub output: Vec<PathBuf>,
-    /// How to tell what was found. Where standard output carries json, or stacks (--output -), what COMMAND writes to
-    /// its standard output goes to standard error
+    /// Format of the summary. When standard output carries JSON, or stacks (--output -), the
+    /// standard output of COMMAND is redirected to standard error
     #[arg(long, value_name = "FORM", default_value = "text")]
     pub summary: SummaryForm,
     /// How stacks are shown.
     #[command(flatten)]
     pub show: Show,
-    /// Texts of queries: without their literals, or as they are
+    /// Whether the texts of queries are kept without their literals, or in full
     #[arg(long, value_name = "TEXT", default_value = "normalized")]
     pub query_text: QueryText,
-    /// Stacks that each CPU may take in one second where programs send to PostgreSQL; beyond it chance
-    /// chooses, and the other callers are not known. 0: callers are not looked for, and sends cost
-    /// nothing more than without a recording
+    /// Number of stacks that each CPU may take per second where programs send to PostgreSQL.
+    /// When there are more sends, a random choice of them is taken, and the other callers are
+    /// unknown. 0: callers are not looked for, and recording does not slow down sends
     #[arg(long, value_name = "NUMBER", default_value_t = session::CALLER_STACKS_PER_SECOND,
           value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     pub caller_stacks: u32,
-    /// Where sends to PostgreSQL are seen, instead of the cheapest place that the kernel has: for tests
+    /// Where in the kernel sends to PostgreSQL are observed, instead of the cheapest place available: for tests
     #[arg(long, value_name = "PLACE", hide = true)]
     pub callers_at: Option<CallersAt>,
     /// Command to start and record
@@ -106,43 +106,43 @@ pub struct Record {
     pub command: Vec<String>,
 }
 
-/// See [`Senders`].
+/// Where sends are observed, see [`Senders`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum CallersAt {
     /// Tracepoints of sockets.
     Tracepoints,
-    /// Functions of the kernel.
+    /// Kprobes at functions of the kernel.
     Functions,
-    /// Every system call.
+    /// The entry of every system call.
     SystemCalls,
 }
 
-/// Most samples per second and CPU: beyond it the sampling itself is what is measured.
+/// Maximum number of samples per second and CPU. At higher rates the recording mostly measures its own sampling.
 const MAX_FREQUENCY: i64 = 10_000;
 
-/// The forms of a summary.
+/// The formats of a summary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SummaryForm {
-    /// A table for people.
+    /// A table as text.
     Text,
     /// One JSON object on standard output, everything else on standard error.
     Json,
 }
 
-/// How stacks are shown; a .pb.gz always keeps everything.
+/// Which part of the stacks is shown, and how. A .pb.gz always keeps all of it.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Show {
-    /// What of PostgreSQL's work is shown: its callers' stacks up to the query, its own from the query on,
-    /// or both as one
+    /// Which part of PostgreSQL's work is shown: its callers' stacks down to the query, its own
+    /// stacks from the query on, or both joined
     #[arg(long, value_name = "VIEW", default_value = "stitched")]
     pub view: ViewName,
-    /// Frames of asynchronous Rust: without the runtime's plumbing, or as they are
+    /// Frames of asynchronous Rust: without the runtime's polling code, or all of them
     #[arg(long, value_name = "FRAMES", default_value = "folded")]
     pub frames: Frames,
 }
 
 impl Show {
-    /// What pictures and tables show of a profile.
+    /// The part of a profile that pictures and tables show.
     pub fn of(self, profile: &ResolvedProfile) -> ResolvedProfile {
         let view = match self.view {
             ViewName::App => View::App,
@@ -160,18 +160,18 @@ impl Show {
 /// The views of a profile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ViewName {
-    /// Programs, and what their queries cost, without the inside of the database.
+    /// Programs with the cost of their queries, without the frames inside the database.
     App,
-    /// The database's processes by query.
+    /// The database's processes, by query.
     Database,
-    /// The caller's stack, then the query, then the database's.
+    /// The caller's stack, then the query, then the database's stack.
     Stitched,
 }
 
 /// How frames of asynchronous Rust are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Frames {
-    /// Only functions that somebody wrote to do something.
+    /// Without the runtime's polling code.
     Folded,
     /// Every frame.
     Raw,
@@ -182,18 +182,19 @@ pub enum Frames {
 pub struct Queries {
     /// A recording (.pb.gz)
     pub file: PathBuf,
-    /// Only samples with this label, for example database=shop, query=products, service=, trace= (may be repeated)
+    /// Only samples with this label, for example database=shop or query=products; `service=`
+    /// and `trace=` work as well (may be repeated)
     #[arg(long, value_name = "KEY=VALUE")]
     pub filter: Vec<Filter>,
-    /// A JSON array with an object for each query
+    /// Print a JSON array with one object per query
     #[arg(long)]
     pub json: bool,
 }
 
-/// What is kept of a query's text.
+/// How much of a query's text is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum QueryText {
-    /// Without literals and comments: they may be private.
+    /// Without literals and comments, which may be private.
     Normalized,
     /// As the client sent it.
     Full,
@@ -208,14 +209,14 @@ pub struct Report {
     /// stacks (may be repeated)
     #[arg(long, value_name = "KEY=VALUE")]
     pub filter: Vec<Filter>,
-    /// File to write, by extension: .svg, .folded, .pb.gz; - is folded stacks on standard output
-    /// (may be repeated)
+    /// File to write; its extension (.svg, .folded, .pb.gz) selects the format, and - means
+    /// folded stacks on standard output (may be repeated)
     #[arg(long, short, value_name = "FILE")]
     pub output: Vec<PathBuf>,
     /// How stacks are shown.
     #[command(flatten)]
     pub show: Show,
-    /// How to tell what was found
+    /// Format of the summary
     #[arg(long, value_name = "FORM", default_value = "text")]
     pub summary: SummaryForm,
 }
@@ -223,25 +224,25 @@ pub struct Report {
 /// `flamestorm diff`
 #[derive(Debug, Args)]
 pub struct Diff {
-    /// The recording before (.pb.gz or .folded)
+    /// The earlier recording (.pb.gz or .folded)
     pub before: PathBuf,
-    /// The recording after, of the same kind
+    /// The later recording, in the same format
     pub after: PathBuf,
-    /// Only samples with this label, as for `report`; one of the recordings may have none of them (may be
-    /// repeated)
+    /// Only samples with this label, as for `report`; one of the recordings may have no such
+    /// samples (may be repeated)
     #[arg(long, value_name = "KEY=VALUE")]
     pub filter: Vec<Filter>,
-    /// File to write, by extension: .svg, .folded (`stack before after`); - is folded stacks on standard
-    /// output (may be repeated)
+    /// File to write; its extension selects the format: .svg, or .folded (`stack before
+    /// after`); - means folded stacks on standard output (may be repeated)
     #[arg(long, short, value_name = "FILE")]
     pub output: Vec<PathBuf>,
     /// How stacks are shown.
     #[command(flatten)]
     pub show: Show,
-    /// What the table is sorted by: change in the function itself, or with all that it calls
+    /// Sort the table by the change in the function itself, or including everything it calls
     #[arg(long, value_name = "FIGURE", default_value = "self")]
     pub sort: Sort,
-    /// One JSON object on standard output
+    /// Print one JSON object on standard output
     #[arg(long)]
     pub json: bool,
 }
@@ -249,10 +250,10 @@ pub struct Diff {
 /// What a table of changes is sorted by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Sort {
-    /// The function itself.
+    /// The change in the function itself.
     #[value(name = "self")]
     Own,
-    /// With all that it calls.
+    /// The change including everything that the function calls.
     Total,
 }
 
@@ -268,13 +269,13 @@ impl From<Sort> for SortBy {
 /// `flamestorm doctor`
 #[derive(Debug, Args)]
 pub struct Doctor {
-    /// One JSON object instead of lines
+    /// Print one JSON object instead of lines
     #[arg(long)]
     pub json: bool,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    // A bare number is seconds, as everywhere.
+    // A bare number is a number of seconds.
     if let Ok(seconds) = text.parse::<f64>()
         && let Ok(duration) = Duration::try_from_secs_f64(seconds)
         && !duration.is_zero()
@@ -283,16 +284,17 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
     match humantime::parse_duration(text) {
         Ok(duration) if !duration.is_zero() => Ok(duration),
-        Ok(_) => Err("must be longer than nothing".to_owned()),
+        Ok(_) => Err("must be longer than zero".to_owned()),
         Err(error) => Err(format!("{error} (for example 10s, 2m, 500ms)")),
     }
 }
 
 impl Record {
-    /// What to record.
+    /// Checks the arguments and makes the session's configuration from them. `started` is when
+    /// the agent was started, nanoseconds of `CLOCK_MONOTONIC`.
     ///
     /// # Errors
-    /// Targets that exclude each other, or a name that no process can have.
+    /// The targets exclude each other, there are too many names, or a name is empty.
     pub fn config(&self, started: u64) -> Result<session::Config, String> {
         let targets = !self.pid.is_empty() || !self.comm.is_empty();
         if targets && !self.command.is_empty() {
@@ -320,7 +322,7 @@ impl Record {
         })
     }
 
-    /// The files to write.
+    /// The files to write: those given, or else the defaults.
     pub fn outputs(&self) -> Vec<PathBuf> {
         if self.output.is_empty() {
             return vec!["flamestorm.svg".into(), "flamestorm.pb.gz".into()];
@@ -329,7 +331,7 @@ impl Record {
     }
 }
 
-/// A name as the kernel keeps it: cut at 15 bytes, as `ps` and `pgrep` show it.
+/// A name as the kernel stores it: truncated to 15 bytes, as `ps` and `pgrep` show it.
 fn comm(name: &str) -> Result<String, String> {
     if name.is_empty() {
         return Err("--comm: the name is empty".to_owned());
@@ -361,7 +363,7 @@ mod tests {
         assert!(parse(&["doctor", "--json"]).is_ok());
     }
 
-    /// Nonsense is refused by name.
+    /// Invalid arguments are rejected.
     #[test]
     fn refused() {
         for words in [
@@ -389,7 +391,7 @@ mod tests {
         assert!(duration("1e300").is_err());
     }
 
-    /// Names are cut as the kernel cuts them.
+    /// Names are truncated as the kernel truncates them.
     #[test]
     fn names() {
         assert_eq!(comm("postgres").unwrap(), "postgres");

@@ -1,4 +1,4 @@
-//! The clock of samples and events, and the wall clock against it.
+//! The monotonic clock of samples and events, and the offset of the wall clock from it.
 
 use agent_ebpf::postgres::{WALL_CLOCK_STEP, WallClock};
 
@@ -17,7 +17,7 @@ fn clock(clock: libc::clockid_t) -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// Follows the wall clock.
+/// Reads the wall clock's offset and detects when the wall clock was set.
 #[derive(Default)]
 pub struct WallClockReader {
     clock: WallClock,
@@ -25,9 +25,10 @@ pub struct WallClockReader {
 }
 
 impl WallClockReader {
-    /// The wall clock as it is now, and as it was before it was last set.
+    /// The current offsets of the wall clock and of TAI, and the wall clock's offset before it was last set.
     pub fn read(&mut self) -> WallClock {
-        // Read first: when the clock is set between the two, the kernel programs find it set, and not the other way round.
+        // The TAI offset is read first. If the clock is set between the two reads, the kernel programs then
+        // compare against the old TAI offset and notice the change. In the other order they would not notice it.
         self.clock.tai_offset = offset_of(libc::CLOCK_TAI);
         let (offset, time) = (offset_of(libc::CLOCK_REALTIME), now());
         self.update(offset, time);
@@ -47,7 +48,8 @@ impl WallClockReader {
     }
 }
 
-/// A clock − `CLOCK_MONOTONIC`, nanoseconds: the middle of the narrowest of three readings.
+/// Offset of a clock from `CLOCK_MONOTONIC`, nanoseconds. Of three readings the one that took
+/// the least time is used.
 fn offset_of(id: libc::clockid_t) -> i64 {
     let read = || {
         let before = now() as i64;
@@ -63,7 +65,7 @@ fn offset_of(id: libc::clockid_t) -> i64 {
 mod tests {
     use super::*;
 
-    /// The offset before a step is kept until the next step; small differences are none.
+    /// The offset before a step is kept until the next step. Small differences are not steps.
     #[test]
     fn a_clock_that_is_set() {
         let mut reader = WallClockReader::default();

@@ -1,18 +1,18 @@
-//! What the agent itself consumes, and what the machine lost meanwhile.
+//! Resources that the agent itself uses, and CPU time that the hypervisor took from the machine.
 
 use std::fs;
 
-/// Nice value of the threads that read and compile while a recording runs. On a machine on fire dozens
-/// of tasks wait for every CPU; a profiler that waits in the same queue loses what it is there to see.
-/// What it takes is bounded and told in the summary.
+/// Nice value of the threads that read and compile while a recording runs. On an overloaded machine
+/// dozens of tasks wait for every CPU, and a profiler with the same priority would lose samples
+/// exactly when they matter. The CPU time that the agent takes is bounded and reported in the summary.
 const RECORDING_NICE: i32 = -10;
 
-/// Lets this thread go before others while it records, where that is allowed (`CAP_SYS_NICE`).
+/// Raises this thread's priority while it records. Without `CAP_SYS_NICE` this has no effect.
 pub fn go_first() {
     set_nice(RECORDING_NICE);
 }
 
-/// Takes [`go_first`] back.
+/// Undoes [`go_first`].
 pub fn go_as_usual() {
     set_nice(0);
 }
@@ -22,13 +22,13 @@ fn set_nice(nice: i32) {
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
 }
 
-/// CPU time of this process so far, user and system, all threads, seconds.
+/// CPU time of this process so far, seconds: user and system time of all threads.
 pub fn cpu_seconds() -> f64 {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: as above.
+    // SAFETY: the struct is valid and is only written to; this clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
@@ -47,8 +47,8 @@ pub fn max_rss_bytes() -> u64 {
     kib.unwrap_or(0) * 1024
 }
 
-/// CPU time that the hypervisor took from this machine since it started, seconds (the eighth figure
-/// of the first line of `/proc/stat`, in clock ticks).
+/// CPU time that the hypervisor has taken from this machine since it started, seconds (the eighth
+/// figure of the first line of `/proc/stat`, in clock ticks). `None` if it cannot be read.
 pub fn steal_seconds() -> Option<f64> {
     let stat = fs::read_to_string("/proc/stat").ok()?;
     let ticks: f64 = stat
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
     use crate::clock::now;
 
-    /// The figures are there and grow.
+    /// Every figure can be read, and the clocks advance.
     #[test]
     fn own_figures() {
         let (time, cpu) = (now(), cpu_seconds());

@@ -1,10 +1,11 @@
-//! The process that a user sees, in front of the one that works.
+//! The process that the user sees, in front of the child process that does the work.
 //!
-//! A thread of the agent may wait for a file system that never answers, and then not even SIGKILL ends it (FUSE:
-//! fs/fuse/dev.c, `request_wait_answer`). Its process stays until the answer comes, and whoever waits for that process
-//! waits as long. So the work is done in a child process. The process in front hands signals on to it, learns its exit
-//! status by a pipe and ends with that, whatever is left of the child. If the child is killed while such a thread waits,
-//! `/proc` shows that its first thread has ended, or has a SIGKILL that it does not take, and the process in front ends.
+//! A thread of the agent may block on a file system that never answers, and then not even SIGKILL ends it
+//! (FUSE: fs/fuse/dev.c, `request_wait_answer`). Its process stays until the answer comes, and anything that
+//! waits for that process is blocked as long. The work is therefore done in a child process. The front process
+//! forwards signals to the child, reads the child's exit status from a pipe, and exits with that status even
+//! if the child cannot end. If the child is killed while one of its threads is blocked, no status arrives.
+//! Then `/proc` shows that its first thread has ended or has a pending SIGKILL, and the front process exits.
 
 use std::{
     fs::File,
@@ -26,29 +27,29 @@ use signal_hook::{
     iterator::Signals,
 };
 
-/// How long the child may take to end after it has reported its status.
+/// How long the child may take to exit after it has reported its status.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Signals that come within so short a time are one: `timeout` signals a process and then its process group.
+/// Equal signals that arrive within this time count as one: `timeout` signals a process and then its process group.
 const MERGED: Duration = Duration::from_millis(50);
 
-/// How often the child is looked at while it works.
+/// How often the child's state is checked while it works.
 const LOOK_EVERY: Timespec = Timespec {
     tv_sec: 1,
     tv_nsec: 0,
 };
 
-/// SIGKILL in a set of signals (fs/proc/array.c, `render_sigset_t`).
+/// SIGKILL in a signal mask as `/proc` shows it (fs/proc/array.c, `render_sigset_t`).
 const SIGKILL_BIT: u64 = 1 << (libc::SIGKILL - 1);
 
-/// Exit status when the child died without a report.
+/// Exit status when the child ended without reporting one.
 const DIED: u8 = 1;
 
-/// Does the work in a child process and returns its exit status. The work is given the process group in front, in which
-/// a terminal's foreground programs belong. To be called before there is another thread.
+/// Runs `work` in a child process and returns its exit status. `work` is given the process group of the front
+/// process, in which a terminal's foreground programs belong. Must be called before any other thread is started.
 ///
 /// # Errors
-/// No pipe, no fork, no handler.
+/// The pipe, the child process or the signal handler cannot be created, or the child cannot be waited for.
 pub fn run(work: impl FnOnce(libc::pid_t) -> u8) -> Result<ExitCode> {
     let (reader, writer) =
         rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("cannot make a pipe")?;
@@ -73,10 +74,11 @@ pub fn run(work: impl FnOnce(libc::pid_t) -> u8) -> Result<ExitCode> {
     }
 }
 
-/// Makes the child get signals from its parent only: those of the terminal would come twice.
+/// Gives the child a process group of its own, so that it gets signals from its parent only:
+/// those of the terminal would arrive twice. It also gets SIGTERM when its parent ends.
 fn detach(parent: u32) -> Result<()> {
-    // SAFETY: these change only this process. The default action of SIGTTOU would stop it when it writes to the
-    // terminal from a process group in the background.
+    // SAFETY: these calls change only this process. SIGTTOU is ignored because its default action
+    // would stop the process when it writes to the terminal from a background process group.
     let failed = unsafe {
         libc::setpgid(0, 0) != 0
             || libc::signal(libc::SIGTTOU, libc::SIG_IGN) == libc::SIG_ERR
@@ -92,14 +94,14 @@ fn detach(parent: u32) -> Result<()> {
     Ok(())
 }
 
-/// Ends the child with a status that the parent learns first.
+/// Reports a status to the parent and exits with it.
 fn report(writer: OwnedFd, status: u8) -> ! {
-    // Without a reader nobody asks for it.
+    // The write fails only if the parent has ended, and then the status is not needed.
     let _ = File::from(writer).write_all(&[status]);
     process::exit(i32::from(status))
 }
 
-/// Waits until the child reports, ends, or has been killed for a while and has not ended.
+/// Waits until the child has reported its status or has ended, or until two checks in a row have found it killed.
 fn wait_for_end(child: libc::pid_t, reader: &File) -> Result<()> {
     let mut was_killed = false;
     loop {
@@ -114,7 +116,7 @@ fn wait_for_end(child: libc::pid_t, reader: &File) -> Result<()> {
     }
 }
 
-/// Whether the pipe has a status or has ended, after at most `timeout`.
+/// Whether the pipe has data or is closed, after waiting for at most `timeout`.
 fn is_readable(reader: &File, timeout: &Timespec) -> Result<bool> {
     let mut fds = [PollFd::new(reader, PollFlags::IN)];
     match poll(&mut fds, Some(timeout)) {
@@ -124,8 +126,9 @@ fn is_readable(reader: &File, timeout: &Timespec) -> Result<bool> {
     }
 }
 
-/// Whether a process that was not waited for is being killed: its first thread, the agent's main thread, which never ends
-/// before the others by itself, has ended or is about to. Most processes are gone a moment later.
+/// Whether a child that has not been reaped is being killed: its first thread has ended or has
+/// a pending SIGKILL. The first thread is the agent's main thread, which never ends before the
+/// others by itself. Most processes are gone a moment later.
 fn is_killed(pid: libc::pid_t) -> bool {
     procfs::process::Process::new(pid)
         .and_then(|process| process.status())
@@ -134,7 +137,7 @@ fn is_killed(pid: libc::pid_t) -> bool {
         })
 }
 
-/// Hands signals on until the child has ended, or has reported its status and does not end.
+/// Forwards signals until the child has ended, or has reported its status and does not end within [`GRACE`].
 fn follow(child: libc::pid_t, mut reader: File) -> Result<ExitCode> {
     let mut signals =
         Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM]).context("cannot handle signals")?;
@@ -144,7 +147,7 @@ fn follow(child: libc::pid_t, mut reader: File) -> Result<ExitCode> {
             let is_same =
                 last.is_some_and(|(before, at)| before == signal && at.elapsed() < MERGED);
             if !is_same {
-                // SAFETY: the child is waited for at the end only, so the pid is its own.
+                // SAFETY: the child is reaped only at the end, so the pid still belongs to it.
                 unsafe { libc::kill(child, signal) };
             }
             last = Some((signal, Instant::now()));
@@ -152,13 +155,14 @@ fn follow(child: libc::pid_t, mut reader: File) -> Result<ExitCode> {
     });
     wait_for_end(child, &reader)?;
     let mut status = [DIED];
-    // The pipe ends with the child's last thread.
+    // Check first, because the pipe is only closed when the last thread of the child has ended:
+    // while one is blocked, a read would block as well.
     let has_reported =
         is_readable(&reader, &Timespec::default())? && reader.read_exact(&mut status).is_ok();
     let deadline = Instant::now() + GRACE;
     loop {
         let mut how = 0;
-        // SAFETY: waits for the own child, without blocking.
+        // SAFETY: waits for this process's own child, without blocking.
         let ended = unsafe { libc::waitpid(child, &raw mut how, libc::WNOHANG) };
         if ended == child && !has_reported && libc::WIFSIGNALED(how) {
             let signal = libc::WTERMSIG(how);

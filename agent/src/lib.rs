@@ -1,7 +1,7 @@
-//! flamestorm, the agent: samples the CPU stacks of everything on a Linux machine.
+//! The flamestorm agent: it samples the CPU stacks of all processes on a Linux machine.
 //!
-//! Data flows one way, `kernel` → `profile` → `naming` → `encode`; the control plane,
-//! `process` → `unwind` → `kernel`, is known to the session alone. See ARCHITECTURE.md.
+//! Data flows in one direction, `kernel` → `profile` → `naming` → `encode`. The control
+//! plane, `process` → `unwind` → `kernel`, is driven by `session` alone. See ARCHITECTURE.md.
 
 pub mod clock;
 pub mod cost;

@@ -1,11 +1,12 @@
-//! Threads for work that may block: opening files that others chose, reading `/proc` and the memory of other
-//! processes.
+//! Threads for work that may block: opening files that other processes chose, reading `/proc`
+//! and the memory of other processes.
 //!
-//! The session's loop must keep reading the ring buffer, so it never does such work itself. It hands each piece to a
-//! thread of this pool and waits for a short time only. Nearly all work is done by then, which keeps the loop simple:
-//! it goes on with the answer in hand. Work that takes longer is overdue: the loop goes on without the answer, and the
-//! thread counts against bounds until it comes back. A thread that waits for a file system that never answers cannot
-//! be ended from here, so new work for the same user or the same device is refused while too many are overdue.
+//! The session's loop must keep reading the ring buffer, so it never does such work itself. It hands
+//! each piece to a thread of this pool and waits for a short time only. Nearly all work is done by
+//! then, which keeps the loop simple: it continues with the answer in hand. Work that takes longer
+//! is overdue: the loop continues without the answer, and the thread counts against limits until its
+//! work is done. A thread that waits for a file system that never answers cannot be ended from here,
+//! so new work for the same user or the same device is refused while too many threads are overdue.
 
 use std::{
     fmt, fs,
@@ -22,41 +23,42 @@ use std::{
 
 use crate::{cost::go_first, kernel::MappedObject, process::mapped_objects};
 
-/// How long the loop waits for one answer. The ring buffer has room for an eighth of a second in which every sample
-/// carries the largest stack copy ([`agent_ebpf::limits::ring_bytes`]), and for much longer as a rule. A large file on
-/// a slow machine takes as long.
+/// How long the loop waits for one answer. The ring buffer has room for an eighth of a second
+/// in which every sample carries the largest stack copy ([`agent_ebpf::limits::ring_bytes`]),
+/// and normally for much longer. Opening a large file on a slow machine may take as long.
 const LONGEST_WAIT: Duration = Duration::from_millis(250);
 
-/// How long while nothing is sampled.
+/// How long the loop waits for one answer while nothing is sampled.
 const LONGEST_UNHURRIED_WAIT: Duration = Duration::from_secs(2);
 
-/// Time that the loop may spend waiting when it has waited for nothing lately.
+/// Total time that the loop may spend waiting if it has not waited recently.
 const FULL_PATIENCE: Duration = Duration::from_millis(500);
 
-/// The loop regains one part of this many of the time that passes, so that it waits for a third of it at most.
+/// Reciprocal of the rate at which patience is regained: a third of the time that passes. The
+/// loop therefore waits for at most a third of its time.
 const REGAINED_PART: u32 = 3;
 
-/// Overdue threads at most.
+/// Maximum number of overdue threads.
 const MAX_OVERDUE: usize = 32;
 
-/// Overdue threads that the processes of one user may cause.
+/// Maximum number of overdue threads that the processes of one user may cause.
 const MAX_OVERDUE_OF_USER: usize = 4;
 
-/// Work that is overdue for so long tells that its device does not answer; a slow disk answers sooner.
+/// Once work has been overdue for this long, its device is considered dead. A slow disk answers sooner.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Threads kept for later work.
+/// Maximum number of idle threads that are kept for later work.
 const MAX_IDLE: usize = 2;
 
 /// A device's major and minor number.
 pub type Device = (u32, u32);
 
-/// Whose files or memory a piece of work touches.
+/// The process, and perhaps the file, that a piece of work touches.
 #[derive(Clone, Debug)]
 pub struct Subject {
     /// The process.
     pub pid: u32,
-    /// For work on a file, its path as the process sees it, and its device.
+    /// For work on a file: its path as the process sees it, and its device.
     pub file: Option<(PathBuf, Device)>,
 }
 
@@ -80,14 +82,14 @@ impl fmt::Display for Subject {
     }
 }
 
-/// What came of a piece of work.
+/// The result of a piece of work.
 #[derive(Debug)]
 pub enum Answer<T> {
-    /// It is done.
+    /// The work was done in time.
     Done(T),
-    /// It is overdue; the answer may come here later.
+    /// The work is overdue. Its answer may arrive here later.
     Overdue(Receiver<T>),
-    /// It was not begun, because too much is overdue, or it panicked.
+    /// The work was not begun, because too much work is overdue or no thread could be started, or it panicked.
     Refused,
 }
 
@@ -101,7 +103,7 @@ impl<T> Answer<T> {
     }
 }
 
-/// What became of the work so far.
+/// Counts of work that gave no answer in time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolCounts {
     /// Pieces of work that took longer than the loop waited.
@@ -114,7 +116,7 @@ pub struct PoolCounts {
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A thread, by the way to it. It ends when this is dropped and its work is done.
+/// A thread, represented by the channel to it. The thread ends when this is dropped and its current job is done.
 struct Worker {
     jobs: mpsc::Sender<Job>,
 }
@@ -128,21 +130,21 @@ struct Overdue {
     is_done: Arc<AtomicBool>,
 }
 
-/// The threads.
+/// The pool of threads.
 pub struct WorkerPool {
     idle: Vec<Worker>,
     overdue: Vec<Overdue>,
-    /// How long the loop may still wait.
+    /// How long the loop may still wait in total.
     patience: Duration,
-    /// When `patience` was brought up to date.
+    /// When `patience` was last updated.
     updated: Instant,
     counts: PoolCounts,
-    /// Pieces of work that panicked, also those that were overdue by then.
+    /// Pieces of work that panicked, including those that were overdue by then.
     panicked: Arc<AtomicU64>,
 }
 
 impl WorkerPool {
-    /// No thread yet.
+    /// Makes a pool without threads. They are started when they are needed.
     pub fn new() -> WorkerPool {
         WorkerPool {
             idle: Vec::new(),
@@ -154,19 +156,20 @@ impl WorkerPool {
         }
     }
 
-    /// Lets the loop wait for so long, once: before it samples and afterwards nothing is lost meanwhile.
+    /// Lets the loop wait for `time` in total, once. For use before and after sampling, when
+    /// waiting loses no samples.
     pub fn be_patient(&mut self, time: Duration) {
         self.patience = self.patience.max(time);
         self.updated = Instant::now();
     }
 
-    /// Sampling begins: takes [`WorkerPool::be_patient`] back.
+    /// Ends the effect of [`WorkerPool::be_patient`], because sampling begins.
     pub fn be_quick(&mut self) {
         self.patience = FULL_PATIENCE;
         self.updated = Instant::now();
     }
 
-    /// What became of the work so far.
+    /// Counts of work that gave no answer in time, so far.
     pub fn counts(&self) -> PoolCounts {
         PoolCounts {
             panicked: self.panicked.load(Ordering::Relaxed),
@@ -174,19 +177,19 @@ impl WorkerPool {
         }
     }
 
-    /// Threads whose work is overdue.
+    /// The number of threads whose work is overdue.
     pub fn overdue(&self) -> usize {
         self.overdue.len()
     }
 
-    /// What does not answer.
+    /// The subjects of overdue work that is still not done.
     pub fn unanswered(&self) -> impl Iterator<Item = &Subject> {
         let waiting = |overdue: &&Overdue| !overdue.is_done.load(Ordering::Acquire);
         let waiting = self.overdue.iter().filter(waiting);
         waiting.map(|overdue| &overdue.subject)
     }
 
-    /// Does `work` in a thread, and waits for it for a short time.
+    /// Does `work` in a thread, and waits a short time for its answer.
     pub fn call<T: Send + 'static>(
         &mut self,
         subject: Subject,
@@ -210,7 +213,7 @@ impl WorkerPool {
         let panicked = Arc::clone(&self.panicked);
         let job = Box::new(move || {
             match catch_unwind(AssertUnwindSafe(work)) {
-                // Nobody may be waiting any more.
+                // Sending fails if the receiver was dropped, and then the answer is not needed.
                 Ok(answer) => drop(sender.send(answer)),
                 Err(_) => {
                     panicked.fetch_add(1, Ordering::Relaxed);
@@ -249,7 +252,8 @@ impl WorkerPool {
         }
     }
 
-    /// Whether work on this may begin: `None` when it may not, else the user if that had to be looked up.
+    /// Whether work on `subject` may begin: `None` if not, otherwise the user of its process if
+    /// that had to be looked up.
     fn admit(&self, subject: &Subject) -> Option<Option<u32>> {
         if self.overdue.is_empty() {
             return Some(None);
@@ -270,13 +274,13 @@ impl WorkerPool {
         (of_user.count() < MAX_OVERDUE_OF_USER).then_some(user)
     }
 
-    /// The executable mappings of a process; `None`: not read in time.
+    /// The executable mappings of a process; `None` if they could not be read, or not in time.
     pub fn mapped_objects(&mut self, pid: u32) -> Option<Vec<MappedObject>> {
         let answer = self.call(Subject::process(pid), move || mapped_objects(pid));
         answer.done()?.ok()
     }
 
-    /// How long the loop waits for the next answer.
+    /// Updates `patience`, and returns how long the loop waits for the next answer.
     fn longest_wait(&mut self) -> Duration {
         let regained = self.updated.elapsed() / REGAINED_PART;
         self.updated = Instant::now();
@@ -290,7 +294,7 @@ impl WorkerPool {
         self.patience.min(longest)
     }
 
-    /// Takes threads back whose overdue work is done.
+    /// Makes threads available again whose overdue work is done.
     fn take_back(&mut self) {
         if self.overdue.is_empty() {
             return;
@@ -313,7 +317,7 @@ impl WorkerPool {
 }
 
 impl Worker {
-    /// `None`: the system gives no thread.
+    /// Starts a thread; `None` if the system refuses.
     fn start() -> Option<Worker> {
         let (jobs, todo) = mpsc::channel::<Job>();
         thread::Builder::new()
@@ -329,7 +333,8 @@ impl Worker {
     }
 }
 
-/// The real user of a process. (The owner of `/proc/PID` is root for a process that may not be dumped.)
+/// The real user id of a process. It is read from `status`, because the owner of `/proc/PID` is
+/// root if the process may not be dumped.
 fn user_of(pid: u32) -> Option<u32> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let users = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
@@ -342,14 +347,14 @@ mod tests {
 
     const OWN: fn() -> Subject = || Subject::process(std::process::id());
 
-    /// An answer in time is the answer; a panic costs the answer only, and the next work is done.
+    /// An answer in time is returned. A panic only loses its own answer, and later work is still done.
     #[test]
     fn answers() {
         let mut pool = WorkerPool::new();
         assert_eq!(pool.call(OWN(), || 7).done(), Some(7));
         let panicked: Answer<()> = pool.call(OWN(), || panic!("as a hostile file makes it"));
         assert!(panicked.done().is_none());
-        // The message of the panic may take longer than the loop waits.
+        // Printing the panic's message may take longer than the loop waits.
         let deadline = Instant::now() + Duration::from_secs(60);
         while pool.counts().panicked == 0 && Instant::now() < deadline {
             thread::yield_now();
@@ -359,8 +364,8 @@ mod tests {
         assert_eq!(pool.call(OWN(), || 8).done(), Some(8));
     }
 
-    /// Work that never ends costs its user further work beyond a bound, and nobody else's; the answer that comes late
-    /// is still there, and its thread is used again.
+    /// Work that never ends causes refusals for its own user only. Its answer can still be
+    /// received late, and its thread is used again.
     #[test]
     fn overdue() {
         let mut pool = WorkerPool::new();
@@ -378,7 +383,7 @@ mod tests {
         }
         assert!(matches!(pool.call(OWN(), || ()), Answer::Refused));
         pool.be_patient(Duration::from_secs(5));
-        // The process 1 is another user's, or else nobody's that is known.
+        // Pretend that the overdue work belongs to another user.
         pool.overdue
             .iter_mut()
             .for_each(|o| o.user = Some(u32::MAX));
@@ -398,7 +403,7 @@ mod tests {
         assert_eq!(pool.counts().refused, 1);
     }
 
-    /// However much work is overdue, the loop waits for a part of its time only.
+    /// However much work is overdue, the loop spends only a part of its time waiting.
     #[test]
     fn patience() {
         let mut pool = WorkerPool::new();

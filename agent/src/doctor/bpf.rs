@@ -1,4 +1,4 @@
-//! Probes by system call: each asks the kernel for the thing itself, and gives it back at once.
+//! Probes by system call. Each one requests the actual object from the kernel, and releases it at once.
 
 use std::{
     io,
@@ -13,7 +13,7 @@ const HELPER_LOOP: u32 = 181;
 const PERF_TYPE_SOFTWARE: u32 = 1;
 const PERF_COUNT_SW_CPU_CLOCK: u64 = 0;
 const PERF_FLAG_FD_CLOEXEC: libc::c_long = 8;
-/// Enough for what the verifier says of two instructions.
+/// Size of the verifier's log, bytes: enough for two instructions.
 const LOG_BYTES: usize = 4096;
 
 /// The first members of `union bpf_attr` for `BPF_MAP_CREATE`.
@@ -37,7 +37,7 @@ struct ProgLoad {
     log_buf: u64,
 }
 
-/// `struct perf_event_attr` as the first kernel that had it defined it (`PERF_ATTR_SIZE_VER0`).
+/// `struct perf_event_attr` in its first version (`PERF_ATTR_SIZE_VER0`).
 #[repr(C)]
 struct PerfEventAttr {
     kind: u32,
@@ -54,19 +54,19 @@ struct PerfEventAttr {
 
 const _: () = assert!(size_of::<PerfEventAttr>() == 64);
 
-/// A result of a system call that gives a descriptor, which is closed again by dropping it.
+/// Converts the result of a system call that returns a descriptor. Dropping the result closes the descriptor.
 fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
     match i32::try_from(result) {
-        // SAFETY: the kernel has just opened it for us, nobody else knows it.
+        // SAFETY: the kernel has just opened this descriptor, and nothing else owns it.
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-/// `bpf(2)`.
+/// Calls `bpf(2)` with a command that returns a descriptor.
 fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
-    // SAFETY: the kernel reads `size_of::<T>()` bytes of a live value of ours; what its members point
-    // to is alive in the callers until this returns.
+    // SAFETY: the kernel reads `size_of::<T>()` bytes of a live value. The callers keep what
+    // its members point to alive until this returns.
     descriptor(unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -77,7 +77,7 @@ fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
     })
 }
 
-/// Creates the smallest ring buffer (Linux 5.8).
+/// Creates the smallest possible ring buffer (Linux 5.8).
 pub fn ring_buffer() -> io::Result<()> {
     // SAFETY: a query without side effects.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
@@ -90,13 +90,13 @@ pub fn ring_buffer() -> io::Result<()> {
     bpf(BPF_MAP_CREATE, &map).map(drop)
 }
 
-/// Whether programs of the sampling kind may call `bpf_loop` (Linux 5.17).
+/// Whether programs of the sampling type may call `bpf_loop` (Linux 5.17).
 ///
-/// Loads two instructions, `call bpf_loop` and `exit`, without the arguments that the helper wants.
-/// They are refused either way; a kernel that has the helper complains about the arguments.
+/// Loads two instructions, `call bpf_loop` and `exit`, without the arguments that the helper needs. The
+/// verifier rejects them in any case, but a kernel that has the helper complains about the arguments.
 ///
 /// # Errors
-/// The kernel does not let this process load anything, so that it cannot be told.
+/// The kernel does not let this process load programs, so the answer is unknown.
 pub fn has_bpf_loop() -> io::Result<bool> {
     let instructions: [u64; 2] = [0x85 | u64::from(HELPER_LOOP) << 32, 0x95];
     let mut log = vec![0u8; LOG_BYTES];
@@ -113,8 +113,8 @@ pub fn has_bpf_loop() -> io::Result<bool> {
         Ok(_) => Ok(true),
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EACCES)) => {
             let log = String::from_utf8_lossy(&log);
-            // The words have changed: "invalid func unknown#181", "unknown func …", and since 6.10
-            // "program of this type cannot use helper …".
+            // The wording differs between kernels: "invalid func unknown#181", "unknown func
+            // …", and since 6.10 "program of this type cannot use helper …".
             let unknown = ["invalid func", "unknown func", "cannot use helper"];
             Ok(!unknown.iter().any(|words| log.contains(words)))
         }
@@ -136,11 +136,11 @@ pub fn cpu_clock() -> io::Result<()> {
         bp_type: 0,
         bp_addr: 0,
     };
-    // The CPU this runs on: one that is online.
+    // The current CPU is certainly online.
     // SAFETY: takes no arguments.
     let cpu = unsafe { libc::sched_getcpu() }.max(0);
     let (all_processes, no_group): (libc::c_long, libc::c_long) = (-1, -1);
-    // SAFETY: the kernel reads `size` bytes of a live value of ours.
+    // SAFETY: the kernel reads `size` bytes of a live value.
     let clock = descriptor(unsafe {
         libc::syscall(
             libc::SYS_perf_event_open,

@@ -7,7 +7,7 @@ pub struct Capability {
     pub bit: u32,
     /// Its name.
     pub name: &'static str,
-    /// What it is for here.
+    /// What recording needs it for.
     pub purpose: &'static str,
     /// Whether recording cannot work without it.
     pub required: bool,
@@ -15,10 +15,10 @@ pub struct Capability {
     pub in_sys_admin: bool,
 }
 
-/// `CAP_SYS_ADMIN`: the kernel takes it for BPF, PERFMON and CHECKPOINT_RESTORE.
+/// `CAP_SYS_ADMIN`, which the kernel accepts in place of BPF, PERFMON and CHECKPOINT_RESTORE.
 pub const SYS_ADMIN: u32 = 21;
 
-/// All of them, in the order in which they are told.
+/// All capabilities, in the order in which they are printed.
 pub const ALL: [Capability; 6] = [
     Capability {
         bit: 39,
@@ -65,7 +65,7 @@ pub const ALL: [Capability; 6] = [
 ];
 
 impl Capability {
-    /// Whether a set of effective capabilities gives it.
+    /// Whether a set of effective capabilities includes this one.
     pub fn is_in(self, effective: u64) -> bool {
         effective >> self.bit & 1 == 1 || (self.in_sys_admin && effective >> SYS_ADMIN & 1 == 1)
     }

@@ -1,4 +1,4 @@
-//! Asks the machine. No opinions here.
+//! Queries the machine, without interpreting the answers.
 
 use std::{
     fs,
@@ -12,54 +12,56 @@ use crate::{
     process::in_initial_pid_namespace,
 };
 
-/// Answers of the machine. Errors are kept as text: they are only told.
+/// The answers of the machine. Errors are kept as text, because they are only printed.
 #[derive(Clone, Debug)]
 pub struct Facts {
     /// As `uname -r` prints it.
     pub kernel_release: String,
-    /// The kernel's type information can be read.
+    /// Whether the kernel's type information can be read.
     pub btf: Result<(), String>,
     /// Effective capabilities of this process.
     pub capabilities: u64,
-    /// The sampling clock was opened.
+    /// Whether the sampling clock could be opened.
     pub cpu_clock: Result<(), String>,
     /// `kernel.perf_event_paranoid`.
     pub perf_event_paranoid: Option<i64>,
-    /// A ring buffer was made.
+    /// Whether a ring buffer could be created.
     pub ring_buffer: Result<(), String>,
-    /// The kernel has `bpf_loop`; an error when that cannot be told.
+    /// Whether the kernel has `bpf_loop`; an error if that could not be determined.
     pub bpf_loop: Result<bool, String>,
-    /// The programs of this build were loaded; instructions that the verifier followed.
+    /// Whether the programs of this build could be loaded, and the number of instructions that
+    /// the verifier processed, if known.
     pub programs: Result<Option<u32>, String>,
-    /// Sends to PostgreSQL servers can be followed.
+    /// Whether sends to PostgreSQL servers can be observed, and how.
     pub senders: Result<Senders, String>,
-    /// Events of processes and mappings were opened on every CPU.
+    /// Whether events of processes and mappings could be opened on every CPU.
     pub process_events: Result<(), String>,
-    /// `/proc/kallsyms` shows addresses.
+    /// Whether `/proc/kallsyms` shows addresses.
     pub kallsyms: Result<bool, String>,
     /// `kernel.kptr_restrict`.
     pub kptr_restrict: Option<i64>,
-    /// Where tracefs is mounted.
+    /// Where tracefs is mounted; `None` if it is not.
     pub tracefs: Option<PathBuf>,
-    /// Soft limit of locked memory, bytes; `None` is no limit.
+    /// Soft limit on locked memory, bytes; `None` if there is no limit.
     pub memlock: Option<u64>,
-    /// This process sees the machine's own pids.
+    /// Whether this process is in the initial pid namespace and sees the pids of the whole
+    /// machine; `None` if unknown.
     pub initial_pid_namespace: Option<bool>,
-    /// The chosen word of `/sys/kernel/security/lockdown`.
+    /// The selected mode in `/sys/kernel/security/lockdown`; `None` if the file does not exist.
     pub lockdown: Option<String>,
 }
 
-/// How sends to PostgreSQL servers can be followed.
+/// How sends to PostgreSQL servers can be observed.
 #[derive(Clone, Debug, Default)]
 pub struct Senders {
-    /// Where in the kernel they are seen.
+    /// Where in the kernel they are observed.
     pub place: String,
-    /// Members of kernel structs that are missing for all of it.
+    /// Missing members of kernel structs, without which a part of the attribution is unavailable.
     pub missing_fields: Vec<String>,
 }
 
 impl Facts {
-    /// Asks everything.
+    /// Queries everything.
     pub fn gather() -> Facts {
         let (programs, process_events, senders) = load();
         Facts {
@@ -83,16 +85,16 @@ impl Facts {
     }
 }
 
-/// [`Facts::programs`], [`Facts::process_events`], [`Facts::senders`].
+/// The values of [`Facts::programs`], [`Facts::process_events`] and [`Facts::senders`].
 type Loaded = (
     Result<Option<u32>, String>,
     Result<(), String>,
     Result<Senders, String>,
 );
 
-/// Loads what recording loads, without starting its clock.
+/// Loads everything that recording loads, without starting the sampling clock.
 fn load() -> Loaded {
-    /// Never used: the clock is not started.
+    /// Determines only the size of the ring buffer, because the clock is not started.
     const PERIOD_NS: u64 = 1_000_000_000;
     let kernel = Kernel::load(&Options {
         period_ns: PERIOD_NS,
@@ -130,8 +132,8 @@ fn told<T, E: std::error::Error>(result: Result<T, E>) -> Result<T, String> {
     result.map_err(|error| whole(&error))
 }
 
-/// An error and its causes on one line. Many say their cause themselves, and a verifier says much:
-/// the first line of each, once.
+/// An error and its causes on one line. Only the first line of each is used, because the log of
+/// a verifier is long, and a cause that an error already states is not repeated.
 fn whole(error: &dyn std::error::Error) -> String {
     let mut text = first_line(error);
     let mut cause = error.source();
@@ -165,7 +167,7 @@ fn capabilities() -> Option<u64> {
     u64::from_str_radix(mask.trim(), 16).ok()
 }
 
-/// Whether any of the first symbols has an address that is not zero (per-CPU symbols start at zero).
+/// Whether any of the first symbols has an address other than zero (per-CPU symbols start at zero).
 fn kallsyms_shows_addresses() -> io::Result<bool> {
     const LOOKED_AT: usize = 1000;
     let lines = BufReader::new(fs::File::open("/proc/kallsyms")?).lines();

@@ -1,4 +1,4 @@
-//! Says what the machine's answers mean for recording. Pure.
+//! Interprets the answers of the machine. A pure function.
 
 use super::{
     Finding, State,
@@ -8,10 +8,10 @@ use super::{
 
 /// The first kernel with `bpf_loop`.
 const NEEDED_KERNEL: (u32, u32) = (5, 17);
-/// The first kernel that does not count BPF maps against the limit of locked memory.
+/// The first kernel that does not count BPF maps against the limit on locked memory.
 const MEMLOCK_FREE_KERNEL: (u32, u32) = (5, 11);
 
-/// Line by line, what recording needs first.
+/// The findings, with the most basic requirements of recording first.
 pub fn judge(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![kernel(facts), btf(facts)];
     findings.extend(capability::ALL.map(|one| capability(facts, one)));
@@ -69,8 +69,8 @@ fn kernel(facts: &Facts) -> Finding {
         ),
         None => limited(
             "kernel",
-            format!("{release:?} is no version that is understood"),
-            "look at the lines below: each asked the kernel itself",
+            format!("the version {release:?} cannot be parsed"),
+            "see the lines below, which test the kernel itself",
         ),
     }
 }
@@ -81,7 +81,7 @@ fn btf(facts: &Facts) -> Finding {
         Err(error) => missing(
             "BTF",
             format!("/sys/kernel/btf/vmlinux: {error}"),
-            "use a kernel built with CONFIG_DEBUG_INFO_BTF=y (every distribution's is); in a container, mount /sys",
+            "use a kernel built with CONFIG_DEBUG_INFO_BTF=y (those of all distributions are); in a container, mount /sys",
         ),
     }
 }
@@ -108,7 +108,7 @@ fn capability(facts: &Facts, one: Capability) -> Finding {
     )
 }
 
-/// The purpose as the end of "needed to …".
+/// The purpose of a capability, as the end of "needed to …".
 fn purpose(one: Capability) -> String {
     match one.purpose.split(' ').next() {
         Some("names" | "files") => format!("have {}", one.purpose),
@@ -125,12 +125,12 @@ fn senders(facts: &Facts) -> Finding {
         Ok(senders) => limited(
             NAME,
             format!("this kernel has no {}", senders.missing_fields.join(", ")),
-            "recording works; who asks a PostgreSQL server is known in part",
+            "recording works; some callers of PostgreSQL servers will be unknown",
         ),
         Err(error) => limited(
             NAME,
             error.clone(),
-            "recording works; who asks a PostgreSQL server is not known (CONFIG_FTRACE_SYSCALLS=y brings it)",
+            "recording works; the callers of PostgreSQL servers will be unknown (they need CONFIG_FTRACE_SYSCALLS=y)",
         ),
     }
 }
@@ -154,7 +154,7 @@ fn cpu_clock(facts: &Facts) -> Finding {
 
 fn ring_buffer(facts: &Facts) -> Finding {
     match &facts.ring_buffer {
-        Ok(()) => ok("ring buffer", "made one"),
+        Ok(()) => ok("ring buffer", "created"),
         Err(error) => missing(
             "ring buffer",
             format!("bpf(2): {error}"),
@@ -173,7 +173,7 @@ fn bpf_loop(facts: &Facts) -> Finding {
         ),
         Err(error) => missing(
             "bpf_loop",
-            format!("cannot be told, loading a program: {error}"),
+            format!("unknown, because loading a program failed: {error}"),
             "run as root or with CAP_BPF and CAP_PERFMON",
         ),
     }
@@ -189,7 +189,7 @@ fn programs(facts: &Facts) -> Finding {
         Err(error) => missing(
             "programs",
             error.as_str(),
-            "mend the lines above first; if they are all ok, please report this line with the kernel's version",
+            "fix the lines above first; if they are all ok, please report this line with the kernel's version",
         ),
     }
 }
@@ -207,11 +207,11 @@ fn process_events(facts: &Facts) -> Finding {
 
 fn pid_namespace(facts: &Facts) -> Finding {
     match facts.initial_pid_namespace {
-        Some(true) => ok("pid namespace", "the machine's own"),
+        Some(true) => ok("pid namespace", "the host's"),
         Some(false) => missing(
             "pid namespace",
-            "a container's: the machine's processes cannot be seen",
-            "share the host's (docker --pid=host, Kubernetes hostPID: true)",
+            "a container's: the host's other processes cannot be seen",
+            "share the host's pid namespace (docker --pid=host, Kubernetes hostPID: true)",
         ),
         None => limited(
             "pid namespace",
@@ -226,7 +226,7 @@ fn lockdown(facts: &Facts) -> Finding {
         None => ok("lockdown", "not in use"),
         Some("confidentiality") => missing(
             "lockdown",
-            "confidentiality: BPF programs must not read memory",
+            "confidentiality: BPF programs may not read memory",
             "boot with lockdown=integrity or without lockdown=",
         ),
         Some(mode) => ok("lockdown", mode),
@@ -242,13 +242,13 @@ fn kallsyms(facts: &Facts) -> Finding {
         Ok(false) => limited(
             "kernel symbols",
             format!(
-                "/proc/kallsyms hides addresses (kptr_restrict = {restrict}): kernel frames stay without a name"
+                "/proc/kallsyms hides addresses (kptr_restrict = {restrict}): kernel frames have no names"
             ),
             "run as root or with CAP_SYSLOG, and sysctl kernel.kptr_restrict=1 if it is 2",
         ),
         Err(error) => limited(
             "kernel symbols",
-            format!("/proc/kallsyms: {error}: kernel frames stay without a name"),
+            format!("/proc/kallsyms: {error}: kernel frames have no names"),
             "use a kernel built with CONFIG_KALLSYMS=y",
         ),
     }
@@ -312,7 +312,7 @@ mod tests {
         line.state
     }
 
-    /// A machine with everything has nothing but good lines.
+    /// On a machine that has everything, all findings are ok.
     #[test]
     fn everything_is_there() {
         for line in judge(&good()) {
@@ -339,7 +339,7 @@ mod tests {
         assert_eq!(at("10.0"), State::Ok);
     }
 
-    /// CAP_SYS_ADMIN stands for the capabilities that were split from it, and for no others.
+    /// CAP_SYS_ADMIN includes the capabilities that were split from it, and no others.
     #[test]
     fn sys_admin() {
         let facts = Facts {
@@ -353,7 +353,7 @@ mod tests {
         assert_eq!(state(&facts, "CAP_SYSLOG"), State::Limited);
     }
 
-    /// Each thing that recording cannot do without is missing when it is, with a way out.
+    /// Everything that recording cannot do without is reported as missing when it is, with a fix.
     #[test]
     fn what_recording_cannot_do_without() {
         let no = || Err("Operation not permitted".to_owned());
@@ -429,7 +429,7 @@ mod tests {
         }
     }
 
-    /// What only takes something away from a recording does not forbid it.
+    /// What only reduces the information in a recording does not prevent recording.
     #[test]
     fn what_recording_can_do_without() {
         let facts = Facts {
@@ -440,7 +440,7 @@ mod tests {
         assert!(super::super::Diagnosis::of(judge(&facts)).can_record);
     }
 
-    /// The limit of locked memory matters to old kernels alone.
+    /// The limit on locked memory matters only for old kernels.
     #[test]
     fn locked_memory() {
         assert_eq!(state(&good(), "locked memory"), State::Ok);

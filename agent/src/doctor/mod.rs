@@ -1,7 +1,6 @@
-//! `flamestorm doctor`: what this machine offers for recording, and how to mend what is missing.
+//! `flamestorm doctor`: what this machine offers for recording, and how to fix what is missing.
 //!
-//! `facts` asks the machine, `judge` says what the answers mean (a pure function), `print`
-//! tells it.
+//! `facts` queries the machine, `judge` interprets the answers (a pure function), `print` prints the result.
 
 mod bpf;
 mod capability;
@@ -15,38 +14,38 @@ use serde::Serialize;
 
 use self::{facts::Facts, judge::judge};
 
-/// What a line says.
+/// The state of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// As it should be.
+    /// Everything is as recording needs it.
     Ok,
-    /// Recording works, with less in it.
+    /// Recording works, but some information is unavailable.
     Limited,
     /// Recording cannot work.
     Missing,
 }
 
-/// One line.
+/// One line of the diagnosis.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What was looked at.
+    /// What was examined.
     pub name: String,
-    /// How it is.
+    /// Its state.
     pub state: State,
     /// What was found.
     pub found: String,
-    /// What to do about it.
+    /// How to fix it; `None` if there is nothing to fix.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mend: Option<String>,
 }
 
-/// The whole answer.
+/// The complete diagnosis.
 #[derive(Clone, Debug, Serialize)]
 pub struct Diagnosis {
-    /// Nothing that recording cannot do without is missing.
+    /// Whether recording has everything that it cannot do without.
     pub can_record: bool,
-    /// Line by line.
+    /// The findings, in the order in which they are printed.
     pub findings: Vec<Finding>,
 }
 
@@ -59,13 +58,13 @@ impl Diagnosis {
     }
 }
 
-/// Examines this machine with the rights of this process.
+/// Examines this machine with the privileges of this process.
 pub fn examine() -> Diagnosis {
     Diagnosis::of(judge(&Facts::gather()))
 }
 
-/// Examines and prints, for people or as one JSON object. Returns the exit status: 0 when recording
-/// can work, 1 when it cannot.
+/// Examines the machine and prints the diagnosis, as text or as one JSON object. Returns the
+/// exit status: 0 if recording can work, 1 if it cannot.
 ///
 /// # Errors
 /// Standard output cannot be written.
@@ -78,7 +77,7 @@ pub fn run(json: bool) -> io::Result<u8> {
         print::text(&diagnosis, &mut stdout)
     };
     match printed {
-        // The reader has seen enough (`| head`).
+        // The reader has closed the pipe (`| head`).
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
         printed => printed?,
     }

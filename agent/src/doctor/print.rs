@@ -1,4 +1,4 @@
-//! Tells a diagnosis.
+//! Prints a diagnosis.
 
 use std::io::{self, Write};
 
@@ -10,7 +10,7 @@ pub fn json(diagnosis: &Diagnosis, out: &mut impl Write) -> io::Result<()> {
     writeln!(out)
 }
 
-/// Lines for people: the state, what was looked at, what was found; below it what to do.
+/// Text for people: the state of each finding, what was examined and what was found, and below that how to fix it.
 pub fn text(diagnosis: &Diagnosis, out: &mut impl Write) -> io::Result<()> {
     let lines = &diagnosis.findings;
     let width = lines.iter().map(|line| line.name.len()).max().unwrap_or(0);
@@ -68,7 +68,7 @@ mod tests {
         String::from_utf8(out).unwrap()
     }
 
-    /// The last line is the answer, and names what is in the way.
+    /// The last line is the verdict, and names what is missing or limited.
     #[test]
     fn last_line() {
         let last = |states: &[State]| printed(states).lines().last().unwrap_or("").to_owned();
@@ -83,7 +83,7 @@ mod tests {
         );
     }
 
-    /// The way out stands below what is missing.
+    /// The fix is printed below the finding.
     #[test]
     fn ways_out() {
         let text = printed(&[State::Missing]);

@@ -1,4 +1,4 @@
-//! Files that others chose: opened without harm, and told apart by version.
+//! Files that other processes chose: opening them without side effects, and telling their versions apart.
 
 mod open;
 mod snapshot;
@@ -15,20 +15,20 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 pub use open::{FileCopy, OpenFile};
 pub use snapshot::{Snapshot, SnapshotRoom};
 
-/// What changes when a file is written.
+/// The attributes of a file that change when it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileVersion {
     /// Time of the last change of contents or attributes: seconds and nanoseconds since 1970.
     pub changed: (i64, u32),
     /// Time of the last change of contents, which the file's owner can set.
     pub modified: (i64, u32),
-    /// Bytes.
+    /// Size, bytes.
     pub size: u64,
 }
 
 impl FileVersion {
-    /// The version of an open file, by what the kernel knows without asking a server (`AT_STATX_DONT_SYNC`), so that
-    /// this never blocks.
+    /// The version of an open file, from what the kernel knows without asking a file server
+    /// (`AT_STATX_DONT_SYNC`), so that this never blocks.
     ///
     /// # Errors
     /// Those of `statx`.
@@ -44,8 +44,9 @@ impl FileVersion {
     }
 }
 
-/// Magic numbers of file systems that answer by themselves, whoever uses them (include/uapi/linux/magic.h; those of XFS,
-/// ZFS and F2FS in their own headers). Not overlayfs: what lies below may be any other.
+/// Magic numbers of file systems that depend on no other process or machine to answer
+/// (include/uapi/linux/magic.h; those of XFS, ZFS and F2FS in their own headers). overlayfs is
+/// not among them, because its layers may be on any other file system.
 const LOCAL_FILE_SYSTEMS: [u32; 9] = [
     0xef53,      // ext2, ext3, ext4
     0x5846_5342, // XFS
@@ -58,40 +59,40 @@ const LOCAL_FILE_SYSTEMS: [u32; 9] = [
     0x7371_7368, // SquashFS
 ];
 
-/// Whether a file lies on a file system of this machine, which answers as fast as its disk. `false` where that is not
-/// known.
+/// Whether a file is on a file system of this machine, which answers as fast as its disk.
+/// `false` if that is unknown.
 pub fn is_local(file: impl AsFd) -> bool {
     let kind = rustix::fs::fstatfs(file).map(|found| found.f_type as u32);
     kind.is_ok_and(|kind| LOCAL_FILE_SYSTEMS.contains(&kind))
 }
 
-/// Whether a file is served by FUSE, whose server may be anybody's process. A server that does not say is one.
+/// Whether a file is served by FUSE, whose server may be any user's process. `true` if that is unknown.
 pub fn is_served_by_fuse(file: impl AsFd) -> bool {
     rustix::fs::fstatfs(file).map_or(true, |found| found.f_type as u32 == 0x6573_5546)
 }
 
-/// Opens a regular file whose name somebody else chose.
+/// Opens a regular file whose path another process chose.
 ///
 /// # Errors
-/// It is no regular file, or cannot be opened.
+/// The file is not a regular file, or cannot be opened.
 pub fn open_regular(path: &Path) -> io::Result<File> {
     open_found(find(path)?)
 }
 
-/// Finds a file without opening it: a descriptor of `O_PATH`.
+/// Looks up a file without opening it, and returns a descriptor of `O_PATH`.
 ///
 /// # Errors
-/// Nothing has this name.
+/// The path cannot be resolved.
 pub fn find(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
-/// The same beneath a directory, out of which no link leads: the directory is the root of absolute paths and links.
-/// `flags` are added to those of `open`.
+/// Looks up a file like [`find`], but within a directory, which is the root of absolute paths
+/// and links, so that no link leads out of it. `flags` are added to those of `open`.
 ///
 /// # Errors
-/// Nothing has this name there.
+/// The path cannot be resolved within the directory.
 pub fn find_beneath(directory: impl AsFd, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let flags = flags | OFlags::PATH | OFlags::CLOEXEC;
@@ -104,29 +105,29 @@ pub fn find_beneath(directory: impl AsFd, path: &Path, flags: OFlags) -> io::Res
     )?)
 }
 
-/// The same beneath the root directory of a process.
+/// Looks up a file like [`find_beneath`], within the root directory of a process.
 ///
 /// # Errors
-/// The process has gone, or nothing has this name there.
+/// The process has ended, or the path cannot be resolved there.
 pub fn find_in_root_of(pid: u32, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
     find_beneath(directory_of(pid, "root")?, path, flags)
 }
 
-/// A directory of a process: `root` or `cwd`.
+/// Opens a directory of a process: `root` or `cwd`.
 ///
 /// # Errors
-/// The process has gone.
+/// The process has ended.
 pub fn directory_of(pid: u32, which: &str) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let path = format!("/proc/{pid}/{which}");
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
-/// Opens for reading what was found, if it is a regular file. It is looked at before it is opened: to open a device or a
-/// FIFO can wait for ever, or do something.
+/// Opens a file that was looked up, for reading, if it is a regular file. The type is checked
+/// before it is opened, because opening a device or a FIFO may block forever or have side effects.
 ///
 /// # Errors
-/// It is no regular file, or cannot be opened.
+/// The file is not a regular file, or cannot be opened.
 pub fn open_found(found: impl AsFd) -> io::Result<File> {
     let mode = rustix::fs::fstat(&found)?.st_mode;
     if !FileType::from_raw_mode(mode).is_file() {
@@ -136,7 +137,7 @@ pub fn open_found(found: impl AsFd) -> io::Result<File> {
     open_again(found)
 }
 
-/// Opens an open file once more, for reading.
+/// Opens an open file a second time, for reading.
 ///
 /// # Errors
 /// Those of `open`.
@@ -150,7 +151,7 @@ pub fn open_again(file: impl AsFd) -> io::Result<File> {
 mod tests {
     use super::*;
 
-    /// A FIFO, a device and a directory are refused without being opened; a link to a file is followed.
+    /// A FIFO, a device and a directory are rejected without being opened; a link to a file is followed.
     #[test]
     fn only_regular_files() {
         let dir = tempfile::tempdir().unwrap();
@@ -185,7 +186,7 @@ mod tests {
         assert!(found("../../etc/passwd").is_err());
     }
 
-    /// A temporary file is on a file system of this machine, and what `/proc` makes up is not.
+    /// A temporary file is local, unless it is on overlayfs, and a file of `/proc` is not.
     #[test]
     fn local_files() {
         let file = tempfile::tempfile().unwrap();

@@ -1,9 +1,9 @@
-//! Files of others while they are open here.
+//! Files of other processes, while they are open in the agent.
 //!
-//! To close one may mean to wait for its server for ever (FUSE: fs/fuse/file.c, `fuse_flush`), and to read one through a
-//! mapping may mean to do so with the lock that every change of this process's memory needs (mm/filemap.c,
-//! `filemap_fault`, after a first attempt has failed). So a file that is not local is closed by a thread of its own, and one
-//! of a FUSE server is copied instead of mapped.
+//! Closing such a file may wait for its server forever (FUSE: fs/fuse/file.c, `fuse_flush`). Reading it
+//! through a mapping may do so too, while holding the lock that every change of this process's memory
+//! needs (mm/filemap.c, `filemap_fault`, after a first attempt has failed). A file that is not local is
+//! therefore closed by a thread of its own, and a file of a FUSE server is copied instead of mapped.
 
 use std::{
     collections::BTreeMap,
@@ -18,10 +18,10 @@ use std::{
 
 use super::{FileVersion, is_local};
 
-/// Threads that close files at most.
+/// Maximum number of threads that close files.
 const MAX_CLOSING: usize = 32;
 
-/// Files that are to be closed, and how many threads are at it.
+/// Files that wait to be closed, and the number of threads that close them.
 struct Closing {
     files: Vec<File>,
     threads: usize,
@@ -32,7 +32,7 @@ static CLOSING: Mutex<Closing> = Mutex::new(Closing {
     threads: 0,
 });
 
-/// An open file, closed without waiting for whoever serves it.
+/// An open file. Dropping it never waits for the file's server.
 #[derive(Debug)]
 pub struct OpenFile {
     file: ManuallyDrop<File>,
@@ -40,13 +40,13 @@ pub struct OpenFile {
 }
 
 impl OpenFile {
-    /// Takes over a file, and asks where it lies, which may block.
+    /// Takes over a file and determines whether it is local, which may block.
     pub fn new(file: File) -> OpenFile {
         let is_local = is_local(&file);
         OpenFile::known(file, is_local)
     }
 
-    /// Takes over a file of which it is known whether it is local.
+    /// Takes over a file for which the caller knows whether it is local.
     pub fn known(file: File, is_local: bool) -> OpenFile {
         OpenFile {
             file: ManuallyDrop::new(file),
@@ -54,7 +54,7 @@ impl OpenFile {
         }
     }
 
-    /// Whether to read and close it cannot wait for anybody but this machine's disk.
+    /// Whether reading and closing the file depends on nothing but this machine's disk.
     pub fn is_local(&self) -> bool {
         self.is_local
     }
@@ -70,7 +70,7 @@ impl Deref for OpenFile {
 
 impl Drop for OpenFile {
     fn drop(&mut self) {
-        // SAFETY: it is taken once, and not used afterwards.
+        // SAFETY: the file is taken once, and not used afterwards.
         let file = unsafe { ManuallyDrop::take(&mut self.file) };
         match self.is_local {
             true => drop(file),
@@ -79,16 +79,17 @@ impl Drop for OpenFile {
     }
 }
 
-/// Closes a file in a thread. While too many threads are at it the file waits: then all of them wait for servers.
+/// Closes a file in a thread. If [`MAX_CLOSING`] threads are at work, all of them probably wait
+/// for servers, and the file stays in the list.
 fn close_apart(file: File) {
-    // A panic elsewhere does not damage the list.
+    // The list stays valid even if a thread panicked while it held the lock.
     let mut closing = CLOSING.lock().unwrap_or_else(PoisonError::into_inner);
     closing.files.push(file);
     if closing.threads >= MAX_CLOSING {
         return;
     }
     let name = "closer".to_owned();
-    // If no thread can be started, the next one takes the file.
+    // If no thread can be started, the next thread that is started closes this file too.
     if thread::Builder::new().name(name).spawn(close_files).is_ok() {
         closing.threads += 1;
     }
@@ -109,16 +110,16 @@ fn close_files() {
 /// Largest file that is copied into memory, bytes.
 const MAX_COPY: u64 = 64 << 20;
 
-/// Most bytes of copies from one device, whose server says how large its files are.
+/// Maximum size of all copies from one device, bytes. The device's server decides how large its files are.
 const MAX_COPIES_OF_DEVICE: u64 = 128 << 20;
 
-/// Most bytes of all copies together.
+/// Maximum size of all copies together, bytes.
 const MAX_COPIES: u64 = 512 << 20;
 
 /// Bytes of copies by device: major and minor number.
 static COPIED: Mutex<BTreeMap<(u32, u32), u64>> = Mutex::new(BTreeMap::new());
 
-/// A file's content in memory.
+/// The contents of a file in memory.
 #[derive(Debug)]
 pub struct FileCopy {
     bytes: Vec<u8>,
@@ -127,10 +128,10 @@ pub struct FileCopy {
 }
 
 impl FileCopy {
-    /// Reads a file of this version and device (major and minor number). May block.
+    /// Reads a file of the given version and device (major and minor number). May block.
     ///
     /// # Errors
-    /// It cannot be read; or it is too large, or there is no room for another copy (`FileTooLarge`).
+    /// The file cannot be read; or it is too large, or there is no room for another copy (`FileTooLarge`).
     pub fn read(file: &File, version: FileVersion, device: (u32, u32)) -> io::Result<FileCopy> {
         let size = version.size;
         let mut copied = COPIED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -154,12 +155,12 @@ impl FileCopy {
         Ok(copy)
     }
 
-    /// The device that it came from: major and minor number.
+    /// The device of the file that was copied: major and minor number.
     pub fn device(&self) -> (u32, u32) {
         self.device
     }
 
-    /// The content.
+    /// The contents.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
@@ -183,7 +184,7 @@ mod tests {
 
     use super::*;
 
-    /// A file is copied as it is; one that is too large is refused before memory is taken.
+    /// A file is copied unchanged. A file that is too large is rejected before memory is allocated.
     #[test]
     fn copies() {
         let mut file = tempfile::tempfile().unwrap();
@@ -194,7 +195,7 @@ mod tests {
         assert_eq!(copy.bytes(), b"content");
         file.set_len(MAX_COPY + 1).unwrap();
         assert!(read(&file, (0, 1)).is_err());
-        // Two files of the largest size are all that a device may have.
+        // Two files of the largest size use up the room of a device.
         file.set_len(MAX_COPY).unwrap();
         let other = read(&file, (0, 1)).unwrap();
         assert!(read(&file, (0, 1)).is_err());
@@ -203,12 +204,12 @@ mod tests {
         assert!(COPIED.lock().unwrap().is_empty());
     }
 
-    /// Files are closed by a thread.
+    /// A file that is not local is closed as well.
     #[test]
     fn closes() {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         drop(OpenFile::known(writer.into(), false));
-        // This ends when the other end is closed.
+        // The read ends when the write end of the pipe is closed.
         let read = io::Read::read_to_end(&mut File::from(reader), &mut Vec::new());
         assert_eq!(read.unwrap(), 0);
     }

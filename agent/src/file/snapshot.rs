@@ -1,8 +1,9 @@
 //! Copies of files that may soon be overwritten.
 //!
-//! Names are read when a recording has ended. A program that is being developed or deployed may have been overwritten
-//! in place by then (`cp`), and its old contents exist nowhere else. So a program that was changed a short time ago is
-//! copied when it is first mapped, within bounds. Files of packages are replaced, not overwritten, and are old.
+//! Functions are named when a recording has ended. A program that is being developed or deployed
+//! may have been overwritten in place by then (`cp`), and its old contents exist nowhere else. A
+//! program that was changed recently is therefore copied when it is first mapped, within bounds.
+//! The files of packages need no copy: they are old, and are replaced rather than overwritten.
 
 use std::{
     fs::File,
@@ -16,16 +17,17 @@ use std::{
 
 use super::{FileVersion, OpenFile};
 
-/// A file that was not changed for so long is not copied, seconds.
+/// A file is copied only if it was changed within this time, seconds.
 const YOUNG: i64 = 3600;
 
 /// Largest file that is copied, bytes. The copy is made while a sample waits for its stack.
 const MAX_FILE: u64 = 32 << 20;
 
-/// Most bytes of all copies together. They lie in the directory for temporary files, without a name.
+/// Maximum size of all copies together, bytes. The copies are files without a name in the
+/// directory for temporary files.
 const MAX_BYTES: u64 = 128 << 20;
 
-/// The room that copies take.
+/// Counts the bytes of all snapshots, which are limited.
 #[derive(Debug, Default)]
 pub struct SnapshotRoom {
     used: AtomicU64,
@@ -34,7 +36,7 @@ pub struct SnapshotRoom {
 /// A copy of a file.
 #[derive(Debug)]
 pub struct Snapshot {
-    /// The copy: it has no name, and goes when it is closed.
+    /// The copy. It has no name, and is deleted when it is closed.
     pub file: Arc<OpenFile>,
     bytes: u64,
     room: Arc<SnapshotRoom>,
@@ -47,8 +49,9 @@ impl Drop for Snapshot {
 }
 
 impl SnapshotRoom {
-    /// Copies a file of this version, if it may soon be overwritten and there is room. Without a copy the file has no
-    /// names should it be overwritten, so a failure is nothing else.
+    /// Copies a file of this version, if it may soon be overwritten and there is room. Failures
+    /// are not reported: without a copy, the file's functions have no names if it is
+    /// overwritten, and there are no other consequences.
     pub fn take(self: &Arc<Self>, file: &File, version: FileVersion) -> Option<Snapshot> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs();
         let is_young = version.changed.0.saturating_add(YOUNG) > i64::try_from(now).ok()?;
@@ -66,14 +69,14 @@ impl SnapshotRoom {
             return None;
         }
         match copy(file, version.size) {
-            // It was written meanwhile.
+            // The file was written while it was copied.
             Ok(copied) if FileVersion::of(file).ok() != Some(version) => {
                 drop(snapshot(copied));
                 None
             }
             Ok(copied) => Some(snapshot(copied)),
             Err(error) => {
-                log::debug!("a young file was not copied: {error}");
+                log::debug!("a recently changed file could not be copied: {error}");
                 self.used.fetch_sub(version.size, Ordering::Relaxed);
                 None
             }
@@ -92,7 +95,7 @@ fn copy(from: &File, bytes: u64) -> io::Result<File> {
         match copied {
             Ok(0) => break,
             Ok(copied) => at += copied as u64,
-            // Not between these two file systems.
+            // `copy_file_range` does not support this pair of file systems.
             Err(_) => return copy_by_reading(from, to, at, bytes),
         }
     }
@@ -119,7 +122,7 @@ mod tests {
 
     use super::*;
 
-    /// A young file is copied, and the copy stays as the file was; room that is used comes back.
+    /// A young file is copied, the copy is unaffected when the file is overwritten, and dropping it frees its room.
     #[test]
     fn copies() {
         let dir = tempfile::tempdir().unwrap();
@@ -142,7 +145,7 @@ mod tests {
         assert_eq!(room.used.load(Ordering::Relaxed), 0);
     }
 
-    /// Old and large files are not.
+    /// Old files, large files and files beyond the total limit are not copied.
     #[test]
     fn refused() {
         let file = tempfile::tempfile().unwrap();

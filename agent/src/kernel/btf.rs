@@ -1,7 +1,7 @@
 //! Offsets of kernel fields, from the kernel's own type information.
 //!
-//! Format: Linux, Documentation/bpf/btf.rst. Only what is needed is kept: a walk over the types that
-//! finds structs by name and members by name (anonymous members are looked into).
+//! Format: Linux, Documentation/bpf/btf.rst. Only what is needed is decoded: structs are found
+//! by name, and their members by name, also those inside anonymous members.
 
 use std::{collections::HashMap, fs};
 
@@ -9,22 +9,22 @@ use agent_ebpf::limits::ABSENT_FIELD;
 
 use super::Error;
 
-/// Where the running kernel tells its types (`CONFIG_DEBUG_INFO_BTF`).
+/// The file with the running kernel's type information (`CONFIG_DEBUG_INFO_BTF`).
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
 const MAGIC: u16 = 0xeb9f;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
-/// Anonymous structs nested deeper than this do not exist in the kernel; hostile input ends here.
+/// Maximum nesting of anonymous members. The kernel's are not nested deeper; the limit stops hostile input.
 const MAX_NESTING: u32 = 8;
 
-/// A member of a kernel struct.
+/// A kernel struct and one of its members.
 type Member = (&'static str, &'static str);
 
-/// The global of the kernel programs that takes an offset, and the members whose offsets add up to it.
+/// The global of the kernel programs that holds an offset, and the members whose offsets add up to it.
 type Field = (&'static str, &'static [Member]);
 
-/// Without these nothing can be recorded.
+/// Fields without which nothing can be recorded.
 const REQUIRED: &[Field] = &[
     ("TASK_TGID", &[("task_struct", "tgid")]),
     ("TASK_FLAGS", &[("task_struct", "flags")]),
@@ -33,7 +33,7 @@ const REQUIRED: &[Field] = &[
     ("SIGNAL_LIVE", &[("signal_struct", "live")]),
 ];
 
-/// Without one of these something of the attribution of database work is not known.
+/// Fields without which a part of the attribution of database work is unavailable.
 const OPTIONAL: &[Field] = &[
     ("TASK_START_TIME", &[("task_struct", "start_time")]),
     ("TASK_FILES", &[("task_struct", "files")]),
@@ -67,24 +67,27 @@ const OPTIONAL: &[Field] = &[
     ("MM_ARG_START", &[("mm_struct", "arg_start")]),
 ];
 
-/// In `enum bpf_func_id` (include/uapi/linux/bpf.h), which names the kernel's helpers.
+/// The name of a helper in `enum bpf_func_id` (include/uapi/linux/bpf.h), which lists the
+/// helpers that the kernel has.
 const TAI_CLOCK: &[u8] = b"BPF_FUNC_ktime_get_tai_ns";
 
 /// Byte offsets of the fields that the kernel programs read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offsets {
-    /// The global that takes the offset, and the offset.
+    /// Each global that holds an offset, and the offset in bytes; [`ABSENT_FIELD`] if the
+    /// kernel lacks an optional field.
     pub globals: Vec<(&'static str, u32)>,
-    /// `task_struct.in_execve`, in bits: it is a bit field. `None` in a kernel that has none.
+    /// The offset of `task_struct.in_execve` in bits, because it is a bit field. `None` if the
+    /// kernel does not have it.
     pub task_in_execve_bit: Option<u32>,
     /// Whether the kernel has the helper `bpf_ktime_get_tai_ns` (Linux 6.1).
     pub has_tai_clock: bool,
-    /// What this kernel lacks, as `struct.member`.
+    /// The optional fields that this kernel lacks, as `struct.member`.
     pub missing: Vec<String>,
 }
 
 impl Offsets {
-    /// Offsets in the running kernel.
+    /// Reads the offsets in the running kernel.
     ///
     /// # Errors
     /// The file cannot be read, is not BTF, or lacks a field without which nothing can be recorded.
@@ -131,7 +134,7 @@ impl Offsets {
 
 struct Types<'a> {
     strings: &'a [u8],
-    /// Start of each type's record in `bytes`; type ids start at 1.
+    /// Start of each type's record in `bytes`, in order of the type ids, which start at 1.
     starts: Vec<u32>,
     bytes: &'a [u8],
 }
@@ -166,14 +169,14 @@ impl<'a> Types<'a> {
         rest.split(|byte| *byte == 0).next().unwrap_or_default()
     }
 
-    /// Whether anything is called so.
+    /// Whether the table of names contains `name`.
     fn has_name(&self, name: &[u8]) -> bool {
         self.strings
             .split(|byte| *byte == 0)
             .any(|string| string == name)
     }
 
-    /// Where the structs begin that the fields are of, found in one pass.
+    /// Starts of the records of the structs that have these fields. All are found in one pass.
     fn structs<'f>(&self, fields: impl Iterator<Item = &'f Field>) -> HashMap<&'static str, usize> {
         let wanted: HashMap<&[u8], &'static str> = fields
             .flat_map(|(_, members)| members.iter())
@@ -207,7 +210,7 @@ impl<'a> Types<'a> {
         for index in 0..(info & 0xffff) as usize {
             let at = start + 12 + index * 12;
             let name = self.name(word(self.bytes, at)?);
-            // With the kind flag the upper byte is the size of a bit field.
+            // If the kind flag is set, the upper byte is the size of a bit field.
             let mask = if info >> 31 == 1 { 0xff_ffff } else { u32::MAX };
             let bits = word(self.bytes, at + 8)? & mask;
             if name == field {
@@ -234,7 +237,7 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.try_into().ok()?))
 }
 
-/// Bytes that follow a type's twelve, by kind (include/uapi/linux/btf.h).
+/// The number of bytes that follow the twelve which all types have, by kind (include/uapi/linux/btf.h).
 fn trailer(kind: u32, entries: usize) -> Option<usize> {
     Some(match kind {
         1 | 14 | 17 => 4,          // INT, VAR, DECL_TAG
@@ -255,7 +258,7 @@ mod tests {
 
     use super::*;
 
-    /// The running kernel's offsets are sane, where it tells them.
+    /// The running kernel's offsets are plausible, if it has type information.
     #[test]
     fn running_kernel() {
         if !Path::new(VMLINUX).exists() {
@@ -268,9 +271,9 @@ mod tests {
         assert!(offsets.globals.iter().all(|(_, offset)| *offset < 16_384));
         let of = |name| offsets.globals.iter().find(|(global, _)| *global == name);
         assert!(of("TASK_TGID").is_some_and(|(_, offset)| *offset > 0 && offset % 4 == 0));
-        // Every kernel up to now has it, and the tests of execve rely on it.
+        // Every kernel up to now has this field, and the tests of execve rely on it.
         let bit = offsets.task_in_execve_bit.unwrap();
-        // Since Linux 6.1; these tests run on nothing older.
+        // The helper exists since Linux 6.1, and these tests run on nothing older.
         assert!(offsets.has_tai_clock);
         assert!(bit / 8 > 0 && bit / 8 < 16_384);
     }

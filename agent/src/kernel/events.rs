@@ -1,4 +1,4 @@
-//! Records of the ring buffer: bytes → types. See `agent_ebpf::sample` for the layout.
+//! Decodes the records of the ring buffer. Their layout is described in `agent_ebpf::sample`.
 
 use agent_ebpf::{
     limits::STACK_CHUNK,
@@ -15,55 +15,55 @@ use agent_ebpf::{
 pub enum Record<'a> {
     /// A sample.
     Sample(Sample<'a>),
-    /// The stack that belongs to the sample or caller which follows from the same CPU.
+    /// A copy of a stack, for the next sample or caller from the same CPU.
     StackCopy(StackCopy<'a>),
-    /// What the PostgreSQL backend said whose sample follows from the same CPU.
+    /// The status of a PostgreSQL backend, for the next sample from the same CPU.
     Backend(Box<BackendRecord<'a>>),
-    /// The stack of a send to a PostgreSQL server: the header's `cpu` and `time` are the send's.
+    /// The stack of a send to a PostgreSQL server. `cpu` and `time` in its header are those of the send.
     Caller(Sample<'a>),
 }
 
-/// What a PostgreSQL backend said.
+/// The status of a PostgreSQL backend.
 #[derive(Clone, Debug)]
 pub struct BackendRecord<'a> {
-    /// Its fixed part.
+    /// The part of fixed size.
     pub header: BackendHeader,
-    /// The query's text, cut at any byte.
+    /// The query's text, possibly truncated inside a character.
     pub text: &'a [u8],
 }
 
 /// A sample as the kernel sent it.
 #[derive(Debug)]
 pub struct Sample<'a> {
-    /// Its fixed part.
+    /// The part of fixed size.
     pub header: SampleHeader,
     /// How the walk ended.
     pub outcome: Outcome,
-    /// Kernel and then user frames, eight bytes each (the ring buffer aligns to eight).
+    /// Kernel frames, then user frames, eight bytes each (the ring buffer aligns to eight).
     frames: &'a [u8],
 }
 
-/// The top of a stack.
+/// A copy of the top of a stack.
 #[derive(Clone, Debug)]
 pub struct StackCopy<'a> {
     /// Logical CPU.
     pub cpu: u32,
-    /// Nanoseconds, the sample's own.
+    /// The time of the sample, nanoseconds.
     pub time: u64,
-    /// Whether the instruction pointer is exact (else a return address).
+    /// Whether the instruction pointer is exact; otherwise it is a return address.
     pub exact_ip: bool,
-    /// Whether the kernel followed a frame pointer on the way to it.
+    /// Whether the kernel program followed a frame pointer to reach this frame.
     pub guessed: bool,
-    /// The frame from which to go on.
+    /// The registers of the frame at which the walk is to continue.
     pub registers: Registers,
-    /// Address of the first byte.
+    /// Address of the first byte that was copied.
     pub start: u64,
-    /// The bytes.
+    /// The bytes of the stack from there.
     pub bytes: &'a [u8],
 }
 
 impl<'a> Record<'a> {
-    /// Reads a record; `None` for one that is no such.
+    /// Decodes a record; `None` if it is malformed.
     pub fn parse(bytes: &'a [u8]) -> Option<Record<'a>> {
         match u32::from_le_bytes(bytes.get(..4)?.try_into().ok()?) {
             KIND_SAMPLE => sample(bytes).map(Record::Sample),
@@ -120,7 +120,7 @@ fn words(bytes: &[u8]) -> impl Iterator<Item = u64> + '_ {
         .map(|word| u64::from_le_bytes(word.try_into().expect("chunks of eight bytes")))
 }
 
-/// Types of the contract that are plain integers, for which every bit pattern is valid.
+/// Types of the contract that consist of integers, for which every bit pattern is valid.
 trait Plain: Copy {}
 impl Plain for SampleHeader {}
 impl Plain for StackCopyHeader {}
@@ -137,7 +137,7 @@ fn split<T: Plain>(bytes: &[u8]) -> Option<(T, &[u8])> {
 mod tests {
     use super::*;
 
-    /// A record that promises more than it holds is refused.
+    /// A record that is shorter than its header states is rejected.
     #[test]
     fn truncated() {
         let mut bytes = vec![0u8; size_of::<SampleHeader>() + 16];

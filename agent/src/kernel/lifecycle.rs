@@ -1,6 +1,6 @@
-//! Processes and executable mappings as they come and go: the kernel's own records of forks, execs,
-//! exits and mappings (`perf_event_open(2)`: `PERF_RECORD_MMAP2`, `COMM`, `FORK`, `EXIT`), one buffer
-//! a CPU. They are written before the code concerned runs, so nothing is polled for.
+//! Processes and executable mappings as they come and go: the kernel's own records of forks,
+//! execs, exits and mappings (`perf_event_open(2)`: `PERF_RECORD_MMAP2`, `COMM`, `FORK`, `EXIT`),
+//! with one buffer per CPU. They are written before the new code runs, so no polling is needed.
 
 use std::path::PathBuf;
 
@@ -9,13 +9,13 @@ use perf_event_data::Record;
 
 use super::{Error, is_online};
 
-/// Bytes of a CPU's buffer: a thousand mappings; what does not fit is told by the kernel as lost.
+/// Size of a CPU's buffer, bytes: a thousand mappings. The kernel reports records that do not fit as lost.
 const BUFFER_BYTES: usize = 128 * 1024;
 
-/// Bytes of a record's header (`struct perf_event_header`).
+/// Size of a record's header (`struct perf_event_header`), bytes.
 const HEADER_BYTES: usize = 8;
 
-/// Bytes that the largest record takes: a mapping of a file whose path is as long as may be.
+/// Size of the largest record, bytes: a mapping of a file with the longest possible path.
 const MAX_RECORD: usize = 4096 + 256;
 
 /// `PERF_RECORD_MISC_COMM_EXEC`: the name changed because of an exec.
@@ -24,7 +24,7 @@ const MISC_COMM_EXEC: u16 = 1 << 13;
 /// `PROT_EXEC`.
 const EXECUTABLE: u32 = 4;
 
-/// Identity of a mapped file, as the kernel tells it.
+/// Identity of a mapped file, as the kernel reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileKey {
     /// Device, major number.
@@ -46,11 +46,11 @@ pub struct MappedObject {
     pub offset: u64,
     /// The file; `None` for anonymous memory.
     pub file: Option<FileKey>,
-    /// Name as the process sees it, or a label of the kernel's (`[vdso]`, `//anon`).
+    /// Path as the process sees it, or a label of the kernel's (`[vdso]`, `//anon`).
     pub name: PathBuf,
 }
 
-/// What happened.
+/// The kind of an event.
 #[derive(Clone, Debug)]
 pub enum EventKind {
     /// A process was forked.
@@ -70,24 +70,24 @@ pub enum EventKind {
         /// Its new name.
         name: String,
     },
-    /// The process has another thread.
+    /// The process started another thread.
     Thread,
-    /// The process's first thread ended. The process lives on while it has others.
+    /// The process's first thread ended. The process lives on if it has others.
     Exit,
     /// Another thread of the process ended.
     ThreadExit,
-    /// Code was mapped.
+    /// Executable memory was mapped.
     Map(MappedObject),
 }
 
-/// Something that happened to a process.
+/// An event of a process.
 #[derive(Clone, Debug)]
 pub struct Event {
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub time: u64,
     /// The process.
     pub pid: u32,
-    /// What.
+    /// What happened.
     pub kind: EventKind,
 }
 
@@ -95,15 +95,15 @@ pub struct Event {
 struct Buffer {
     cpu: u32,
     sampler: Sampler,
-    /// Records that did not fit, as far as records have told.
+    /// The number of records that did not fit, as reported by records.
     lost: u64,
-    /// Those that the kernel told of when it was asked last.
+    /// The number of lost records when the kernel was last asked.
     asked: u64,
 }
 
 impl Buffer {
-    /// Records that did not fit. With the next record the kernel tells of those before, so on a CPU where nothing happens
-    /// any more no record does; since Linux 6.0 it can be asked (`PERF_FORMAT_LOST`).
+    /// The number of records that did not fit. The kernel reports losses with the next record, which never
+    /// comes if nothing more happens on this CPU. Since Linux 6.0 it can also be asked (`PERF_FORMAT_LOST`).
     fn lost(&mut self) -> u64 {
         let asked = self.sampler.read_full().ok().and_then(|data| data.lost());
         asked.unwrap_or(0).max(self.lost)
@@ -113,9 +113,9 @@ impl Buffer {
 /// The open buffers.
 pub struct LifecycleEvents {
     buffers: Vec<Buffer>,
-    /// Lost in buffers that were closed.
+    /// The number of records lost in buffers that have been closed.
     lost_before: u64,
-    /// Whether something may have been missed since [`Self::take_gap`] was called last.
+    /// Whether events may have been missed since the last call of [`Self::take_gap`].
     gap: bool,
 }
 
@@ -123,7 +123,7 @@ impl LifecycleEvents {
     /// Opens a buffer on each CPU. From here on nothing is missed.
     ///
     /// # Errors
-    /// The kernel refuses: too few rights, or too little memory that may be locked.
+    /// The kernel refuses: missing privileges, or too little memory that may be locked.
     pub fn open(cpus: &[u32]) -> Result<LifecycleEvents, Error> {
         let mut events = LifecycleEvents {
             buffers: Vec::new(),
@@ -132,17 +132,17 @@ impl LifecycleEvents {
         };
         for &cpu in cpus {
             match events.follow(cpu) {
-                // It went offline since it was listed.
+                // The CPU has gone offline since it was listed.
                 Err(_) if !is_online(cpu) => {}
                 followed => followed?,
             }
         }
-        // Whoever opens them reads the processes that are there afterwards.
+        // The caller reads all existing processes after this, so nothing was missed.
         events.gap = false;
         Ok(events)
     }
 
-    /// Opens the buffer of a CPU that has come online. What happened there before was missed.
+    /// Opens the buffer of a CPU that has come online. Earlier events on that CPU were missed.
     ///
     /// # Errors
     /// As for [`Self::open`].
@@ -158,8 +158,8 @@ impl LifecycleEvents {
         Ok(())
     }
 
-    /// Closes the buffer of a CPU that has gone offline: the kernel never writes to it again. `events` takes what is
-    /// still in it.
+    /// Closes the buffer of a CPU that has gone offline, because the kernel never writes to
+    /// that buffer again. The events that are still in it are appended to `events`.
     pub fn leave(&mut self, cpu: u32, events: &mut Vec<Event>) {
         self.read(events);
         self.buffers.retain_mut(|buffer| {
@@ -171,18 +171,19 @@ impl LifecycleEvents {
         });
     }
 
-    /// Appends everything that has happened since the last call, by CPU.
+    /// Appends all events since the last call, grouped by CPU.
     pub fn read(&mut self, events: &mut Vec<Event>) {
         for Buffer { sampler, lost, .. } in &mut self.buffers {
             let mut read = 0;
-            // No more than it held: a process may write as fast as this reads.
+            // No more than a full buffer is read, because a process may cause events as fast as they are read.
             while read < BUFFER_BYTES
                 && let Some(record) = sampler.next_record()
             {
                 let misc = record.misc();
                 let bytes = record.to_contiguous();
                 read += bytes.len() + HEADER_BYTES;
-                // With `sample_id_all` and only the time asked for, it is the last word of all.
+                // With `sample_id_all`, and the time as the only requested field, the time is
+                // the last word of each record.
                 let time = bytes
                     .last_chunk()
                     .map_or(0, |word| u64::from_le_bytes(*word));
@@ -198,18 +199,19 @@ impl LifecycleEvents {
                     }
                 }
             }
-            // The kernel tells what it has lost with the next record, which may be long in coming.
+            // A buffer that was almost full may have lost records. The kernel reports them only
+            // with the next record, which may come much later.
             self.gap |= read + MAX_RECORD > BUFFER_BYTES;
         }
     }
 
-    /// Records that did not fit into a buffer, so far.
+    /// The number of records that did not fit into a buffer, so far.
     pub fn lost(&mut self) -> u64 {
         let open: u64 = self.buffers.iter_mut().map(Buffer::lost).sum();
         self.lost_before + open
     }
 
-    /// Asks for losses of which no record has told, where the kernel can be asked. This interrupts each CPU.
+    /// Asks the kernel for losses that no record has reported yet, if it supports that. This interrupts each CPU.
     pub fn ask_for_losses(&mut self) {
         for buffer in &mut self.buffers {
             let lost = buffer.lost();
@@ -218,7 +220,7 @@ impl LifecycleEvents {
         }
     }
 
-    /// Whether something may have been missed since the last call.
+    /// Whether events may have been missed since the last call.
     pub fn take_gap(&mut self) -> bool {
         std::mem::take(&mut self.gap)
     }
@@ -226,7 +228,7 @@ impl LifecycleEvents {
 
 fn open(cpu: u32) -> std::io::Result<Sampler> {
     let counting_losses = open_with(cpu, ReadFormat::LOST);
-    // Before Linux 6.0 they cannot be asked for.
+    // Kernels before 6.0 do not support this format.
     counting_losses.or_else(|_| open_with(cpu, ReadFormat::empty()))
 }
 

@@ -1,5 +1,5 @@
-//! The kernel side as the agent sees it: load and attach the programs, read their records, write
-//! their tables, read their counters. The only place that names `aya`.
+//! The kernel side as the agent sees it: loads and attaches the programs, reads their records,
+//! writes their tables, reads their counters. No other module uses `aya`.
 
 mod btf;
 mod events;
@@ -43,35 +43,35 @@ pub use senders::Senders;
 /// What can go wrong between the agent and the kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The kernel's type information is not there.
+    /// The kernel's type information cannot be read.
     #[error(
         "cannot read {}: {source}; the kernel must be built with CONFIG_DEBUG_INFO_BTF",
         btf::VMLINUX
     )]
     ReadBtf {
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The kernel's type information is not what it should be.
-    #[error("{} is not BTF in a form that is known", btf::VMLINUX)]
+    /// The kernel's type information is malformed.
+    #[error("{} is not BTF, or has an unknown format", btf::VMLINUX)]
     MalformedBtf,
-    /// A field that the programs read is not there.
-    #[error("this kernel has no {of}.{field}: not supported")]
+    /// A field that the programs need is missing.
+    #[error("this kernel is not supported, because it has no {of}.{field}")]
     MissingKernelField {
         /// The struct.
         of: &'static str,
-        /// The member; empty when the struct itself is missing.
+        /// The member, also if the struct itself is missing.
         field: &'static str,
     },
-    /// The object could not be loaded.
-    #[error("the kernel does not take the maps or programs: {0}")]
+    /// The maps and programs could not be loaded.
+    #[error("cannot load the BPF maps and programs: {0}")]
     Load(#[from] aya::EbpfError),
-    /// A program was refused or could not be attached.
+    /// A program was rejected or could not be attached.
     #[error("program {program}: {source}")]
     Program {
         /// Its name.
         program: &'static str,
-        /// Why.
+        /// The cause.
         source: Box<ProgramError>,
     },
     /// A map could not be read or written.
@@ -79,7 +79,7 @@ pub enum Error {
     Map {
         /// Its name.
         map: &'static str,
-        /// Why.
+        /// The cause.
         source: Box<MapError>,
     },
     /// The list of processors could not be read.
@@ -87,44 +87,45 @@ pub enum Error {
     Cpus {
         /// The file.
         path: &'static str,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// A CPU was added to the machine.
-    #[error("the maps have places only for the CPUs that were present when recording began")]
+    /// A CPU was added to the machine, for which the maps have no place.
+    #[error("the BPF maps only have room for the CPUs that were present when the recording began")]
     NewCpu,
     /// The events of processes and mappings could not be opened.
     #[error("perf_event_open for process events on CPU {cpu}: {source}")]
     Lifecycle {
         /// The CPU.
         cpu: u32,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
 
-/// What is to be sampled.
+/// What is sampled, and how.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Nanoseconds between two samples of a CPU.
     pub period_ns: u64,
-    /// Only selected processes (see [`Kernel::select_process`] and [`Kernel::select_name`]).
+    /// Whether only selected processes are sampled (see [`Kernel::select_process`] and [`Kernel::select_name`]).
     pub filter: bool,
-    /// Stacks that each CPU may take in one second at sends to PostgreSQL servers; 0: sends are not looked at.
+    /// Number of stacks that each CPU may take per second at sends to PostgreSQL servers; 0:
+    /// sends are not observed.
     pub callers_per_second: u32,
-    /// Where sends are to be seen; `None`: at the cheapest place that the kernel has.
+    /// Where sends are observed; `None`: at the cheapest place that the kernel supports.
     pub senders: Option<Senders>,
 }
 
-/// `BPF_EXIST`: only an entry that is there is written.
+/// `BPF_EXIST`: only an existing entry is written.
 const BPF_EXIST: u64 = 2;
 
-/// Windows of the budget of stacks at sends (100 ms each).
+/// Windows per second of the budget of stacks at sends (100 ms each).
 const WINDOWS_PER_SECOND: u32 = 10;
-/// Walks that may be under way on a CPU: a sample's and a send's.
+/// Walks that may be in progress on a CPU at the same time: one for a sample and one for a send.
 const WALKS: u32 = 2;
 
-/// Wrappers that let plain data of the contract cross into maps.
+/// Wrapper that allows plain data of the contract as values of maps.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 struct Plain<T: Copy>(T);
@@ -157,9 +158,9 @@ pub struct Kernel {
     outer: ArrayOfMaps<MapData, Segment>,
     segments: Vec<Segment>,
     cpus: Vec<u32>,
-    /// Of each CPU that has one.
+    /// The sampling clock of each CPU that has one.
     clocks: Vec<(u32, PerfEventLinkId)>,
-    /// Those before this one have a place in the maps.
+    /// CPUs with numbers below this have a place in the maps.
     cpu_numbers: u32,
     period_ns: u64,
     callers_per_second: u32,
@@ -176,13 +177,13 @@ const RAW_TRACEPOINTS: [(&str, &str); 3] = [
 ];
 
 impl Kernel {
-    /// Loads maps and programs and attaches those that follow processes. No sample is taken yet.
+    /// Loads the maps and programs, and attaches the programs that follow processes. No sample is taken yet.
     ///
     /// # Errors
-    /// The kernel lacks something or refuses the programs; the error says what.
+    /// The kernel lacks something or rejects the programs; the error says what.
     pub fn load(options: &Options) -> Result<Kernel, Error> {
         let offsets = btf::Offsets::of_running_kernel()?;
-        // Without the field no bit is ever looked at.
+        // Without the field the mask is 0, and no bit is ever tested.
         let in_execve_byte = offsets.task_in_execve_bit.map_or(0, |bit| bit / 8);
         let in_execve_mask = offsets.task_in_execve_bit.map_or(0, |bit| 1u8 << (bit % 8));
         let filter = u8::from(options.filter);
@@ -200,7 +201,7 @@ impl Kernel {
             .map_max_entries("RING", ring_bytes(cpus.len() as u32, frequency))
             .map_max_entries("STACK_COPY", WALKS * cpu_numbers)
             .map_max_entries("CACHE", WALKS * CACHES * cpu_numbers)
-            // The kernel sets entries of such maps aside for each CPU.
+            // The kernel sets entries of LRU hash maps aside for each CPU.
             .map_max_entries("CONNECTIONS", MAX_CONNECTIONS + 256 * cpu_numbers)
             .override_global("PERIOD_NS", &options.period_ns, true)
             .override_global("CALLERS_PER_WINDOW", &callers, true)
@@ -252,30 +253,30 @@ impl Kernel {
         Ok(())
     }
 
-    /// Begins to note who sends to PostgreSQL servers. From now on sends cost a little more, so this waits until
-    /// there is a server.
+    /// Starts to observe sends to PostgreSQL servers. From then on every send costs a little
+    /// more, so this is to be called only when there is a server.
     ///
     /// # Errors
-    /// The kernel has no place where sends can be seen.
+    /// The kernel has no place where sends can be observed.
     pub fn follow_senders(&mut self) -> Result<(), Error> {
-        // Tried once: what a kernel lacks it will not have later.
+        // This is tried only once, because a missing feature of the kernel stays missing.
         if std::mem::take(&mut self.callers_per_second) != 0 {
             self.senders = Some(Senders::follow(&mut self.ebpf, self.wanted_senders)?);
         }
         Ok(())
     }
 
-    /// Where sends to servers are seen; `None` while nobody looks.
+    /// Where sends to servers are observed; `None` if they are not.
     pub fn senders(&self) -> Option<Senders> {
         self.senders
     }
 
-    /// Members of kernel structs without which part of the attribution of database work is not known.
+    /// Missing members of kernel structs, without which a part of the attribution of database work is unavailable.
     pub fn missing_fields(&self) -> &[String] {
         &self.missing_fields
     }
 
-    /// Tells the kernel about a PostgreSQL server, by its index.
+    /// Gives the kernel programs the variables of a PostgreSQL server, by the server's index.
     ///
     /// # Errors
     /// The map cannot be written.
@@ -285,7 +286,7 @@ impl Kernel {
             .map_err(in_map("SERVERS"))
     }
 
-    /// Tells the kernel that PostgreSQL listens on a TCP port.
+    /// Tells the kernel programs that PostgreSQL listens on a TCP port.
     ///
     /// # Errors
     /// The map cannot be written.
@@ -297,7 +298,7 @@ impl Kernel {
             .map_err(in_map("SERVER_PORTS"))
     }
 
-    /// Tells the kernel that PostgreSQL does not listen on a TCP port any more.
+    /// Tells the kernel programs that PostgreSQL no longer listens on a TCP port.
     ///
     /// # Errors
     /// The map cannot be written.
@@ -309,7 +310,7 @@ impl Kernel {
             .map_err(in_map("SERVER_PORTS"))
     }
 
-    /// Tells the kernel what the wall clock shows against the clock of the samples.
+    /// Gives the kernel programs the offset of the wall clock from the clock of the samples.
     ///
     /// # Errors
     /// The map cannot be written.
@@ -331,7 +332,7 @@ impl Kernel {
     pub fn start(&mut self) -> Result<(), Error> {
         for cpu in self.cpus.clone() {
             match self.start_clock(cpu) {
-                // It went offline since it was listed.
+                // The CPU has gone offline since it was listed.
                 Err(_) if !is_online(cpu) => {}
                 started => started?,
             }
@@ -358,10 +359,10 @@ impl Kernel {
         Ok(())
     }
 
-    /// Samples a CPU that has come online.
+    /// Starts sampling a CPU that has come online.
     ///
     /// # Errors
-    /// `perf_event_open` was refused, or the maps have no place for a CPU of this number.
+    /// `perf_event_open` was refused, or the maps have no place for a CPU with this number.
     pub fn add_cpu(&mut self, cpu: u32) -> Result<(), Error> {
         if cpu >= self.cpu_numbers {
             return Err(Error::NewCpu);
@@ -371,7 +372,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// A CPU has gone offline. The kernel never starts its clock again, so that it has to go.
+    /// Removes the sampling clock of a CPU that has gone offline, because the kernel never starts that clock again.
     ///
     /// # Errors
     /// The clock cannot be detached.
@@ -394,7 +395,7 @@ impl Kernel {
             .map_err(|source| refused(SAMPLE, source))
     }
 
-    /// Stops the sampling clock. Records already taken can still be read.
+    /// Stops the sampling clocks. Records that were already taken can still be read.
     ///
     /// # Errors
     /// A clock cannot be detached.
@@ -410,12 +411,12 @@ impl Kernel {
         Ok(())
     }
 
-    /// CPUs that were online, each of which has a sampling clock.
+    /// The CPUs that are sampled once [`Self::start`] was called: those that were online.
     pub fn cpus(&self) -> &[u32] {
         &self.cpus
     }
 
-    /// Waits until the kernel programs ask to be read at once, at most for `timeout`.
+    /// Waits until the kernel programs signal a record that should be read at once, for at most `timeout`.
     pub fn wait(&self, timeout: Duration) {
         let mut ring = libc::pollfd {
             fd: self.ring.as_raw_fd(),
@@ -423,13 +424,13 @@ impl Kernel {
             revents: 0,
         };
         let milliseconds = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
-        // SAFETY: one valid pollfd. A signal or an error ends the wait early, which does no harm.
+        // SAFETY: one valid pollfd. A signal or an error ends the wait early, which is harmless.
         unsafe { libc::poll(&raw mut ring, 1, milliseconds) };
     }
 
-    /// Gives the records in the ring buffer to `handle`, oldest first, up to the first sample taken
-    /// after `until` (nanoseconds): however fast new ones come, this ends. The kernel programs' own log
-    /// lines go to the logger.
+    /// Passes the records in the ring buffer to `handle`, oldest first, up to the first sample
+    /// that was taken after `until` (nanoseconds), so that this ends however fast new records
+    /// arrive. Log lines of the kernel programs go to the logger.
     pub fn read(&mut self, until: u64, mut handle: impl FnMut(Record<'_>)) {
         while let Some(item) = self.ring.next() {
             let Some(record) = Record::parse(&item) else {
@@ -446,7 +447,7 @@ impl Kernel {
         }
     }
 
-    /// Writes one block of the pool, adding a segment when the id lies beyond those there are.
+    /// Writes one block of the pool. Adds segments if the id lies beyond the existing ones.
     ///
     /// # Errors
     /// The kernel refuses the memory, or `id` lies beyond [`MAX_SEGMENTS`].
@@ -465,9 +466,9 @@ impl Kernel {
             .map_err(in_map("SEGMENTS"))
     }
 
-    /// Tells the kernel the address space of a process. An entry that is there goes with the process, because the
-    /// program at its exit removes it. A new one may come after the exit: true when it is a new one, and then the
-    /// caller removes it unless the process is still there.
+    /// Gives the kernel programs the address space of a process. Returns true if the entry is new.
+    /// An existing entry is removed with its process, by the program at the exit. A new entry may be
+    /// written after the exit, so the caller must remove it again unless the process still exists.
     ///
     /// # Errors
     /// The map is full, or cannot be written.
@@ -483,17 +484,17 @@ impl Kernel {
         }
     }
 
-    /// Processes that have an address space in the kernel.
+    /// The processes that have an address space in the kernel.
     pub fn spaces(&self) -> Vec<u32> {
         self.processes.keys().flatten().collect()
     }
 
-    /// What the kernel knows of a process (from [`Self::set_space`], or inherited in a fork).
+    /// The address space that a process has in the kernel (from [`Self::set_space`], or inherited in a fork).
     pub fn space(&self, pid: u32) -> Option<Space> {
         self.processes.get(&pid, 0).ok().map(|space| space.0)
     }
 
-    /// The roots of the address spaces that processes have in the kernel.
+    /// The root blocks of all address spaces in the kernel.
     ///
     /// # Errors
     /// The map cannot be read.
@@ -503,13 +504,13 @@ impl Kernel {
         roots.collect::<Result<_, _>>().map_err(in_map("PROCESSES"))
     }
 
-    /// Forgets a process.
+    /// Removes the address space of a process.
     pub fn remove_space(&mut self, pid: u32) {
-        // Already gone when the process has ended: the kernel forgets it by itself.
+        // This fails if the process has ended, because a kernel program has then removed the entry.
         let _ = self.processes.remove(&pid);
     }
 
-    /// Selects a process and the children it will have.
+    /// Selects a process and its future children for sampling.
     ///
     /// # Errors
     /// The map is full, or cannot be written.
@@ -517,18 +518,18 @@ impl Kernel {
         self.targets.insert(pid, 1, 0).map_err(in_map("TARGETS"))
     }
 
-    /// Selects a process no more.
+    /// Undoes [`Self::select_process`].
     pub fn deselect_process(&mut self, pid: u32) {
-        // Already gone when the process has ended: the kernel forgets it by itself.
+        // This fails if the process has ended, because a kernel program has then removed the entry.
         let _ = self.targets.remove(&pid);
     }
 
-    /// Processes that are selected.
+    /// The processes that are selected.
     pub fn selected(&self) -> Vec<u32> {
         self.targets.keys().flatten().collect()
     }
 
-    /// Selects the threads of a name (at most 15 bytes, as the kernel keeps it).
+    /// Selects the threads with a name (at most 15 bytes, as the kernel stores it).
     ///
     /// # Errors
     /// The map is full, or cannot be written.
@@ -549,8 +550,8 @@ impl Kernel {
             .map_or(0, |slots| slots.iter().sum())
     }
 
-    /// Median of what sends took whose stack was taken, nanoseconds, exact to half a microsecond. `None` without
-    /// one.
+    /// Median time that the kernel program took at a send whose stack it took, nanoseconds,
+    /// exact to half a microsecond. `None` if there was no such send.
     pub fn caller_stack_ns(&self) -> Option<f64> {
         let budgets = self.budgets.get(&0, 0).ok()?;
         let of_step = |step: usize| budgets.iter().map(|cpu| u64::from(cpu.0.times[step])).sum();
@@ -558,14 +559,13 @@ impl Kernel {
         times::median(&counts)
     }
 
-    /// Instructions that the verifier followed in the sampling program. `None` before Linux 5.16.
+    /// The number of instructions that the verifier processed for the sampling program. `None` before Linux 5.16.
     pub fn verified_instructions(&self) -> Option<u32> {
         let program: &PerfEvent = self.ebpf.program(SAMPLE)?.try_into().ok()?;
         program.info().ok()?.verified_instruction_count()
     }
 
-    /// Kernel memory of all maps, bytes, as the kernel accounts for it (`memlock` in
-    /// `/proc/self/fdinfo`).
+    /// Kernel memory of all maps, bytes, as the kernel accounts for it (`memlock` in `/proc/self/fdinfo`).
     pub fn map_bytes(&self) -> u64 {
         let Ok(entries) = std::fs::read_dir("/proc/self/fdinfo") else {
             return 0;
@@ -582,10 +582,11 @@ impl Kernel {
 }
 
 impl Kernel {
-    /// Runs of each program that the kernel skipped, by the program's name (`recursion_misses` in `/proc/self/fdinfo`, since
-    /// Linux 5.12): at a tracepoint because another run of it was under way on the same CPU, at a kprobe because any such
-    /// program was, or a system call for a map, in which the agent can be preempted (kernel/bpf/syscall.c,
-    /// `bpf_disable_instrumentation`). Programs without skipped runs are left out.
+    /// The number of runs that the kernel skipped, by the program's name (`recursion_misses` in
+    /// `/proc/self/fdinfo`, since Linux 5.12). A run at a tracepoint is skipped if another run of the same
+    /// program is in progress on the CPU. A run at a kprobe is skipped if any such program is running
+    /// there, or if a system call on a map is in progress there, in which the agent can be preempted
+    /// (kernel/bpf/syscall.c, `bpf_disable_instrumentation`). Programs without skipped runs are left out.
     pub fn skipped_runs(&self) -> BTreeMap<String, u64> {
         let skipped = |program: &aya::programs::Program| {
             let fd = program.fd().ok()?.as_fd().as_raw_fd();
@@ -611,9 +612,10 @@ fn is_online(cpu: u32) -> bool {
     cpus_online().is_ok_and(|cpus| cpus.contains(&cpu))
 }
 
-/// Places that maps need for the CPUs that are there, offline ones included. Numbers may have gaps.
+/// The number of places that maps need for all CPUs that are present, including offline ones.
+/// CPU numbers may have gaps.
 fn cpu_numbers(online: &[u32]) -> u32 {
-    // A list of ranges, in order: the last number is that of the last CPU.
+    // The file is an ordered list of ranges, so its last number is that of the last CPU.
     let present = std::fs::read_to_string("/sys/devices/system/cpu/present").unwrap_or_default();
     let last = present.trim().rsplit([',', '-']).next();
     let last = last.and_then(|last| last.parse().ok());

@@ -1,4 +1,4 @@
-//! Which blocks of the kernel's pool are in use.
+//! Allocation of the blocks of the kernel's pool.
 
 use std::collections::VecDeque;
 
@@ -7,20 +7,21 @@ use agent_ebpf::{
     table::BlockId,
 };
 
-/// Allocator of block ids. Pure: the blocks themselves are written elsewhere.
+/// Allocator of block ids. It does no I/O: the blocks themselves are written by
+/// [`Kernel::write_block`](super::Kernel::write_block).
 ///
-/// A block that is given back is used again only after every event up to that moment is known to
-/// have been seen: a process forked just before may still use it (see [`BlockPool::settle`]).
+/// A block that is retired is used again only after every event up to that moment is known to have been
+/// seen, because a process that was forked just before may still use it (see [`BlockPool::settle`]).
 #[derive(Debug, Default)]
 pub struct BlockPool {
     free: Vec<BlockId>,
-    /// Blocks given back, with the time of it in nanoseconds, oldest first.
+    /// Retired blocks, with the time of their retirement in nanoseconds, oldest first.
     resting: VecDeque<(u64, Vec<BlockId>)>,
     next: BlockId,
 }
 
 impl BlockPool {
-    /// Takes `count` blocks; `None` when the pool's bound is reached.
+    /// Allocates `count` blocks; `None` if the pool is exhausted.
     pub fn allocate(&mut self, count: usize) -> Option<Vec<BlockId>> {
         let left = (MAX_SEGMENTS * SEGMENT_BLOCKS - self.next) as usize;
         if self.free.len() + left < count {
@@ -35,14 +36,15 @@ impl BlockPool {
         Some(blocks)
     }
 
-    /// Gives blocks back at `time` (nanoseconds).
+    /// Retires blocks at `time` (nanoseconds).
     pub fn retire(&mut self, time: u64, blocks: Vec<BlockId>) {
         if !blocks.is_empty() {
             self.resting.push_back((time, blocks));
         }
     }
 
-    /// Every event before `time` has been seen: what was given back before it is free.
+    /// Frees the blocks that were retired before `time` (nanoseconds). To be called when every
+    /// event before `time` has been seen.
     pub fn settle(&mut self, time: u64) {
         while let Some((retired, _)) = self.resting.front() {
             if *retired >= time {
@@ -54,7 +56,7 @@ impl BlockPool {
         }
     }
 
-    /// Blocks in use or resting.
+    /// The number of blocks that are in use, or retired and not yet free.
     pub fn in_use(&self) -> usize {
         self.next as usize - self.free.len()
     }
@@ -64,7 +66,7 @@ impl BlockPool {
 mod tests {
     use super::*;
 
-    /// Blocks come back only after they have rested.
+    /// Retired blocks are used again only after [`BlockPool::settle`].
     #[test]
     fn rest() {
         let mut pool = BlockPool::default();
@@ -81,7 +83,7 @@ mod tests {
         assert_eq!(pool.in_use(), 6);
     }
 
-    /// The bound is a bound.
+    /// No more blocks are allocated than the pool has.
     #[test]
     fn bounded() {
         let mut pool = BlockPool::default();

@@ -1,5 +1,5 @@
-//! Where sends to PostgreSQL servers are seen: always in the sender's thread and before the server can know of
-//! them; the rest differs from kernel to kernel.
+//! Where sends to PostgreSQL servers are observed: always in the sender's thread, and before
+//! the server can receive them. The rest differs from kernel to kernel.
 
 use std::fmt;
 
@@ -10,18 +10,18 @@ use aya::{
 
 use super::{Error, program_mut, refused};
 
-/// How sends are seen, the cheapest first.
+/// The ways to observe sends, the cheapest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Senders {
     /// At two tracepoints of sockets, since Linux 6.16.
     Tracepoints,
-    /// At the entry of two functions of the kernel, where it has kprobes.
+    /// At the entry of two functions of the kernel, if it has kprobes.
     Functions,
-    /// At each system call of the machine.
+    /// At the entry of every system call of the machine.
     SystemCalls,
 }
 
-/// The programs of a way, and what each is attached to.
+/// The programs of a way, and the hook that each is attached to.
 type Hooks = [(&'static str, &'static str)];
 
 const TRACEPOINTS: &Hooks = &[
@@ -49,10 +49,10 @@ impl Senders {
         }
     }
 
-    /// Attaches the first way that this kernel has, or one that is wanted.
+    /// Attaches the first way that this kernel supports, or the one that is wanted.
     ///
     /// # Errors
-    /// It has none; the error is that of the last.
+    /// None could be attached; the error is that of the last one tried.
     pub(super) fn follow(ebpf: &mut Ebpf, wanted: Option<Senders>) -> Result<Senders, Error> {
         let mut last = None;
         for way in Senders::ALL {
@@ -62,15 +62,15 @@ impl Senders {
             match way.attach(ebpf) {
                 Ok(()) => return Ok(way),
                 Err(error) => {
-                    log::debug!("sends cannot be seen at {way}: {error}");
+                    log::debug!("cannot observe sends at {way}: {error}");
                     last = Some(error);
                 }
             }
         }
-        Err(last.expect("there are ways"))
+        Err(last.expect("at least one way is tried"))
     }
 
-    /// Attaches all of a way's programs, or none.
+    /// Attaches all programs of a way, or none.
     fn attach(self, ebpf: &mut Ebpf) -> Result<(), Error> {
         let (attach, detach): (Attach, Detach) = match self {
             Senders::Functions => (at_function, from_function),
@@ -82,7 +82,7 @@ impl Senders {
         });
         if attached.is_err() {
             for (program, _) in hooks {
-                // One that was not loaded has nothing to be unloaded.
+                // This fails for a program that was not loaded, which needs no detaching.
                 let _ = detach(ebpf, program);
             }
         }

@@ -1,4 +1,4 @@
-//! How many entries the maps of the kernel programs hold.
+//! The number of entries in the maps of the kernel programs.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +10,7 @@ use aya::maps::{Map, MapData};
 
 use super::Kernel;
 
-/// `BPF_MAP_GET_NEXT_KEY`.
+/// The command `BPF_MAP_GET_NEXT_KEY` of `bpf(2)`.
 const GET_NEXT_KEY: c_long = 4;
 
 /// The part of `union bpf_attr` that the command reads.
@@ -23,7 +23,7 @@ struct NextKey {
 }
 
 impl Kernel {
-    /// Entries of every hash map, by the map's name in lower case.
+    /// The number of entries of every hash map, by the map's name in lower case.
     pub fn entries(&self) -> BTreeMap<String, u64> {
         let mut entries = BTreeMap::new();
         entries.insert("processes".to_owned(), self.spaces().len() as u64);
@@ -37,8 +37,8 @@ impl Kernel {
     }
 }
 
-/// Entries of a map of whatever type. What other programs do meanwhile may lead to a recount, so this ends at twice
-/// the map's bound.
+/// The number of entries of a map of any type. The iteration may start again when kernel
+/// programs change the map meanwhile, so it ends at twice the map's capacity.
 fn count(map: &MapData) -> u64 {
     let Ok(info) = map.info() else {
         return 0;
@@ -50,7 +50,7 @@ fn count(map: &MapData) -> u64 {
         let attributes = NextKey {
             map_fd: map.fd().as_fd().as_raw_fd().cast_unsigned(),
             padding: 0,
-            // Without a key the first one is told.
+            // With a null key the kernel returns the map's first key.
             key: if found == 0 { 0 } else { key.as_ptr() as u64 },
             next_key: next.as_mut_ptr() as u64,
         };

@@ -1,5 +1,5 @@
-//! The code of one process, told apart by mapping: all that the walk on a stack copy needs, in a form that another thread
-//! can use.
+//! The code of one process, by mapping: everything that the walk on a stack copy needs, in a
+//! form that can be sent to another thread.
 
 use std::sync::Arc;
 
@@ -12,17 +12,17 @@ use crate::{
 /// Where the rules of a mapping come from.
 #[derive(Debug)]
 enum Rules {
-    /// The file's unwind entries; avma minus svma.
+    /// The file's unwind entries, and avma − svma.
     File(Arc<Mapped>, u64),
-    /// There are none.
+    /// There are no unwind entries: the frame pointer is followed.
     FramePointer,
-    /// The mapping is of no executable segment of its file.
+    /// The mapping holds no executable segment of its file.
     Unknown,
     /// The file could not be opened so far.
     Pending,
 }
 
-/// A mapping.
+/// A mapping and its rules.
 #[derive(Debug)]
 struct Stretch {
     start: u64,
@@ -33,12 +33,12 @@ struct Stretch {
 /// The executable mappings of a process with their files.
 #[derive(Debug)]
 pub struct Code {
-    /// By address, not overlapping.
+    /// Ordered by address, not overlapping.
     stretches: Vec<Stretch>,
 }
 
 impl Code {
-    /// The code of a process; files that are not known are opened.
+    /// The code of a process. Files that are not open yet are opened.
     pub fn of(space: &AddressSpace, objects: &mut Objects, pid: u32) -> Code {
         let stretches = space.mappings().iter().map(|mapping| {
             let rules = match objects.backing(pid, mapping) {
@@ -69,7 +69,7 @@ impl Code {
         !self.stretches.iter().any(is_pending)
     }
 
-    /// Whether to read its rules cannot wait for anybody but this machine's disk.
+    /// Whether reading the rules depends on nothing but this machine's disk.
     pub fn is_local(&self) -> bool {
         let is_local = |stretch: &Stretch| match &stretch.rules {
             Rules::File(mapped, _) => mapped.is_local,
@@ -78,7 +78,7 @@ impl Code {
         self.stretches.iter().all(is_local)
     }
 
-    /// The rule for an address, read from its file directly: the table may not exist yet. May block.
+    /// The rule for an address, read directly from its file, because the file's table may not exist yet. May block.
     pub fn rule(&self, avma: u64) -> RuleLookup {
         let after = self.stretches.partition_point(|s| s.start <= avma);
         let stretch = after.checked_sub(1).map(|at| &self.stretches[at]);

@@ -1,5 +1,5 @@
-//! The files that processes have mapped: opened once, kept open while anybody maps them; and the code of a process, told
-//! apart by file.
+//! The files that processes have mapped, opened once and kept open while any process maps them;
+//! and the code of one process, by mapping.
 
 mod code;
 mod objects;

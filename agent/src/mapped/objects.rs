@@ -1,7 +1,7 @@
-//! The files (and other code) that processes have mapped: opened once, kept open while anybody maps them.
+//! The files (and other code) that processes have mapped, opened once and kept open while any process maps them.
 //!
-//! A file is told from another by device, inode and version. While it is open here its inode cannot become another
-//! file's, so what is left to be checked is whether it was written: at each new mapping of it, by its times and size.
+//! A file is identified by device, inode and version. While it is open here its inode number is not given to
+//! another file. So at each new mapping only its times and size need to be compared, to detect that it was written.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -34,35 +34,36 @@ use crate::{
     unwind::Cfi,
 };
 
-/// Files kept open at most: beyond it samples in a file are left to user space, which cannot unwind
-/// them either. A machine of a thousand containers has about two thousand different binaries and
-/// libraries.
+/// Maximum number of files that are kept open. Samples in further files are left to user space, which cannot unwind
+/// them either. A machine with a thousand containers has about two thousand different binaries and libraries.
 const MAX_OBJECTS: usize = 16_384;
 
-/// Files remembered at most as not to be had from a process.
+/// Maximum number of files that are remembered as unavailable in a process, and of files that
+/// are remembered as having no code.
 const MAX_LOST: usize = 4096;
 
-/// Mount namespaces whose directory of debug files is kept open at most: a thousand containers.
+/// Maximum number of mount namespaces whose directory of debug files is kept open: enough for a
+/// thousand containers.
 const MAX_DEBUG_DIRS: usize = 1024;
 
-/// How long a file stays open that nobody maps any more, nanoseconds: a program that is started again and again should
-/// find its own.
+/// How long a file stays open after its last mapping has gone, nanoseconds. A program that is
+/// started again and again then need not be opened again and again.
 const UNUSED_FOR: u64 = 60_000_000_000;
 
-/// Bytes of an object.
+/// The bytes of an object.
 #[derive(Clone, Debug)]
 pub enum Image {
-    /// A file's, by mapping. That goes first: the file is then still open, and to unmap it closes nothing.
+    /// A file that is mapped. The mapping is dropped before the file, so that unmapping never closes it.
     File(Arc<Mmap>, Arc<OpenFile>),
-    /// A file's that a process serves, copied.
+    /// A copy of a file that a FUSE server provides.
     Copy(Arc<OpenFile>, Arc<FileCopy>),
-    /// The vDSO's, copied from this process: the kernel maps the same to all.
+    /// A copy of this process's vDSO: the kernel maps the same vDSO into all processes.
     Vdso(Arc<[u8]>),
 }
 
 impl Image {
-    /// Gives the pages that were read back to the kernel's page cache: they would count as this
-    /// process's memory. They are read again when they are needed.
+    /// Unmaps the pages that were read, because they would count as this process's memory. They
+    /// stay in the kernel's page cache, and are mapped again when they are needed.
     pub fn forget_pages(&self) {
         if let Image::File(map, _) = self {
             // SAFETY: the mapping is of a file and read-only, so dropped pages come back unchanged.
@@ -70,7 +71,7 @@ impl Image {
         }
     }
 
-    /// The file, if it is one.
+    /// The open file, if the image comes from a file.
     pub fn file(&self) -> Option<&Arc<OpenFile>> {
         match self {
             Image::File(_, file) | Image::Copy(file, _) => Some(file),
@@ -78,7 +79,7 @@ impl Image {
         }
     }
 
-    /// The bytes. To read them may block as long as the file system likes.
+    /// The bytes. Reading them may block for as long as the file system does not answer.
     pub fn bytes(&self) -> &[u8] {
         match self {
             Image::File(map, _) => map,
@@ -88,13 +89,13 @@ impl Image {
     }
 }
 
-/// Code with an ELF image.
+/// An ELF image that is open, and the facts read from it.
 #[derive(Debug)]
 pub struct Mapped {
-    /// Its unwind entries, checked once; `None` when it has none. Declared before the image that it
-    /// borrows from, so that it is dropped first.
+    /// Its unwind entries, checked once; `None` if it has none. The field is declared before
+    /// the image that it borrows from, so that it is dropped first.
     cfi: Option<Cfi<'static>>,
-    /// Path as the first process that had it sees it, or `[vdso]`.
+    /// Path as seen by the first process that mapped it, or `[vdso]`.
     pub name: PathBuf,
     /// Its bytes.
     pub image: Image,
@@ -102,23 +103,23 @@ pub struct Mapped {
     pub segments: Vec<Segment>,
     /// GNU build id.
     pub build_id: Option<Vec<u8>>,
-    /// What tells servers and their clients.
+    /// Exported symbols that identify PostgreSQL servers and programs with trace contexts.
     pub exports: Exports,
-    /// The version that was read; `None` for what is no file.
+    /// The version that was read; `None` if it is not a file.
     pub version: Option<FileVersion>,
-    /// Whether to read it cannot wait for anybody but this machine's disk.
+    /// Whether reading it depends on nothing but this machine's disk.
     pub is_local: bool,
-    /// A copy, should the file be overwritten.
+    /// A copy, in case the file is overwritten.
     pub snapshot: Option<Arc<Snapshot>>,
-    /// The debug files where it was found, if that is another mount namespace than the agent's.
+    /// The directory of debug files in the mount namespace where it was found, if that is not the agent's.
     pub debug_dir: Option<Arc<File>>,
 }
 
 impl Mapped {
-    /// Reads the facts of an image; `None`: it is no ELF file with code. May block.
+    /// Reads the facts of an image; `None` if it is not an ELF file with code. May block.
     fn read(name: &Path, image: Image) -> Option<Mapped> {
-        // SAFETY: the bytes lie in a file mapping or a boxed slice behind an `Arc`, so they do not move,
-        // and `Mapped` holds the image for longer than what borrows from it.
+        // SAFETY: the bytes are in a file mapping or in heap memory behind an `Arc`, so they do
+        // not move, and `Mapped` holds the image for longer than what borrows from it.
         let bytes =
             unsafe { std::slice::from_raw_parts(image.bytes().as_ptr(), image.bytes().len()) };
         let object = Object::parse(bytes).ok()?;
@@ -138,18 +139,18 @@ impl Mapped {
         Some(mapped)
     }
 
-    /// The rule of an svma, read from its unwind entry directly. `None`: the object has no entries. May block.
+    /// The rule for an svma, read directly from its unwind entry. `None` if the object has no entries. May block.
     pub fn rule_at(&self, svma: u64) -> Option<Rule> {
         Some(self.cfi.as_ref()?.row_at(svma))
     }
 
-    /// avma minus svma of a mapping of this object. `None`: the mapping is of no executable segment.
+    /// avma − svma of a mapping of this object. `None` if the mapping holds no executable segment.
     pub fn bias(&self, mapping: &MappedObject) -> Option<u64> {
         let length = mapping.end - mapping.start;
         bias(&self.segments, mapping.start, mapping.offset, length)
     }
 
-    /// Whether the file was not written since it was read.
+    /// Whether the file has not been written since it was read.
     fn is_current(&self) -> bool {
         let (Some(file), Some(version)) = (self.image.file(), self.version) else {
             return true;
@@ -157,7 +158,8 @@ impl Mapped {
         FileVersion::of(&***file).is_ok_and(|now| now == version)
     }
 
-    /// Whether another reading of the same file, whose times differ, has the same contents as far as can be told.
+    /// Whether another read of the same file, with a different version, has the same contents
+    /// as far as can be told.
     fn is_same_content(&self, other: &Mapped) -> bool {
         let (Some(own), Some(others)) = (self.version, other.version) else {
             return false;
@@ -169,41 +171,42 @@ impl Mapped {
     }
 }
 
-/// Why files could not be opened.
+/// How many files could not be opened, by cause.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OpenFailures {
-    /// The limit of open files was reached.
+    /// The limit on open files was reached.
     pub no_descriptors: u64,
-    /// A file of a FUSE file system does not fit into the room for copies; counted at each attempt.
+    /// A file of a FUSE file system did not fit into the room for copies; counted at each attempt.
     pub too_large: u64,
-    /// Any other reason: nearly always the process had gone.
+    /// Any other cause: nearly always the process had ended.
     pub other: u64,
 }
 
-/// What an opened file is.
+/// The result of opening a file; `None` if it is not an ELF file with code.
 type Opened = io::Result<Option<Mapped>>;
 
-/// An object, and when it was mapped last.
+/// An open object, and when it was last mapped.
 struct Entry {
     mapped: Arc<Mapped>,
     key: Option<FileKey>,
-    /// When a mapping of it was last known, nanoseconds.
+    /// When a mapping of it was last known, nanoseconds; 0 before [`Objects::evict`] has seen it.
     used: u64,
 }
 
-/// Open directories of debug files by mount namespace, as `/proc/PID/ns/mnt` tells it, and root directory.
+/// Open directories of debug files by mount namespace, as the link `/proc/PID/ns/mnt` states
+/// it, and root directory.
 type DebugDirs = Mutex<HashMap<(PathBuf, PathBuf), Option<Arc<File>>>>;
 
-/// What the threads share that open files.
+/// The state that is shared by the threads that open files.
 #[derive(Default)]
 struct Shared {
     debug_dirs: DebugDirs,
     room: Arc<SnapshotRoom>,
 }
 
-/// All objects.
+/// All objects that are open.
 pub struct Objects {
-    /// The threads by which files are opened.
+    /// The threads that open files.
     pub pool: WorkerPool,
     objects: HashMap<ObjectId, Entry>,
     by_key: HashMap<FileKey, ObjectId>,
@@ -212,7 +215,7 @@ pub struct Objects {
     lost: HashSet<(u32, FileKey)>,
     /// Files whose opening is overdue.
     late: HashMap<FileKey, Receiver<Opened>>,
-    /// Files that took long to be opened, and have no code.
+    /// Files whose opening was overdue, and that turned out to have no code.
     without_code: HashSet<FileKey>,
     shared: Arc<Shared>,
     /// Files that could not be opened or read.
@@ -220,7 +223,7 @@ pub struct Objects {
 }
 
 impl Objects {
-    /// Nothing opened yet.
+    /// Makes an empty collection.
     pub fn new() -> Objects {
         Objects {
             pool: WorkerPool::new(),
@@ -236,18 +239,18 @@ impl Objects {
         }
     }
 
-    /// The object with this number; `None` when it was evicted.
+    /// The object with this number; `None` if it was evicted.
     pub fn get(&self, id: ObjectId) -> Option<&Arc<Mapped>> {
         self.objects.get(&id).map(|entry| &entry.mapped)
     }
 
-    /// How many are open.
+    /// The number of open objects.
     pub fn len(&self) -> usize {
         self.objects.len()
     }
 
-    /// What a mapping of `pid` is of; a file that is not known in its present version is opened. The answer is kept
-    /// with the mapping.
+    /// Where the code of a mapping of `pid` comes from. A file that is not open in its present
+    /// version is opened. The answer is kept with the mapping, unless it is [`Backing::Lost`].
     pub fn backing(&mut self, pid: u32, mapping: &ExecutableMapping) -> Backing {
         if let Some(backing) = mapping.backing.get() {
             return backing;
@@ -289,7 +292,7 @@ impl Objects {
         match self.pool.call(subject, work) {
             Answer::Done(opened) => self.take(pid, key, opened),
             Answer::Overdue(receiver) => {
-                log::debug!("{}: does not answer yet", mapping.name.display());
+                log::debug!("{}: opening it is overdue", mapping.name.display());
                 self.late.insert(key, receiver);
                 Backing::Lost
             }
@@ -303,7 +306,7 @@ impl Objects {
             let Some(mapped) = mapped else {
                 return Backing::Private;
             };
-            // The vDSO is nobody's file: it stays.
+            // The vDSO is not a file, and is never evicted.
             let id = ObjectId(0);
             let entry = Entry {
                 mapped: Arc::new(mapped),
@@ -333,7 +336,7 @@ impl Objects {
         }
     }
 
-    /// Remembered for this process only: another may still show the file.
+    /// Remembers that a file is unavailable in this process. Another process may still provide it.
     fn lose(&mut self, pid: u32, key: FileKey) -> Backing {
         if self.lost.len() >= MAX_LOST {
             self.lost.clear();
@@ -343,7 +346,7 @@ impl Objects {
     }
 
     fn add(&mut self, pid: u32, key: FileKey, mapped: Mapped) -> Backing {
-        // A file whose attributes alone were changed is the same object, from now on with these.
+        // If only the file's attributes were changed, the object keeps its number and gets the new attributes.
         if let Some(known) = self.by_key.get(&key)
             && let Some(entry) = self.objects.get_mut(known)
             && entry.mapped.is_same_content(&mapped)
@@ -366,7 +369,7 @@ impl Objects {
         Backing::Object(id)
     }
 
-    /// Takes files that were opened late. True: there were some.
+    /// Takes over files whose opening was overdue and is done by now. Returns true if there were any.
     pub fn settle(&mut self) -> bool {
         if self.late.is_empty() {
             return false;
@@ -382,7 +385,8 @@ impl Objects {
         });
         let any = !arrived.is_empty();
         for (key, opened) in arrived {
-            // Not of any process's: who lost it is asked again.
+            // The answer belongs to no process in particular. Processes with a lost mapping of
+            // the file look it up again.
             if self.take(0, key, opened) == Backing::Private && self.without_code.len() < MAX_LOST {
                 self.without_code.insert(key);
             }
@@ -390,14 +394,14 @@ impl Objects {
         any
     }
 
-    /// What could not be opened, or had no code, may be tried again.
+    /// Forgets which files could not be opened or had no code, so that they are tried again.
     pub fn retry_lost(&mut self) {
         self.lost.clear();
         self.without_code.clear();
     }
 
-    /// Closes the files that nobody has had mapped for a minute: `mapped` tells for each whether somebody has. Returns
-    /// those that were closed.
+    /// Closes the files that no process has had mapped for a minute. `mapped` holds the objects
+    /// that are mapped at `time`, nanoseconds. Returns those that were closed.
     pub fn evict(&mut self, time: u64, mapped: &HashSet<ObjectId>) -> Vec<ObjectId> {
         let mut evicted = Vec::new();
         for (id, entry) in &mut self.objects {
@@ -425,8 +429,8 @@ fn is_vdso(mapping: &MappedObject) -> bool {
     mapping.name.as_os_str() == "[vdso]"
 }
 
-/// Opens and reads the file of a mapping; `Ok(None)` for one that is no ELF file. `known` is the same file, open, in an
-/// older version. May block.
+/// Opens and reads the file of a mapping; `Ok(None)` if it is not an ELF file with code.
+/// `known` is the same file, still open, in an older version. May block.
 fn open_object(
     pid: u32,
     mapping: &MappedObject,
@@ -439,21 +443,21 @@ fn open_object(
         None => open(pid, mapping, key)?,
     };
     let file = Arc::new(OpenFile::new(file));
-    // The version first: what is written after that is noticed later.
+    // The version is read before the contents, so that a later write changes it and is noticed.
     let version = FileVersion::of(&**file)?;
     let image = if is_served_by_fuse(&**file) {
         let copy = FileCopy::read(&file, version, (key.major, key.minor))?;
         Image::Copy(Arc::clone(&file), Arc::new(copy))
     } else {
-        // SAFETY: the mapping is only read. Its contents may change, and no reader relies on them not to; a file that
-        // is truncated reads as zeros (see `truncation`).
+        // SAFETY: the mapping is only read. Its contents may change, and no reader relies on
+        // them not to; a file that is truncated reads as zeros (see `session::truncation`).
         let map = unsafe { Mmap::map(&**file)? };
         Image::File(Arc::new(map), Arc::clone(&file))
     };
     Ok(Mapped::read(&mapping.name, image).map(|mapped| Mapped {
         version: Some(version),
         is_local: file.is_local(),
-        // Only programs are overwritten in place: a library that is mapped would break whoever uses it.
+        // Only programs are copied. Overwriting a mapped library in place would break the processes that use it.
         snapshot: (process_exe(pid).as_ref() == Some(&mapping.name))
             .then(|| shared.room.take(&file, version).map(Arc::new))
             .flatten(),
@@ -471,7 +475,8 @@ fn debug_dir(pid: u32, dirs: &DebugDirs) -> Option<Arc<File>> {
     if fs::read_link("/proc/self/ns/mnt").is_ok_and(|own| own == theirs) {
         return None;
     }
-    // A container's first process has its namespace before it has its root.
+    // The root is part of the key, because a container's first process enters its namespace
+    // before it gets its root.
     let root = fs::read_link(format!("/proc/{pid}/root")).ok()?;
     let place = (theirs, root);
     let known = |dirs: &DebugDirs| dirs.lock().ok()?.get(&place).cloned();
@@ -489,16 +494,16 @@ fn debug_dir(pid: u32, dirs: &DebugDirs) -> Option<Arc<File>> {
     dir
 }
 
-/// Opens the file of a mapping: through the mapping itself, which is right even when the file was
-/// deleted or replaced; else by its name as the process sees it; else, when the process has gone, by
-/// its name here. By name the inode must be the mapped one.
+/// Opens the file of a mapping: through the mapping itself, which gives the right file even if it was deleted
+/// or replaced; else by its path as the process sees it; else, in case the process has ended, by the same
+/// path in the agent's own mount namespace. A file found by its path must have the inode of the mapped one.
 fn open(pid: u32, mapping: &MappedObject, key: FileKey) -> io::Result<File> {
     let (start, end) = (mapping.start, mapping.end);
-    // Of a process whose first thread has ended another knows the mappings.
+    // If the first thread of a process has ended, the mappings can be read from another thread.
     let thread = living_thread(pid).unwrap_or(pid);
     let by_mapping = format!("/proc/{thread}/map_files/{start:x}-{end:x}");
     open_regular(Path::new(&by_mapping)).or_else(|error| {
-        // No other way leads to a descriptor where there is none left.
+        // Without a free descriptor the other ways would fail too.
         if let Some(libc::EMFILE | libc::ENFILE) = error.raw_os_error() {
             return Err(error);
         }

@@ -1,4 +1,4 @@
-//! The reader behind [`Object::parse`], over the `object` crate's ELF structures.
+//! Implements [`Object::parse`] with the ELF structures of the crate `object`.
 
 use super::{
     Error, MAX_BUILD_ID, MAX_CODE_SECTIONS, MAX_EXECUTABLE_SEGMENTS, Object, Section, Segment,
@@ -23,7 +23,7 @@ pub(super) fn parse(data: &[u8]) -> Result<Object<'_>, Error> {
     }
     let headers = header.program_headers(LE, data)?;
     let segments = executable_segments(headers, data)?;
-    // A file without section headers, or with broken ones, still runs: go on without.
+    // A file whose section headers are missing or broken still runs, so they are optional.
     let sections = header.sections(LE, data).unwrap_or_default();
     let eh_frame_hdr = headers
         .iter()
@@ -54,7 +54,7 @@ fn look_for(data: &[u8], names: &[&str], values: &mut [Option<u64>]) -> Result<(
     let symbols = sections.symbols(LE, data, elf::SHT_DYNSYM)?;
     let table = hash_table(&sections, data);
     let find = |name: &[u8]| match &table {
-        // A few pages of the file, where the whole table of a large library is megabytes.
+        // This reads a few pages of the file, whereas the symbol table of a large library is megabytes.
         Some(table) => {
             let versions = VersionTable::default();
             let found = table.find(LE, name, elf::gnu_hash(name), None, &symbols, &versions);
@@ -73,21 +73,21 @@ fn look_for(data: &[u8], names: &[&str], values: &mut [Option<u64>]) -> Result<(
     Ok(())
 }
 
-/// The table by which the dynamic linker finds what a file exports; `None` where it is missing or malformed.
+/// The GNU hash table, by which the dynamic linker finds exported symbols; `None` if it is missing or malformed.
 fn hash_table<'data>(
     sections: &SectionTable<'data, Header>,
     data: &'data [u8],
 ) -> Option<GnuHashTable<'data, Header>> {
     let header = sections.gnu_hash_header(LE, data).ok()??;
-    // The reader takes both for granted.
+    // `GnuHashTable` relies on both without checking them.
     let sound =
         header.bloom_shift.get(LE) < u32::BITS && header.bloom_count.get(LE).is_power_of_two();
     let (table, _) = sections.gnu_hash(LE, data).ok()??;
     sound.then_some(table)
 }
 
-/// Where an executable's thread-local variable lies, seen from the thread pointer: its block ends there
-/// (System V ABI, TLS variant II).
+/// Offset of an executable's thread-local variable from the thread pointer, which is where its TLS block
+/// ends (System V ABI, TLS variant II). `None` if the file is not a dynamically linked executable.
 fn from_thread_pointer(headers: Headers<'_>, value: u64) -> Option<u64> {
     headers.iter().find(|h| h.p_type(LE) == elf::PT_INTERP)?;
     let block = headers.iter().find(|h| h.p_type(LE) == elf::PT_TLS)?;
@@ -108,7 +108,7 @@ fn executable_segments(headers: Headers<'_>, data: &[u8]) -> Result<Vec<Segment>
                 svma: h.p_vaddr(LE),
                 size: h.p_filesz(LE).min(available),
             };
-            // Addresses never wrap after this.
+            // From here on `svma + size` cannot overflow.
             let fits = segment.svma.checked_add(segment.size).is_some();
             (fits && segment.size > 0).then_some(segment)
         })
@@ -127,7 +127,7 @@ fn executable_segments(headers: Headers<'_>, data: &[u8]) -> Result<Vec<Segment>
     Ok(segments)
 }
 
-/// See [`Object::code`].
+/// The value of [`Object::code`].
 fn code<'data>(
     segments: &[Segment],
     sections: &SectionTable<'data, Header>,
@@ -157,7 +157,7 @@ fn code<'data>(
     code
 }
 
-/// The bytes of a segment, unless the file's headers are among them.
+/// The bytes of a segment; `None` if the file's headers are among them.
 fn bytes_of<'data>(segment: &Segment, data: &'data [u8]) -> Option<Section<'data>> {
     let start = usize::try_from(segment.file_offset).ok()?;
     let size = usize::try_from(segment.size).ok()?;
@@ -178,8 +178,7 @@ fn section_of<'data>(
     })
 }
 
-/// A section by its name, if it is loaded and has bytes. (In a file of split debug information it
-/// has none.)
+/// A section by its name, if it is loaded and not empty. (It is empty in a file of split debug information.)
 fn named<'data>(
     sections: &SectionTable<'data, Header>,
     data: &'data [u8],
@@ -194,8 +193,8 @@ fn named<'data>(
     })
 }
 
-/// The section that `.eh_frame_hdr` points to, up to its segment's end; `.eh_frame` tells its own
-/// end by an entry of length zero.
+/// The section that `.eh_frame_hdr` points to, up to the end of its segment. `.eh_frame` marks
+/// its own end by an entry of length zero.
 fn behind<'data>(
     hdr: Section<'data>,
     headers: Headers<'data>,
@@ -246,8 +245,8 @@ fn build_id<'data>(
 mod tests {
     use super::*;
 
-    /// By the hash table and by going through all symbols the answer is the same, and that of a name which
-    /// is only imported, or not there, is none.
+    /// A lookup by the hash table and a scan of all symbols give the same values. A name that
+    /// is only imported, or does not exist, has none.
     #[test]
     fn exported_symbols() {
         let libraries = std::fs::read_to_string("/proc/self/maps").unwrap();
@@ -269,7 +268,7 @@ mod tests {
         let is_table = |s: &&elf::SectionHeader64<LittleEndian>| s.sh_type(LE) == elf::SHT_GNU_HASH;
         let index = sections.iter().position(|s| is_table(&s)).unwrap();
         let size = usize::from(header.e_shentsize(LE));
-        // The type is the second word of a section's header.
+        // The type is the second 32-bit word of a section header.
         let at = header.e_shoff(LE) as usize + index * size + 4;
         let mut without = data.clone();
         without[at..at + 4].copy_from_slice(&elf::SHT_NULL.0.to_le_bytes());

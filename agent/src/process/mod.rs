@@ -1,4 +1,4 @@
-//! Processes and what they have mapped: the agent's picture of `/proc`, kept up to date by the
+//! Processes and what they have mapped: the agent's view of `/proc`, kept up to date by the
 //! kernel's own events instead of by polling.
 
 mod proc;

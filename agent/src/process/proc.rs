@@ -1,5 +1,5 @@
-//! `/proc`: what a process is and has mapped right now. A process that has gone is no error: it
-//! simply has nothing.
+//! Reads from `/proc` what a process is and has mapped right now. A process that has ended is
+//! not an error: the answer is then empty.
 
 use std::{
     fs::File,
@@ -17,7 +17,7 @@ use rustix::process::{Pid, test_kill_process};
 use super::space::MAX_KEPT_MAPPINGS;
 use crate::kernel::{FileKey, MappedObject};
 
-/// Every process there is.
+/// The pids of all processes.
 pub fn pids() -> Vec<u32> {
     let Ok(processes) = procfs::process::all_processes() else {
         return Vec::new();
@@ -26,11 +26,11 @@ pub fn pids() -> Vec<u32> {
     pids.filter_map(|pid| u32::try_from(pid).ok()).collect()
 }
 
-/// The initial pid namespace: `PROC_PID_INIT_INO`, include/linux/proc_ns.h.
+/// The link to the initial pid namespace: `PROC_PID_INIT_INO`, include/linux/proc_ns.h.
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 
-/// Threads of a process that are looked at to find a living one. All but the first go from `/proc` as they end, so
-/// the first that is looked at is nearly always alive.
+/// Maximum number of threads of a process that are checked to find a living one. All threads but the
+/// first disappear from `/proc` when they end, so the first one that is checked is nearly always alive.
 const MAX_THREADS: usize = 1024;
 
 /// Whether this process sees the processes of the whole machine. `None` without `/proc`.
@@ -39,14 +39,14 @@ pub fn in_initial_pid_namespace() -> Option<bool> {
     Some(namespace == Path::new(INITIAL_PID_NAMESPACE))
 }
 
-/// Whether there is a process of this pid, be it one that has ended and was not waited for.
+/// Whether there is a process with this pid, including one that has ended and has not been waited for.
 pub fn exists(pid: u32) -> bool {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     pid.is_some_and(|pid| test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
 }
 
-/// A thread of a process that has not ended: its first one, or another when that has ended before the others.
-/// `None`: the process has ended.
+/// A thread of a process that has not ended: the first one, or another if the first has ended
+/// before the others. `None` if the process has ended.
 pub fn living_thread(pid: u32) -> Option<u32> {
     if lives(pid, pid) {
         return Some(pid);
@@ -57,10 +57,10 @@ pub fn living_thread(pid: u32) -> Option<u32> {
     numbers.find(|&tid| tid != pid && lives(pid, tid))
 }
 
-/// Whether a thread runs, waits or is stopped.
+/// Whether a thread has not ended: it runs, waits or is stopped.
 fn lives(pid: u32, tid: u32) -> bool {
     let stat = std::fs::read(format!("/proc/{pid}/task/{tid}/stat")).unwrap_or_default();
-    // The state follows the name, which may hold anything, in parentheses.
+    // The state follows the name, which is in parentheses and may contain any byte.
     let name_end = stat.iter().rposition(|&byte| byte == b')');
     let state = name_end.and_then(|end| stat.get(end + 2));
     state.is_some_and(|state| !b"ZXx".contains(state))
@@ -69,11 +69,11 @@ fn lives(pid: u32, tid: u32) -> bool {
 /// Whether a process has more than one thread now.
 pub fn has_threads(pid: u32) -> bool {
     use std::os::unix::fs::MetadataExt as _;
-    // The directory's links: `.`, `..` and a directory for each thread.
+    // The directory has a link for `.`, for `..`, and for the directory of each thread.
     std::fs::metadata(format!("/proc/{pid}/task")).is_ok_and(|task| task.nlink() > 3)
 }
 
-/// The process to which a thread belongs. A process's own pid is its first thread's id.
+/// The process that a thread belongs to. The pid of a process is the id of its first thread.
 pub fn process_of_thread(tid: u32) -> Option<u32> {
     let status = std::fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
     let process = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
@@ -86,13 +86,13 @@ pub fn process_name(pid: u32) -> Option<String> {
     Some(String::from_utf8_lossy(&name).trim_end().to_owned())
 }
 
-/// The process that started a process.
+/// The parent of a process.
 pub fn parent_of(pid: u32) -> Option<u32> {
     let process = Process::new(i32::try_from(pid).ok()?).ok()?;
     u32::try_from(process.stat().ok()?.ppid).ok()
 }
 
-/// The pid of a process as it sees it itself, in its own pid namespace.
+/// The pid of a process in its own pid namespace, as the process itself sees it.
 pub fn own_pid(pid: u32) -> Option<u32> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let pids = status
@@ -110,8 +110,8 @@ pub fn process_exe(pid: u32) -> Option<PathBuf> {
     })
 }
 
-/// Whether a file belongs to the user that a process runs as, or to root: others may have made it for the process to be
-/// mistaken. `false` when the process has gone.
+/// Whether a file belongs to root or to a user that a process runs as. Any other user may have
+/// made the file to mislead the agent about the process. `false` if the process has ended.
 pub fn is_trusted_by(pid: u32, file: &File) -> bool {
     let Ok(owner) = file.metadata().map(|metadata| metadata.uid()) else {
         return false;
@@ -122,20 +122,21 @@ pub fn is_trusted_by(pid: u32, file: &File) -> bool {
     ids.peek().is_some() && (owner == 0 || ids.any(|id| id.parse() == Ok(owner)))
 }
 
-/// Bytes of a process's list of mappings that are read at most: what the kernel lets it have, with long paths.
+/// Maximum number of bytes that are read of a process's list of mappings: as many mappings as
+/// the kernel allows, with long paths.
 const MAX_MAPS_BYTES: u64 = 64 << 20;
 
-/// The executable mappings of a process, in order of address, [`MAX_KEPT_MAPPINGS`] at most; none for a process that has
-/// gone.
+/// The executable mappings of a process, ordered by address, at most [`MAX_KEPT_MAPPINGS`];
+/// none if the process has ended.
 ///
 /// # Errors
-/// The list of a process that lives could not be read.
+/// The list of a living process could not be read.
 pub fn mapped_objects(pid: u32) -> io::Result<Vec<MappedObject>> {
     let of_first = executable_mappings(pid, pid)?;
     if !of_first.is_empty() {
         return Ok(of_first);
     }
-    // The first thread has none when it has ended before the others.
+    // The first thread has no mappings if it has ended before the others.
     match living_thread(pid) {
         Some(thread) if thread != pid => executable_mappings(pid, thread),
         _ => Ok(Vec::new()),
@@ -154,13 +155,14 @@ fn executable_mappings(pid: u32, tid: u32) -> io::Result<Vec<MappedObject>> {
             };
         }
     };
-    // A path may be of any bytes. It is a name only: the file is known by its inode.
+    // A path may contain any bytes. Replacing invalid ones does no harm, because the file is
+    // identified by its inode.
     let lines = String::from_utf8_lossy(&lines);
     let maps = MemoryMaps::from_buf_read(lines.as_bytes()).map_err(io::Error::other)?;
     Ok(maps.into_iter().map(object).collect())
 }
 
-/// Those of the lines that are of executable mappings: a process may have many others.
+/// The lines of executable mappings: a process may have many others.
 fn executable_lines(mut maps: impl BufRead) -> io::Result<Vec<u8>> {
     let (mut lines, mut count, mut start) = (Vec::new(), 0, 0);
     while count < MAX_KEPT_MAPPINGS && maps.read_until(b'\n', &mut lines)? > 0 {
@@ -170,7 +172,7 @@ fn executable_lines(mut maps: impl BufRead) -> io::Result<Vec<u8>> {
             false => lines.truncate(start),
         }
     }
-    // A line that was cut at the limit would be another mapping.
+    // A line that was cut at the limit would look like a different mapping.
     let whole = lines.iter().rposition(|byte| *byte == b'\n');
     lines.truncate(whole.map_or(0, |last| last + 1));
     Ok(lines)
@@ -201,7 +203,7 @@ fn object(map: MemoryMap) -> MappedObject {
 mod tests {
     use super::*;
 
-    /// This process has its own executable and the vDSO mapped, in order.
+    /// The mappings of this process include its executable and the vDSO, and are ordered.
     #[test]
     fn own_mappings() {
         let pid = std::process::id();
@@ -213,7 +215,8 @@ mod tests {
         assert!(pids().contains(&pid));
     }
 
-    /// This process lives, its threads are its own, and a process that has ended lives no more.
+    /// This process is alive and its thread belongs to it. A child that has ended is not alive,
+    /// and exists until it is waited for.
     #[test]
     fn living_and_ended() {
         let pid = std::process::id();
@@ -229,7 +232,7 @@ mod tests {
         assert!(threaded);
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let ended = child.id();
-        // Not waited for: it exists, and has ended.
+        // The child has ended, and still exists because it has not been waited for.
         while living_thread(ended).is_some() {
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
@@ -239,20 +242,20 @@ mod tests {
         assert!(exists(pid));
     }
 
-    /// A process that does not exist has nothing.
+    /// A process that does not exist has no mappings and no name.
     #[test]
     fn no_such_process() {
         assert!(mapped_objects(u32::MAX).unwrap().is_empty());
         assert_eq!(process_name(u32::MAX), None);
     }
 
-    /// Root's files and those of the process's own user count, of a process that lives.
+    /// Files of root and of the process's own user are trusted, if the process is alive.
     #[test]
     fn trusted_files() {
         let own = std::process::id();
         let file = tempfile::tempfile().unwrap();
         assert!(is_trusted_by(own, &file) && !is_trusted_by(u32::MAX, &file));
-        // Only root can give a file away.
+        // Only root can change the owner of a file.
         if rustix::fs::fchown(&file, Some(rustix::fs::Uid::from_raw(65_534)), None).is_ok() {
             assert!(!is_trusted_by(own, &file));
         }

@@ -1,4 +1,4 @@
-//! Every process that is known, and its address space.
+//! All processes that are known, and their address spaces.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -13,14 +13,15 @@ use super::{
 };
 use crate::kernel::{Event, EventKind, MappedObject};
 
-/// Processes that have ended and are still remembered: records that are read later may name them, as a send's
-/// statement names its sender.
+/// Maximum number of ended processes that are remembered. Records that are read later may refer
+/// to them: a statement refers to the process that sent it.
 pub const REMEMBERED: usize = 1024;
 
-/// New names of a process that are followed: each makes it another process in a profile.
+/// Maximum number of changes of a process's name that are followed. Each one makes it another
+/// process in the profile.
 const MAX_RENAMES: u32 = 64;
 
-/// Processes without their first thread that are looked at in one go.
+/// Maximum number of processes without their first thread that are checked in one call.
 const MAX_LOOKS: usize = 64;
 
 /// A process.
@@ -28,49 +29,50 @@ const MAX_LOOKS: usize = 64;
 pub struct Process {
     /// Its pid.
     pub pid: u32,
-    /// Its name: that of its first thread.
+    /// Its name, which is that of its first thread.
     pub name: String,
-    /// Path of its executable, as it sees it.
+    /// Path of its executable, as the process sees it.
     pub exe: PathBuf,
-    /// What it has mapped.
+    /// Its executable mappings.
     pub space: Rc<AddressSpace>,
-    /// The process that forked it.
+    /// The process that forked it, if known.
     pub parent: Option<u32>,
-    /// Tells one run of a program from the next: changes with every fork, exec and new name.
+    /// Distinguishes one run of a program from the next: changes with every fork, exec and new name.
     pub incarnation: u64,
-    /// Tells one program that was started from the next: changes with an exec only, so that it is also a
-    /// forked child's.
+    /// Distinguishes one started program from the next: changes only with an exec, so a forked
+    /// child has its parent's.
     pub image: u64,
-    /// When it was forked, nanoseconds, if it still runs what its parent did.
+    /// When it was forked, nanoseconds; `None` if it has called exec since, or the fork was not seen.
     pub forked: Option<u64>,
-    /// How often it was named anew, as far as that is followed.
+    /// How often its name has changed, up to the number that is followed.
     pub renames: u32,
 }
 
-/// Reads the executable mappings of a process, or gives up (`None`): the kernel lets that wait for locks which the
-/// process holds.
+/// Reads the executable mappings of a process. Returns `None` if that takes too long, because
+/// the kernel may make it wait for locks that the process holds.
 pub type MappingReader<'a> = &'a mut dyn FnMut(u32) -> Option<Vec<MappedObject>>;
 
-/// All processes.
+/// The processes that are known.
 #[derive(Debug, Default)]
 pub struct Registry {
     processes: HashMap<u32, Process>,
-    /// Those of them that have ended, oldest first, and their incarnations.
+    /// Those of the processes that have ended, oldest first, and their incarnations.
     ended: VecDeque<(u32, u64)>,
-    /// The same, by pid.
+    /// The incarnations of ended processes, by pid.
     last_ended: HashMap<u32, u64>,
-    /// Processes that have or had more than one thread.
+    /// Processes that have, or have had, more than one thread.
     threaded: HashSet<u32>,
-    /// Processes whose first thread has ended, and perhaps the others too. True: to be looked at.
+    /// Processes whose first thread has ended, and perhaps all others too. True if it must be
+    /// checked whether any is alive.
     leaderless: HashMap<u32, bool>,
-    /// Processes whose mappings are to be read again: they did not answer in time, or have more than are kept, as far
-    /// as is known (the kernel does not report what they unmapped).
+    /// Processes whose mappings must be read again: they could not be read in time, or seem to
+    /// be more than are kept (some may be unmapped, which the kernel does not report).
     incomplete: HashSet<u32>,
     incarnations: u64,
 }
 
 impl Registry {
-    /// Reads every process there is. Events must already be flowing, so that none falls between.
+    /// Reads all processes from `/proc`. Events must already be recorded, so that no process is missed in between.
     pub fn scan(&mut self, read: MappingReader<'_>) {
         for pid in pids() {
             self.scan_process(pid, read);
@@ -102,7 +104,7 @@ impl Registry {
         self.processes.get(&pid)
     }
 
-    /// A process; one that was missed so far is read from `/proc`.
+    /// A process; it is read from `/proc` if it is not known yet.
     pub fn get(&mut self, pid: u32, read: MappingReader<'_>) -> Option<&Process> {
         if self.processes.contains_key(&pid) {
             return self.processes.get(&pid);
@@ -110,7 +112,7 @@ impl Registry {
         self.scan_process(pid, read)
     }
 
-    /// A process, if it is known.
+    /// A process, if it is known. It may have ended.
     pub fn known(&self, pid: u32) -> Option<&Process> {
         self.processes.get(&pid)
     }
@@ -126,7 +128,7 @@ impl Registry {
         self.processes.contains_key(&pid) && self.living(pid).is_none()
     }
 
-    /// Pids of the processes that live, the youngest first.
+    /// Pids of the living processes, the youngest first.
     pub fn youngest_first(&self) -> Vec<u32> {
         let mut living: Vec<&Process> = self
             .iter()
@@ -136,12 +138,12 @@ impl Registry {
         living.into_iter().map(|process| process.pid).collect()
     }
 
-    /// Processes whose mappings are to be read again.
+    /// Processes whose mappings must be read again.
     pub fn incomplete(&self) -> impl Iterator<Item = u32> {
         self.incomplete.iter().copied()
     }
 
-    /// Processes that are known, and of these those that have ended.
+    /// The number of known processes, and how many of them have ended.
     pub fn sizes(&self) -> (usize, usize) {
         (self.processes.len(), self.last_ended.len())
     }
@@ -151,7 +153,7 @@ impl Registry {
         self.processes.values()
     }
 
-    /// Takes up what has happened to a process. True when its address space is another than before.
+    /// Applies an event. Returns true if the process's address space is a different one now.
     pub fn apply(&mut self, event: Event) -> bool {
         let pid = event.pid;
         match event.kind {
@@ -208,7 +210,7 @@ impl Registry {
                 false
             }
             EventKind::Exit => {
-                // Most processes have one thread, and nothing has to be read.
+                // Most processes have one thread, and then `/proc` need not be read.
                 if self.threaded.contains(&pid) {
                     self.leaderless.insert(pid, true);
                 } else {
@@ -226,14 +228,16 @@ impl Registry {
         }
     }
 
-    /// The pid is a new process's, or that of one that has a single thread from now on.
+    /// Forgets what was known about the threads and mappings behind a pid: it belongs to a new
+    /// process, to one that has a single thread after an exec, or to none any more.
     fn begin(&mut self, pid: u32) {
         self.threaded.remove(&pid);
         self.leaderless.remove(&pid);
         self.incomplete.remove(&pid);
     }
 
-    /// Ends the processes that have lost their last thread after their first one; these are told.
+    /// Ends the processes whose first thread ended before, and whose last thread has ended by
+    /// now. Returns their pids.
     pub fn end_leaderless(&mut self) -> Vec<u32> {
         let to_look = self.leaderless.iter_mut().filter(|(_, look)| **look);
         let looked: Vec<u32> = to_look
@@ -253,7 +257,7 @@ impl Registry {
         ended
     }
 
-    /// Ends the processes that are gone, though nothing told so; these are told.
+    /// Ends the processes that no longer exist, although no event has reported their end. Returns their pids.
     pub fn end_missing(&mut self) -> Vec<u32> {
         for look in self.leaderless.values_mut() {
             *look = true;
@@ -269,13 +273,14 @@ impl Registry {
         missing
     }
 
-    /// Reads a living process again, after events were missed. True when its address space is another than was known.
+    /// Reads a living process again, after events were missed. Returns true if its address
+    /// space differs from what was known.
     pub fn read_again(&mut self, pid: u32, read: MappingReader<'_>) -> bool {
         let Some(mappings) = read(pid) else {
             return false;
         };
         let exe = process_exe(pid).unwrap_or_default();
-        // It may have ended, and its pid be another's, with the events of that.
+        // An empty answer means that it has ended. If its pid is in use again, events report the new process.
         let is_whole = !mappings.is_empty() && !exe.as_os_str().is_empty();
         let Some(name) = process_name(pid).filter(|_| is_whole) else {
             return false;
@@ -311,13 +316,13 @@ impl Registry {
 
     fn map(&mut self, pid: u32, mapping: MappedObject) -> bool {
         let Some(process) = self.processes.get_mut(&pid) else {
-            // Not known: it will be read whole when it is first sampled.
+            // An unknown process is read from `/proc` when it is first sampled.
             return false;
         };
         if process.space.is_up_to_date(&mapping) {
             return false;
         }
-        // In place, unless others share it.
+        // This changes the address space in place, unless other processes share it.
         let has_room = Rc::make_mut(&mut process.space).add(mapping);
         if !has_room {
             self.incomplete.insert(pid);
@@ -339,7 +344,7 @@ impl Registry {
         let Some((pid, incarnation)) = self.ended.pop_front() else {
             return;
         };
-        // The pid may live again.
+        // The pid may belong to a new process by now.
         if self.last_ended.get(&pid) == Some(&incarnation) {
             self.last_ended.remove(&pid);
         }
@@ -358,7 +363,7 @@ impl Registry {
     }
 }
 
-/// A path without what the kernel appends to the path of a file that was deleted.
+/// A path without the suffix that the kernel appends if the file was deleted.
 fn program(exe: &Path) -> &[u8] {
     let path = exe.as_os_str().as_bytes();
     path.strip_suffix(b" (deleted)").unwrap_or(path)
@@ -383,7 +388,7 @@ mod tests {
         Event { time: 0, pid, kind }
     }
 
-    /// A child shares its parent's space until it maps something itself; an exec starts empty.
+    /// A child shares its parent's address space until it maps something itself. An exec starts with an empty one.
     #[test]
     fn fork_map_exec() {
         let mut registry = Registry::default();
@@ -405,7 +410,7 @@ mod tests {
         assert_eq!(registry.processes[&2].forked, None);
     }
 
-    /// Processes that ended are forgotten in the end, unless their pid lives again.
+    /// Ended processes are forgotten eventually. One whose pid is in use again is kept.
     #[test]
     fn ended_processes() {
         let mut registry = Registry::default();
@@ -432,7 +437,7 @@ mod tests {
         assert!(registry.living(1).is_some() && registry.has_ended(1024));
     }
 
-    /// A process lives as long as any of its threads does: here one whose pid is this test's process.
+    /// A process is alive as long as any of its threads is. The test's own process stands for such a process.
     #[test]
     fn a_process_outlives_its_first_thread() {
         let mut registry = Registry::default();
@@ -443,7 +448,7 @@ mod tests {
         registry.apply(event(pid, EventKind::Exit));
         assert!(registry.end_leaderless().is_empty());
         assert!(registry.living(pid).is_some());
-        // A pid that is nobody's.
+        // No process has this pid.
         let gone = u32::MAX;
         let name = String::new();
         registry.apply(event(gone, EventKind::Exec { name }));
@@ -454,7 +459,7 @@ mod tests {
         assert!(registry.has_ended(gone));
     }
 
-    /// A process whose mappings could not be read in time, and its children, are read again until they can be.
+    /// A process whose mappings could not be read in time is read again until they can be, and so are its children.
     #[test]
     fn mappings_that_are_not_read_in_time() {
         let mut registry = Registry::default();
@@ -472,7 +477,7 @@ mod tests {
         assert!(!registry.processes[&own].space.mappings().is_empty());
     }
 
-    /// What ended unseen is found, and what was mapped unseen is read.
+    /// A process that ended without an event is found, and so are mappings without an event.
     #[test]
     fn missed_events_are_made_up_for() {
         let mut registry = Registry::default();

@@ -1,39 +1,39 @@
-//! The service that a process is an instance of, as it says itself.
+//! The name of the service that a process belongs to, as the process itself states it.
 
 use std::{fs::File, io::Read as _, os::unix::fs::FileExt as _};
 
 use prost::Message as _;
 
-/// Bytes of an environment that are read.
+/// Maximum number of bytes that are read of an environment.
 const MAX_ENVIRONMENT: u64 = 1 << 20;
-/// Bytes of a list of mappings that are read: some 80,000 mappings.
+/// Maximum number of bytes that are read of a list of mappings: some 80,000 mappings.
 const MAX_MAPS: u64 = 8 << 20;
-/// Bytes of a service's name that are kept.
+/// Maximum number of bytes that are kept of a service's name.
 const MAX_NAME: usize = 256;
-/// Bytes of a published resource that are read.
+/// Maximum size of a published resource, bytes. A larger one is ignored.
 const MAX_RESOURCE: u32 = 1 << 16;
-/// Readings of a published resource that is just being changed.
+/// Attempts to read a published resource that changes meanwhile.
 const ATTEMPTS: u32 = 3;
 
-/// `service.name` of a process: from the resource that its OpenTelemetry SDK publishes (OTEP 4719), else from
-/// the environment with which it was started. `None` when it says nothing, or has gone.
+/// The `service.name` of a process: from the resource that its OpenTelemetry SDK publishes (OTEP 4719),
+/// or else from the environment with which it was started. `None` if it states none, or has ended.
 pub fn name_of(pid: u32) -> Option<String> {
     published(pid).or_else(|| in_environment(pid).filter(|name| !name.is_empty()))
 }
 
-/// `service.name` in the environment with which a process was started (`OTEL_SERVICE_NAME`, else
-/// `service.name` in `OTEL_RESOURCE_ATTRIBUTES`), empty for none: its forked children have the same. `None` when
-/// the process has gone.
+/// The `service.name` in the environment with which a process was started (`OTEL_SERVICE_NAME`,
+/// or else `service.name` in `OTEL_RESOURCE_ATTRIBUTES`); empty if there is none. Forked
+/// children have the same environment. `None` if the process has ended.
 ///
 /// <https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/>
 pub fn in_environment(pid: u32) -> Option<String> {
     let environment = read_at_most(&format!("/proc/{pid}/environ"), MAX_ENVIRONMENT)?;
-    // A process that has gone, but was not waited for, has an empty one.
+    // The environment of a process that has ended, but has not been waited for, is empty.
     (!environment.is_empty()).then(|| named_in(&environment).unwrap_or_default())
 }
 
-/// `service.name` in the process context, a memory mapping with a name of its own, which forked children do not
-/// inherit.
+/// The `service.name` in the process context, which is a memory mapping with a special name
+/// that forked children do not inherit.
 ///
 /// <https://github.com/open-telemetry/opentelemetry-specification/blob/main/oteps/profiles/4719-process-ctx.md>
 pub fn published(pid: u32) -> Option<String> {
@@ -63,13 +63,15 @@ fn read_at_most(path: &str, bytes: u64) -> Option<Vec<u8>> {
     Some(read)
 }
 
-/// The beginning of a name that a process chose.
+/// Truncates a name that a process chose.
 fn cut(mut name: String) -> String {
     name.truncate(name.floor_char_boundary(MAX_NAME));
     name
 }
 
-/// Header of the context: signature, version, size, time of publishing, address of the payload.
+/// Reads `service.name` from the context at the address `place`. Its header: signature (8
+/// bytes), version (4), size of the payload (4), time of publishing (8), address of the payload
+/// (8). `None` if there is no such name, or if the context changed while it was read.
 fn resource(memory: &File, place: u64) -> Option<String> {
     const VERSION: u32 = 2;
     let read = || {
@@ -88,12 +90,12 @@ fn resource(memory: &File, place: u64) -> Option<String> {
     }
     let mut payload = vec![0; half(12) as usize];
     memory.read_exact_at(&mut payload, word(24)).ok()?;
-    // Changed meanwhile: read again.
+    // The payload may be inconsistent if the header changed meanwhile.
     (read()? == header).then(|| service_name(&payload))?
 }
 
-/// `service.name` of an encoded `opentelemetry.proto.resource.v1.Resource`, or of one that is the first field
-/// of a message around it, as some writers have it.
+/// The `service.name` of an encoded `opentelemetry.proto.resource.v1.Resource`, or of a
+/// resource that is the first field of an enclosing message, as some programs write it.
 fn service_name(payload: &[u8]) -> Option<String> {
     let find = |resource: proto::Resource| {
         let named = resource
@@ -110,7 +112,7 @@ fn service_name(payload: &[u8]) -> Option<String> {
         .or_else(|| find(inner(payload)?))
 }
 
-/// The part of OpenTelemetry's messages that is read.
+/// The part of OpenTelemetry's messages that is decoded.
 mod proto {
     #[derive(Clone, PartialEq, prost::Message)]
     pub struct Around {
@@ -160,7 +162,7 @@ fn named_in(environment: &[u8]) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// A resource by itself, and one in a message around it; hostile bytes are no name.
+    /// A resource is decoded by itself, and inside an enclosing message. Truncated bytes give no name.
     #[test]
     fn resources() {
         let pair = proto::KeyValue {
@@ -186,7 +188,7 @@ mod tests {
         );
     }
 
-    /// The variable of its own goes first.
+    /// `OTEL_SERVICE_NAME` takes precedence.
     #[test]
     fn environments() {
         let named = |text: &str| named_in(text.as_bytes());

@@ -4,12 +4,12 @@ use std::{cell::Cell, ffi::OsStr, ops::Deref, os::unix::ffi::OsStrExt as _, path
 
 use crate::kernel::MappedObject;
 
-/// Mappings of a process that are kept at most: twice what the kernel is told
-/// ([`agent_ebpf::limits::MAX_MAPPINGS`]), since the kernel does not report what is unmapped. Beyond it the process
-/// is read again.
+/// Maximum number of mappings that are kept of a process: twice as many as the kernel is given
+/// ([`agent_ebpf::limits::MAX_MAPPINGS`]), because the kernel does not report what is unmapped.
+/// If there are more, the process is read again.
 pub const MAX_KEPT_MAPPINGS: usize = 2 * agent_ebpf::limits::MAX_MAPPINGS;
 
-/// A mapped file in one version, or the vDSO, by number. A number is never used again.
+/// The number of a mapped file in one version, or of the vDSO. A number is never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectId(pub u32);
 
@@ -18,29 +18,31 @@ pub struct ObjectId(pub u32);
 pub enum Backing {
     /// An ELF image.
     Object(ObjectId),
-    /// Memory of the process alone (just-in-time compiled code), or a file that is no ELF.
+    /// Memory of the process alone (just-in-time compiled code), or a file that is not an ELF file.
     Private,
-    /// A file that could not be opened: the process had gone, too many are open, or it does not answer.
+    /// A file that could not be opened: the process had ended, too many files are open, or the
+    /// file system does not answer.
     Lost,
 }
 
-/// An executable mapping, and where its code comes from once that was looked up. The answer stays: a file that is
-/// overwritten later has another version, and so other mappings.
+/// An executable mapping, and where its code comes from once that was looked up. The answer
+/// never changes: a file that is overwritten later has another version, and is mapped anew.
 #[derive(Clone, Debug)]
 pub struct ExecutableMapping {
     object: MappedObject,
-    /// `None` until it was looked up.
+    /// `None` until it has been looked up.
     pub backing: Cell<Option<Backing>>,
 }
 
-/// Mappings of a process whose paths are kept at any length.
+/// The number of mappings of a process whose paths are kept in full.
 const MAX_LONG_NAMES: usize = 1024;
 
-/// Bytes that are kept of the end of the others' paths. A process may have some megabytes of paths, then.
+/// Bytes that are kept of the ends of all further paths, so that the paths of a process take
+/// some megabytes at most.
 const MAX_NAME: usize = 256;
 
 impl ExecutableMapping {
-    /// A mapping of a process that has so many `others`.
+    /// Makes a mapping of a process that has `others` mappings already.
     fn new(mut object: MappedObject, others: usize) -> ExecutableMapping {
         let name = object.name.as_os_str().as_bytes();
         if others >= MAX_LONG_NAMES && name.len() > MAX_NAME {
@@ -62,11 +64,11 @@ impl Deref for ExecutableMapping {
     }
 }
 
-/// The executable mappings of a process. Shared by a parent and its children until one of them
-/// changes its own.
+/// The executable mappings of a process. A parent and its children share one value until one of
+/// them changes its mappings.
 #[derive(Clone, Debug, Default)]
 pub struct AddressSpace {
-    /// By address, not overlapping.
+    /// Ordered by address, not overlapping.
     mappings: Vec<ExecutableMapping>,
 }
 
@@ -84,36 +86,37 @@ impl AddressSpace {
         }
     }
 
-    /// The mapping that holds `avma`.
+    /// The mapping that contains `avma`.
     pub fn find(&self, avma: u64) -> Option<&ExecutableMapping> {
         let after = self.mappings.partition_point(|m| m.start <= avma);
         let mapping = &self.mappings[after.checked_sub(1)?];
         (avma < mapping.end).then_some(mapping)
     }
 
-    /// All mappings, by address.
+    /// All mappings, ordered by address.
     pub fn mappings(&self) -> &[ExecutableMapping] {
         &self.mappings
     }
 
-    /// Whether both have the same code at the same places. (The kernel's events and `/proc` may call one file by two
-    /// names.)
+    /// Whether both have the same code at the same addresses. Paths are not compared, because
+    /// the kernel's events and `/proc` may give one file two names.
     pub fn is_like(&self, other: &AddressSpace) -> bool {
         let place = |m: &ExecutableMapping| (m.start, m.end, m.offset, m.file);
         let (own, others) = (self.mappings.iter(), other.mappings.iter());
         own.map(place).eq(others.map(place))
     }
 
-    /// Whether exactly this is known to be mapped, in the version that is there now: a file that was looked up before
-    /// may have been overwritten until it was mapped again.
+    /// Whether exactly this mapping is known, with the file's current version. If the file was looked
+    /// up before, it may have been overwritten before it was mapped again, so the answer is then false.
     pub fn is_up_to_date(&self, object: &MappedObject) -> bool {
         self.find(object.start).is_some_and(|known| {
             known.object == *object && (known.file.is_none() || known.backing.get().is_none())
         })
     }
 
-    /// Adds a mapping, which replaces what it covers. The kernel does not report what was unmapped before; that is
-    /// forgotten when something else is mapped there. False: there is no room for one more.
+    /// Adds a mapping, which replaces what it covers. The kernel does not report unmapped
+    /// memory, so an old mapping is only forgotten when something else is mapped there. Returns
+    /// false if there is no room for another mapping.
     pub fn add(&mut self, added: MappedObject) -> bool {
         let first = self.mappings.partition_point(|m| m.end <= added.start);
         let last = self.mappings.partition_point(|m| m.start < added.end);
@@ -165,7 +168,7 @@ mod tests {
         mappings.map(|m| (m.start, m.end, m.offset)).collect()
     }
 
-    /// A new mapping replaces what it covers and leaves the rest where it was.
+    /// A new mapping replaces what it covers, and leaves the rest unchanged.
     #[test]
     fn overlapping_mappings() {
         let mut space =
@@ -193,7 +196,7 @@ mod tests {
         assert!(space.add(mapping(0x10000, 0x11000, 0)));
     }
 
-    /// What is mapped once more is taken up again if it is a file that was looked up meanwhile, and only then.
+    /// A file that is mapped again is up to date only if it has not been looked up yet. Anonymous memory always is.
     #[test]
     fn mapped_again() {
         let anonymous = mapping(0x1000, 0x2000, 0);
@@ -215,7 +218,7 @@ mod tests {
         assert!(space.is_up_to_date(&file));
     }
 
-    /// A process that maps without end does not make the agent grow without end.
+    /// The number of kept mappings is bounded, however many mappings a process makes.
     #[test]
     fn bounded() {
         let mut space = AddressSpace::default();
