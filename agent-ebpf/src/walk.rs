@@ -317,6 +317,8 @@ impl Stretch {
                 at = 0;
             } else {
                 self.ended = 1;
+                // The read that failed has overwritten the piece with zeros.
+                self.start = 0;
                 return read_words(address, words);
             }
         }

@@ -43,6 +43,11 @@ impl BlockPool {
         }
     }
 
+    /// Frees blocks at once, to which nothing in the kernel ever referred.
+    pub fn give_back(&mut self, blocks: Vec<BlockId>) {
+        self.free.extend(blocks);
+    }
+
     /// Frees the blocks that were retired before `time` (nanoseconds). To be called when every
     /// event before `time` has been seen.
     pub fn settle(&mut self, time: u64) {
@@ -81,6 +86,8 @@ mod tests {
         again.sort_unstable();
         assert_eq!(again, [0, 1, 2, 5]);
         assert_eq!(pool.in_use(), 6);
+        pool.give_back(again);
+        assert_eq!(pool.in_use(), 2);
     }
 
     /// No more blocks are allocated than the pool has.

@@ -311,25 +311,26 @@ impl Tables {
     ) -> Result<(), Error> {
         self.pool.settle(time);
         let mut arrived = HashSet::new();
+        // An error costs one table or one address space; the others are settled all the same.
+        let mut result = Ok(());
         while let Some((id, table)) = self.compiler.finished() {
-            self.load(kernel, id, table, time)?;
+            result = result.and(self.load(kernel, id, table, time));
             arrived.insert(id);
         }
         if !arrived.is_empty() {
             let is_waiting = |placed: &PlacedSpace| !placed.waiting.is_disjoint(&arrived);
-            self.replace(kernel, objects, time, usize::MAX, is_waiting)?;
+            result = result.and(self.replace(kernel, objects, time, usize::MAX, is_waiting));
         }
         if objects.settle() {
-            self.replace(kernel, objects, time, usize::MAX, |placed| {
-                placed.is_partial
-            })?;
+            let is_partial = |placed: &PlacedSpace| placed.is_partial;
+            result = result.and(self.replace(kernel, objects, time, usize::MAX, is_partial));
         }
         self.sweep(time);
         if time >= self.looked + LOOK_EVERY {
             self.looked = time;
-            self.look(kernel, objects, time)?;
+            result = result.and(self.look(kernel, objects, time));
         }
-        Ok(())
+        result
     }
 
     /// Frees what nobody uses any more, and tries again what failed for want of room or of an answer.
@@ -390,10 +391,14 @@ impl Tables {
         table: Result<Table, unwind::Error>,
         time: u64,
     ) -> Result<(), Error> {
+        let mut result = Ok(());
         let state = match table {
             Ok(table) => {
                 self.coverage.add(id, &table);
-                self.write(kernel, &table, time)?
+                self.write(kernel, &table, time).unwrap_or_else(|error| {
+                    result = Err(error);
+                    TableState::NotNow
+                })
             }
             Err(unwind::Error::NoUnwindInformation) => TableState::Absent,
             Err(unwind::Error::Unavailable) => TableState::NotNow,
@@ -406,7 +411,7 @@ impl Tables {
             self.coverage.add_failed(id);
         }
         self.states.insert(id, state);
-        Ok(())
+        result
     }
 
     fn write(
@@ -427,7 +432,10 @@ impl Tables {
                 result = kernel.write_block(id, block);
             }
         });
-        result?;
+        if let Err(error) = result {
+            self.pool.give_back(blocks);
+            return Err(error);
+        }
         Ok(TableState::Loaded {
             table: Loaded {
                 tree: pack_tree(MappingKind::Table, placement.depth, placement.root),
@@ -458,7 +466,10 @@ impl Tables {
                 result = kernel.write_block(id, &block.block());
             }
         });
-        result?;
+        if let Err(error) = result {
+            self.pool.give_back(blocks);
+            return Err(error);
+        }
         let left_out = mappings.len() - space::placeable(&mappings).len();
         self.coverage.left_out(pid, left_out as u64);
         let (root, depth) = (written.root, written.depth);
@@ -556,6 +567,7 @@ impl Tables {
         let mut wanted: Vec<_> = wanted.map(|(key, placed)| (placed.number, *key)).collect();
         // What was written longest ago is next, so that those that stay partial do not keep out the others.
         wanted.sort_unstable_by_key(|(number, _)| *number);
+        let mut result = Ok(());
         for (_, key) in wanted.into_iter().take(most) {
             let Some(old) = self.placed.remove(&key) else {
                 continue;
@@ -567,27 +579,46 @@ impl Tables {
                 .map(|(pid, (mm, _))| (*pid, *mm))
                 .collect();
             let pid = users.first().map_or(0, |(pid, _)| *pid);
-            // The file that tells a server may be the one that was missing.
-            let facts = match old.is_partial || old.facts.found_no_place {
-                true => self.servers.facts(kernel, objects, pid, &old.space)?,
-                false => old.facts,
-            };
-            if self.place(kernel, objects, pid, &old.space, facts)? {
+            let is_placed = self.place_again(kernel, objects, pid, &old);
+            if let Ok(true) = is_placed {
                 for (pid, mm) in users {
-                    self.placed[&key].write(kernel, pid, mm)?;
+                    let written = self.placed[&key].write(kernel, pid, mm);
+                    if written.is_err() {
+                        // It must not keep blocks that will be used again. Its next sample asks for new ones.
+                        kernel.remove_space(pid);
+                        self.given.remove(&pid);
+                    }
+                    result = result.and(written);
                 }
                 self.pool.retire(time, old.blocks);
             } else {
-                // No room: the processes keep what they have.
+                // There was no room, or an error: the processes keep what they have, and it is tried again later.
                 let placed = PlacedSpace {
                     waiting: HashSet::new(),
                     is_partial: true,
                     ..old
                 };
                 self.placed.insert(key, placed);
+                result = result.and(is_placed.map(drop));
             }
         }
-        Ok(())
+        result
+    }
+
+    /// Writes anew an address space that was written before. False: there is no room for it.
+    fn place_again(
+        &mut self,
+        kernel: &mut Kernel,
+        objects: &mut Objects,
+        pid: u32,
+        old: &PlacedSpace,
+    ) -> Result<bool, Error> {
+        // The file that identifies a server may be the one that was missing.
+        let facts = match old.is_partial || old.facts.found_no_place {
+            true => self.servers.facts(kernel, objects, pid, &old.space)?,
+            false => old.facts,
+        };
+        self.place(kernel, objects, pid, &old.space, facts)
     }
 
     /// Gives back the address spaces that no process has any more.
