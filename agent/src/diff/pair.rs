@@ -68,7 +68,7 @@ pub enum Error {
     NoViews,
 }
 
-/// What a recording was read from.
+/// The kind of file that a recording was read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// `.pb.gz`
@@ -82,7 +82,7 @@ pub enum Kind {
 pub struct Recording {
     /// Its name.
     pub name: String,
-    /// What it was read from.
+    /// The kind of file that it was read from.
     pub kind: Kind,
     /// Its samples; after filtering, those that are compared.
     pub profile: ResolvedProfile,

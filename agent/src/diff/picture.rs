@@ -64,7 +64,8 @@ fn width(both: &Both) -> u64 {
     scaled(both.before.value.max(both.after.value))
 }
 
-/// `flamestorm diff · storm.pb.gz → fixed.pb.gz · 1.970 → 0.261 CPU seconds per second`
+/// The title of the picture: `flamestorm diff · storm.pb.gz → fixed.pb.gz · 1.970 → 0.261 CPU seconds per
+/// second`
 fn title(difference: &Difference) -> String {
     let (before, after) = (&difference.before.name, &difference.after.name);
     let (short_before, short_after) = (short(before), short(after));
@@ -158,7 +159,7 @@ fn paint(svg: &str, frames: &HashMap<(usize, u64), Both>, unit: Normalisation) -
     Some(out)
 }
 
-/// The vertical positions of all frames.
+/// The vertical positions of all frames, in pixels.
 fn heights(frames: &str) -> Option<impl Iterator<Item = usize>> {
     let parts = frames.split("<title>").skip(1);
     let heights: Option<Vec<usize>> = parts
@@ -172,7 +173,7 @@ fn attribute<'a>(text: &'a str, start: &str) -> Option<&'a str> {
     Some(value.split_once('"')?.0)
 }
 
-/// `1.300 → 0.066 CPU seconds per second, -1.234`
+/// The figures of a frame: `1.300 → 0.066 CPU seconds per second, -1.234`
 fn figures(change: &Change, unit: Normalisation) -> String {
     let chance = if change.within_chance {
         ", no more than chance"

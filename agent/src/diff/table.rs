@@ -131,7 +131,7 @@ fn rows(out: &mut String, name: &str, rows: &[&FunctionChange], unit: Normalisat
     out.push('\n');
 }
 
-/// `-1.234  1.300 → 0.066 `, in the colour of its direction.
+/// A change as text: `-1.234  1.300 → 0.066 `, in the colour of its direction.
 fn change(change: &Change, unit: Normalisation, style: Style) -> String {
     let difference = if change.difference == 0.0 {
         unit.figure(0.0)

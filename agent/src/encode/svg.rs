@@ -81,7 +81,7 @@ pub(crate) fn match_at_the_head(svg: Vec<u8>) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// `flamestorm · host · 2026-01-02T03:04:05Z · 99 Hz · 1,234 samples`.
+/// The title of the picture: `flamestorm · host · 2026-01-02T03:04:05Z · 99 Hz · 1,234 samples`.
 pub fn title(profile: &ResolvedProfile) -> String {
     let meta = &profile.meta;
     let mut parts = vec!["flamestorm".to_owned()];

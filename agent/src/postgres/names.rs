@@ -55,7 +55,7 @@ impl Names {
         )
     }
 
-    /// A shared copy of a text, because many samples have the same.
+    /// A shared copy of a text, because many samples contain the same text.
     pub fn shared(&mut self, text: &str) -> Arc<str> {
         if let Some(known) = self.texts.get(text) {
             return Arc::clone(known);

@@ -352,7 +352,8 @@ fn listening(pid: u32) -> Listening {
 /// server.
 fn in_data_directory(pid: u32, file: &str) -> Option<String> {
     let directory = directory_of(pid, "cwd").ok()?;
-    // The path is untrusted, because any user can run a program of this name in a directory of their own.
+    // The directory is untrusted, because any user can run a program of this name in a directory of their
+    // own. It must not lead to a file outside, or to a device.
     let found = rustix::fs::openat2(
         directory,
         file,

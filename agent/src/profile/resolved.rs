@@ -144,7 +144,7 @@ pub struct Line {
     pub line: u32,
 }
 
-/// A place in code.
+/// A location in code, and the functions there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Location {
     /// The module.
@@ -195,7 +195,7 @@ pub struct ResolvedProfile {
     pub mappings: Vec<Mapping>,
     /// Functions.
     pub functions: Vec<Function>,
-    /// Places.
+    /// Locations in code.
     pub locations: Vec<Location>,
     /// Samples.
     pub samples: Vec<ResolvedSample>,

@@ -237,7 +237,8 @@ pub struct Window {
     rows: IndexMap<RowKey, Tally>,
     attributions: IndexSet<Attribution>,
     queries: Vec<Query>,
-    /// Samples of [`STACK_TABLE_FULL`] by process and outcome, bounded by [`MAX_PROCESSES`].
+    /// Samples that are counted under [`STACK_TABLE_FULL`], by process and outcome; bounded by
+    /// [`MAX_PROCESSES`].
     overflow: IndexMap<(ProcessIndex, Outcome), u64>,
     counters: WindowCounters,
     max_nodes: usize,

@@ -190,7 +190,8 @@ impl<'a> Lexer<'a> {
             && (matches!(follows, 0 | b')' | b',' | b';') || is_space(follows))
     }
 
-    /// The position of the quote with which a string continues after `at`, if it does.
+    /// The position of the quote with which a string continues. `at` is just after the quote that would end
+    /// it. `None` if the string ends there.
     fn continuation(&self, mut at: usize) -> Option<usize> {
         let mut line_break = false;
         loop {

@@ -90,7 +90,7 @@ impl<'a> Private<'a> {
         }
     }
 
-    /// Whether `token`, which is neither a comment nor `;`, is in a place where the text is private.
+    /// Whether `token` is in a place where the text is private. It is neither a comment nor `;`.
     fn is_secret(&mut self, token: &Token) -> bool {
         let statement = &mut self.statement;
         let text = &self.text[token.start..token.end];
@@ -121,7 +121,8 @@ impl<'a> Private<'a> {
             Kind::Operator if text.starts_with(b"=") && statement.setting != Setting::No => {
                 statement.hiding = Hiding::All;
             }
-            // Every command begins with a keyword, so this statement is none that needs hiding.
+            // Every command begins with a keyword, so a statement that does not is none of those with
+            // private values.
             _ if statement.verb.is_none() => statement.verb = Some(Verb::Other),
             Kind::Quoted => statement.words += 1,
             _ if text == b"." => {}

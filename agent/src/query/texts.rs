@@ -11,7 +11,7 @@ use crate::recent::Recent;
 /// queries. More come from a client that composes its SQL, and nobody reads such queries one by one.
 pub const MAX_TEXTS: usize = 10_000;
 
-/// The maximum number of numbers that are assigned in a recording. Each takes at least one row of the
+/// The maximum number of query numbers that are assigned in a recording. Each takes at least one row of the
 /// window ([`crate::profile::MAX_ROWS`]), and most rows are needed for other distinctions.
 pub const MAX_NUMBERS: usize = 1 << 16;
 
@@ -307,7 +307,7 @@ mod tests {
             texts.insert(2, 7, b"SELECT a FROM t WHERE b = 2", false),
             parsing
         );
-        // A text whose id was seen first.
+        // A text that was seen with its id before it is seen without one.
         let known = texts.insert(1, 9, b"SELECT c", false);
         assert_eq!(texts.insert(1, 0, b"SELECT c", false), known);
         assert_eq!(texts.get(other).id, 8);
