@@ -129,12 +129,12 @@ fn refused() {
         ),
         (
             &["a.pb.gz", "b.folded"],
-            &["two kinds", "flamestorm report a.pb.gz"],
+            &["different kinds", "flamestorm report a.pb.gz"],
         ),
         (&["a.pb.gz", "b.svg"], &["b.svg", ".pb.gz or .folded"]),
         (
             &["a.pb.gz", "b.pb.gz", "--output", "d.pb.gz"],
-            &["d.pb.gz", "no recording"],
+            &["d.pb.gz", "not a recording"],
         ),
         (
             &["a.pb.gz", "b.pb.gz", "--output", "-", "--json"],

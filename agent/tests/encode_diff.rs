@@ -200,7 +200,7 @@ fn filtered() {
     let refused = |text: &str| pair().filter(&filter(text)).unwrap_err().to_string();
     let error = refused("comm=nobody");
     assert!(
-        error.contains("storm.pb.gz") && error.contains("of comm there are"),
+        error.contains("storm.pb.gz") && error.contains("the values of comm are"),
         "{error}"
     );
     assert!(refused("pod=x").contains("the keys of this profile are"));
@@ -219,7 +219,7 @@ fn refused() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("two kinds") && error.contains("report b.pb.gz"),
+        error.contains("different kinds") && error.contains("report b.pb.gz"),
         "{error}"
     );
 }

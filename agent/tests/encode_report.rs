@@ -91,11 +91,11 @@ fn filters() {
     let refused = |conditions: &[&str]| filtered(conditions).unwrap_err().to_string();
     assert_eq!(
         refused(&["comm=nobody", "comm=none"]),
-        "no sample has comm=nobody or comm=none; of comm there are postgres, product, kworker/0:1"
+        "no sample has comm=nobody or comm=none; the values of comm are postgres, product, kworker/0:1"
     );
     assert_eq!(
         refused(&["comm=product", "function=strlen"]),
-        "no sample has function=strlen; of function there are _start, main, postgres+0x31e800, towlower, \
+        "no sample has function=strlen; the values of function are _start, main, postgres+0x31e800, towlower, \
          ksys_read, entry_SYSCALL_64, <[T; 4] as product::Fold>::fold, \
          product::search_products_unindexed, and 1 more"
     );

@@ -1,4 +1,4 @@
-//! The comparison: every stack and every function, before and after, in one unit.
+//! The comparison: every stack and every function before and after, in one unit.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,34 +11,35 @@ use crate::profile::{
 };
 use crate::report::place;
 
-/// Differences within so many standard deviations are what chance alone does one time in twenty.
+/// A difference of at most this many standard deviations is taken for chance. Chance alone exceeds it about
+/// one time in twenty.
 const STANDARD_DEVIATIONS: f64 = 2.0;
 
-/// What made the two comparable.
+/// How two recordings were made comparable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Normalisation {
-    /// Each recording's CPU time was divided by its length: CPU seconds per second.
+    /// Each recording's CPU time was divided by its length, which gives CPU seconds per second.
     Duration,
-    /// The length is not known: each stack was divided by its recording's sum. What changes all stacks alike
-    /// does not show.
+    /// A length is not known, so each stack was divided by the sum of its recording. A change that affects
+    /// all stacks alike does not show.
     Total,
 }
 
 /// One of the two recordings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Side {
-    /// What it is called.
+    /// Its name.
     pub name: String,
     /// Its samples.
     pub samples: u64,
-    /// Those of them that were compared.
+    /// Of these, the samples that were compared.
     pub compared: u64,
-    /// Its length, where that is known.
+    /// Its length, if that is known.
     pub seconds: Option<f64>,
 }
 
-/// Samples, and what they amount to in the unit of the comparison.
+/// A number of samples, and their value in the unit of the comparison.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Amount {
     pub samples: u64,
@@ -51,13 +52,14 @@ impl Amount {
         self.value += value;
     }
 
-    /// Square of the standard deviation: samples come as chance has it.
+    /// The square of the standard deviation of `value`. The number of samples is random, with a standard
+    /// deviation equal to its square root.
     fn variance(self) -> f64 {
         self.value * self.value / self.samples.max(1) as f64
     }
 }
 
-/// Before and after.
+/// An amount before and after.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Both {
     pub before: Amount,
@@ -97,9 +99,9 @@ pub struct Change {
     pub before: f64,
     /// After.
     pub after: f64,
-    /// After less before.
+    /// `after` minus `before`.
     pub difference: f64,
-    /// Whether the numbers of samples are so small that chance alone explains the difference.
+    /// Whether chance alone explains the difference, because there are so few samples.
     pub within_chance: bool,
 }
 
@@ -110,12 +112,12 @@ pub struct FunctionChange {
     pub function: String,
     /// The module's base name; empty for folded stacks, `[query]` for a query.
     pub module: String,
-    /// `file:line` of most of its samples; empty when unknown.
+    /// `file:line` of the place with the most of its samples; empty when unknown.
     pub place: String,
-    /// In the function itself.
+    /// The change in the function itself.
     #[serde(rename = "self")]
     pub own: Change,
-    /// In it and what it called.
+    /// The change in the function and in the functions that it called.
     pub total: Change,
 }
 
@@ -126,25 +128,25 @@ impl FunctionChange {
     }
 }
 
-/// What grew and what shrank.
+/// The difference between two recordings.
 #[derive(Clone, Debug)]
 pub struct Difference {
     /// The recording before.
     pub before: Side,
     /// The recording after.
     pub after: Side,
-    /// What made them comparable.
+    /// How they were made comparable.
     pub normalisation: Normalisation,
     /// All samples that were compared.
     pub total: Change,
-    /// Every function and query, in no order.
+    /// Every function and query, in no particular order.
     pub functions: Vec<FunctionChange>,
-    /// Every stack, folded.
+    /// Every stack, in folded form.
     pub(super) stacks: BTreeMap<String, Both>,
 }
 
 impl Pair {
-    /// Compares the two.
+    /// Compares the two recordings.
     pub fn compare(&self) -> Difference {
         let known = |recording: &Recording| recording.seconds().is_some();
         let normalisation = if known(&self.before) && known(&self.after) {
@@ -177,7 +179,7 @@ impl Pair {
 }
 
 impl Recording {
-    /// Its length. A part of a recording has the length of the whole.
+    /// Its length, if that is known. A filtered recording has the length of the whole recording.
     fn seconds(&self) -> Option<f64> {
         let nanoseconds = self.duration_ns;
         (self.kind == Kind::Pprof && nanoseconds > 0).then_some(nanoseconds as f64 / 1e9)
@@ -210,7 +212,7 @@ struct Functions<'a>(HashMap<(&'a str, &'a str), Tally<'a>>);
 struct Tally<'a> {
     own: Both,
     total: Both,
-    /// The sample that was last counted in `total`: a recursive function counts once.
+    /// The sample that was last counted in `total`, so that a recursive function counts once per sample.
     seen: Option<(bool, usize)>,
     /// Samples by file and line.
     places: HashMap<(&'a str, u32), u64>,
@@ -276,7 +278,7 @@ mod tests {
         both.change()
     }
 
-    /// Ten more of ten is much, ten more of a thousand is chance.
+    /// Twenty samples more than ten are a change, twenty more than a thousand are chance.
     #[test]
     fn chance() {
         assert!(!change(10, 30).within_chance);

@@ -1,38 +1,39 @@
-//! `--json`: the difference for machines.
+//! `--json`: the difference in machine-readable form.
 
 use serde::{Deserialize, Serialize};
 
 use super::compare::{Change, Difference, FunctionChange, Normalisation, Side};
 use super::table::SortBy;
 
-/// Most functions that are told, those that changed most: a whole machine has ten thousand.
+/// The maximum number of functions that are listed. These are the functions that changed most. A whole
+/// machine has ten thousand.
 pub const MAX_FUNCTIONS: usize = 1_000;
 
-/// One JSON object.
+/// The JSON object.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
     /// The recording before.
     pub before: Side,
     /// The recording after.
     pub after: Side,
-    /// What made them comparable.
+    /// How they were made comparable.
     pub normalised_by: Normalisation,
-    /// What the numbers are: `cpu_seconds_per_second` or `share`.
+    /// The unit of the numbers: `cpu_seconds_per_second` or `share`.
     pub unit: String,
-    /// All that was compared.
+    /// The sum of everything that was compared.
     pub total: Change,
     /// The functions that changed most.
     pub functions: Vec<FunctionChange>,
-    /// Functions that were left out, because there are more than [`MAX_FUNCTIONS`].
+    /// The number of functions that were left out, because there are more than [`MAX_FUNCTIONS`].
     pub functions_left_out: usize,
-    /// Queries, where the recordings know them.
+    /// The queries, if the recordings contain any.
     pub queries: Vec<FunctionChange>,
     /// The files that were written.
     pub files: Vec<String>,
 }
 
 impl Figures {
-    /// The figures of a difference, functions in this order.
+    /// The figures of a difference, with the functions in this order.
     pub fn of(difference: &Difference, sort: SortBy, files: Vec<String>) -> Figures {
         let (mut queries, mut functions): (Vec<_>, Vec<_>) = difference
             .functions

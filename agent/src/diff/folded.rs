@@ -1,8 +1,9 @@
-//! Folded stacks with two columns, as tools for differential flame graphs read them: `stack before after`.
+//! Folded stacks with two counts, as tools for differential flame graphs read them: `stack before after`.
 
 use super::compare::Difference;
 
-/// Whole numbers for one of the unit: microseconds of CPU time a second, or millionths of the sum.
+/// The whole number that stands for one unit: the counts are microseconds of CPU time per second, or
+/// millionths of the sum.
 pub(super) const SCALE: f64 = 1e6;
 
 /// Every stack, sorted.
@@ -15,7 +16,7 @@ pub(super) fn encode(difference: &Difference) -> Vec<u8> {
     out.into_bytes()
 }
 
-/// As a whole number.
+/// A value as a whole number of 1 / [`SCALE`].
 pub(super) fn scaled(value: f64) -> u64 {
     (value * SCALE).round() as u64
 }

@@ -1,4 +1,4 @@
-//! The two recordings: read, checked against each other, filtered alike.
+//! The two recordings: read, checked against each other, and filtered by the same conditions.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -8,13 +8,13 @@ use crate::encode::folded;
 use crate::profile::ResolvedProfile;
 use crate::report::{self, Filter, FilterError, LoadError, MAX_FILE};
 
-/// Why there is nothing to compare.
+/// Why two recordings cannot be compared.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A `.pb.gz` could not be read.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// An extension that names nothing that can be compared.
+    /// The extension is not that of a recording that can be compared.
     #[error("{0}: recordings to compare are .pb.gz or .folded files")]
     UnknownExtension(PathBuf),
     /// A `.folded` could not be read.
@@ -26,12 +26,12 @@ pub enum Error {
         source: io::Error,
     },
     /// The file is too large.
-    #[error("{path} is larger than {} MiB: no folded stacks are", MAX_FILE >> 20)]
+    #[error("{path} is larger than {} MiB, which is too large for folded stacks", MAX_FILE >> 20)]
     TooLarge {
         /// The file.
         path: PathBuf,
     },
-    /// The file is no folded stacks.
+    /// The file does not contain folded stacks.
     #[error("{path}: {source}")]
     Folded {
         /// The file.
@@ -39,23 +39,23 @@ pub enum Error {
         /// The reason.
         source: folded::DecodeError,
     },
-    /// One of each kind.
+    /// One is a `.pb.gz` and the other a `.folded`.
     #[error(
-        "{before} and {after} are of two kinds: folded stacks tell neither time nor modules. Compare two .pb.gz, \
-         or make a .folded of the other by `flamestorm report {pprof} --output …`"
+        "{before} and {after} are of different kinds: folded stacks contain neither times nor modules. \
+         Compare two .pb.gz, or two .folded: `flamestorm report {pprof} --output …` makes a .folded of the .pb.gz"
     )]
     Mixed {
-        /// The one.
+        /// The recording before.
         before: String,
-        /// The other.
+        /// The recording after.
         after: String,
         /// Which of them is the `.pb.gz`.
         pprof: String,
     },
-    /// No samples at all.
-    #[error("neither {0} nor {1} holds a sample")]
+    /// Neither recording contains a sample.
+    #[error("neither {0} nor {1} contains a sample")]
     Empty(String, String),
-    /// A filter that nothing fulfils.
+    /// No sample fulfils the filters.
     #[error("{name}: {source}")]
     Filter {
         /// The recording.
@@ -63,12 +63,12 @@ pub enum Error {
         /// The reason.
         source: FilterError,
     },
-    /// A view of folded stacks.
+    /// A view was requested of folded stacks.
     #[error("folded stacks are shown as they were written: --view needs two .pb.gz")]
     NoViews,
 }
 
-/// What a recording was read from.
+/// The kind of file that a recording was read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// `.pb.gz`
@@ -77,25 +77,25 @@ pub enum Kind {
     Folded,
 }
 
-/// One of the two.
+/// One of the two recordings.
 #[derive(Clone, Debug)]
 pub struct Recording {
-    /// What it is called.
+    /// Its name.
     pub name: String,
-    /// What it was read from.
+    /// The kind of file that it was read from.
     pub kind: Kind,
-    /// Its samples, or those of them that are compared.
+    /// Its samples; after filtering, those that are compared.
     pub profile: ResolvedProfile,
-    /// All of its samples.
+    /// The number of all of its samples.
     pub samples: u64,
     /// The CPU time of all of its samples, nanoseconds.
     pub cpu_ns: u64,
-    /// Its length, nanoseconds; 0 when unknown.
+    /// Its length, nanoseconds; 0 if unknown.
     pub duration_ns: u64,
 }
 
 impl Recording {
-    /// A recording, whole.
+    /// A whole recording, before filtering.
     pub fn new(name: String, kind: Kind, profile: ResolvedProfile) -> Recording {
         Recording {
             name,
@@ -111,7 +111,7 @@ impl Recording {
 /// Reads a `.pb.gz` or a `.folded`.
 ///
 /// # Errors
-/// The file cannot be read, or is none.
+/// The file cannot be read, or is not a recording.
 pub fn load(path: &Path) -> Result<Recording, Error> {
     let name = path.display().to_string();
     if name.ends_with(".pb.gz") {
@@ -142,7 +142,7 @@ pub fn load(path: &Path) -> Result<Recording, Error> {
     Ok(Recording::new(name, Kind::Folded, profile))
 }
 
-/// Two recordings of one kind, of which at least one holds samples.
+/// Two recordings of the same kind, at least one of which contains samples.
 #[derive(Clone, Debug)]
 pub struct Pair {
     pub(super) before: Recording,
@@ -150,10 +150,10 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// The two together.
+    /// Makes a pair of two recordings.
     ///
     /// # Errors
-    /// They are of two kinds, or both empty.
+    /// They are of different kinds, or both are empty.
     pub fn of(before: Recording, after: Recording) -> Result<Pair, Error> {
         if before.kind != after.kind {
             let pprof = match before.kind {
@@ -172,16 +172,17 @@ impl Pair {
         Ok(Pair { before, after })
     }
 
-    /// Only the samples that fulfil the conditions; there may be none in one of the two. The figures stay
-    /// relative to the whole recordings.
+    /// Keeps only the samples that fulfil the conditions. One of the two recordings may have none. The
+    /// figures remain relative to the whole recordings.
     ///
     /// # Errors
-    /// No sample of either fulfils them.
+    /// No sample of either recording fulfils them.
     pub fn filter(mut self, filters: &[Filter]) -> Result<Pair, Error> {
         let before = report::filter(&self.before.profile, filters);
         let after = report::filter(&self.after.profile, filters);
         if let (Err(first), Err(second)) = (&before, &after) {
-            // The one that says most: a value that is not there tells what is.
+            // Of the two errors, the more informative one is reported: an error about a value lists the
+            // values that exist.
             let unknown_key = matches!(first, FilterError::UnknownKey { .. });
             let (name, source) = if unknown_key {
                 (&self.after.name, second)
@@ -198,12 +199,12 @@ impl Pair {
         Ok(self)
     }
 
-    /// What both were read from.
+    /// The kind of file that both were read from.
     pub fn kind(&self) -> Kind {
         self.before.kind
     }
 
-    /// Both as a view shows them.
+    /// Both recordings as a view shows them.
     pub fn shown(mut self, show: impl Fn(&ResolvedProfile) -> ResolvedProfile) -> Pair {
         self.before.profile = show(&self.before.profile);
         self.after.profile = show(&self.after.profile);

@@ -1,9 +1,10 @@
 //! The differential flame graph, laid out by inferno.
 //!
-//! inferno's own differential pictures are as wide as the recording after: what is gone has no width, and only
-//! the ends of stacks have a colour. Here a stack is as wide as the larger of both, so that a tower which is
-//! gone can be seen, and each frame has the colour of its own sum. The layout, the search and the zoom stay
-//! inferno's; its rectangles are found again by depth and offset, which it writes beside them.
+//! inferno's own differential pictures are as wide as the recording after: stacks that are gone have no
+//! width, and only the leaves have a colour. Here a stack is as wide as the larger of its two values, so
+//! that a tower that is gone remains visible, and each frame is coloured by its own sum. The layout, the
+//! search and the zoom are inferno's. Its rectangles are identified by their depth and offset, which it
+//! writes as attributes.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -35,9 +36,9 @@ pub(super) fn encode(difference: &Difference) -> Result<Vec<u8>, SvgError> {
     options.direction = Direction::Inverted;
     options.deterministic = true;
     options.frame_height = ROW;
-    // They are sorted, in the order that the library expects.
+    // The lines are sorted, as the library requires.
     options.no_sort = true;
-    // With two columns a number at the end of a name stays a name's.
+    // With two counts in a line, the library does not take a number at the end of a name for a count.
     let text: Vec<String> = lines
         .iter()
         .map(|(stack, width, _)| format!("{stack} {width} {width}"))
@@ -53,7 +54,8 @@ pub(super) fn encode(difference: &Difference) -> Result<Vec<u8>, SvgError> {
         .map(String::into_bytes)
 }
 
-/// A stack as the library reads it: it takes spaces at the beginning away, and `# ` for a comment.
+/// A stack as the library reads it: it removes leading spaces, and takes a line that begins with `# ` for a
+/// comment.
 fn drawable(stack: &str) -> &str {
     stack.trim_start_matches(['#', ' '])
 }
@@ -62,7 +64,8 @@ fn width(both: &Both) -> u64 {
     scaled(both.before.value.max(both.after.value))
 }
 
-/// `flamestorm diff · storm.pb.gz → fixed.pb.gz · 1.970 → 0.261 CPU seconds per second`
+/// The title of the picture: `flamestorm diff · storm.pb.gz → fixed.pb.gz · 1.970 → 0.261 CPU seconds per
+/// second`
 fn title(difference: &Difference) -> String {
     let (before, after) = (&difference.before.name, &difference.after.name);
     let (short_before, short_after) = (short(before), short(after));
@@ -100,8 +103,8 @@ fn subtitle(difference: &Difference) -> String {
     )
 }
 
-/// The sums of every rectangle, by its depth and offset: stacks that share their beginning with the one before
-/// share its rectangles, as in the library.
+/// The sums of every rectangle, by its depth and offset. A stack shares the rectangles of the names that it
+/// has in common, from the root, with the stack before it, as in the library.
 fn frames(lines: &[(&str, u64, &Both)]) -> HashMap<(usize, u64), Both> {
     let mut frames: HashMap<(usize, u64), Both> = HashMap::new();
     let mut open: Vec<(&str, u64)> = Vec::new();
@@ -124,7 +127,7 @@ fn frames(lines: &[(&str, u64, &Both)]) -> HashMap<(usize, u64), Both> {
     frames
 }
 
-/// Gives each rectangle its colour and its figures.
+/// Gives each rectangle its colour and its figures. `None` if the picture does not have the expected form.
 fn paint(svg: &str, frames: &HashMap<(usize, u64), Both>, unit: Normalisation) -> Option<String> {
     const FRAME: &str = "<title>";
     let (head, rest) = svg.split_once("<svg id=\"frames\"")?;
@@ -156,7 +159,7 @@ fn paint(svg: &str, frames: &HashMap<(usize, u64), Both>, unit: Normalisation) -
     Some(out)
 }
 
-/// The heights of all frames.
+/// The vertical positions of all frames, in pixels.
 fn heights(frames: &str) -> Option<impl Iterator<Item = usize>> {
     let parts = frames.split("<title>").skip(1);
     let heights: Option<Vec<usize>> = parts
@@ -170,7 +173,7 @@ fn attribute<'a>(text: &'a str, start: &str) -> Option<&'a str> {
     Some(value.split_once('"')?.0)
 }
 
-/// `1.300 → 0.066 CPU seconds per second, -1.234`
+/// The figures of a frame: `1.300 → 0.066 CPU seconds per second, -1.234`
 fn figures(change: &Change, unit: Normalisation) -> String {
     let chance = if change.within_chance {
         ", no more than chance"
@@ -186,7 +189,8 @@ fn figures(change: &Change, unit: Normalisation) -> String {
     )
 }
 
-/// From grey to red or blue by how much of the larger figure the difference is: what is new or gone is full.
+/// A mix of grey with red or blue, by the share of the larger figure that the difference makes up. A stack
+/// that is new or gone has the full colour.
 fn colour(change: &Change) -> Color {
     const GREY: Color = Color {
         r: 232,
@@ -212,7 +216,7 @@ fn colour(change: &Change) -> Color {
     } else {
         SHRANK
     };
-    // Never so pale that it could be taken for chance.
+    // The colour is never so pale that it could be taken for the grey of chance.
     let share = 0.15 + 0.85 * (change.difference.abs() / larger).min(1.0);
     let mix = |from: u8, to: u8| {
         let (from, to) = (f64::from(from), f64::from(to));

@@ -1,4 +1,4 @@
-//! The terminal's answer: what grew and what shrank.
+//! The table for the terminal: what grew and what shrank.
 
 use std::cmp::Ordering;
 
@@ -6,22 +6,22 @@ use super::compare::{Change, Difference, FunctionChange, Normalisation, Side};
 use crate::encode::svg::grouped;
 use crate::report::{Style, fit, printable, push};
 
-/// Rows of each part.
+/// The maximum number of rows of each part.
 const ROWS: usize = 12;
-/// Columns of a function's name.
+/// Width of a function's name, columns.
 const NAME: usize = 56;
-/// Columns of a module's name.
+/// Width of a module's name, columns.
 const MODULE: usize = 16;
-/// Columns of a figure.
+/// Width of a figure, columns.
 const FIGURE: usize = 7;
 
-/// What is most.
+/// The order of functions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SortBy {
-    /// Change in the function itself: where the CPU is.
+    /// By the change in the function itself, which shows where the CPU time is used.
     #[default]
     Own,
-    /// Change in the function and all that it calls: who is to blame.
+    /// By the change in the function and in all that it calls, which shows what causes the CPU time.
     Total,
 }
 
@@ -33,7 +33,7 @@ impl SortBy {
         }
     }
 
-    /// Most changed first; in a fixed order where that is equal.
+    /// Sorts by the amount of change, largest first. Equal functions have a fixed order.
     pub(super) fn sort(self, functions: &mut [FunctionChange]) {
         let amount = |f: &FunctionChange, by: SortBy| by.change(f).difference.abs();
         let most = |a: &FunctionChange, b: &FunctionChange, by| {
@@ -53,7 +53,8 @@ impl SortBy {
     }
 }
 
-/// The two recordings, the functions that grew and that shrank, and the queries.
+/// The table of the functions that grew and that shrank, and of the queries, followed by the two
+/// recordings.
 pub fn table(difference: &Difference, sort: SortBy, style: Style) -> String {
     let mut out = String::new();
     let unit = difference.normalisation;
@@ -130,7 +131,7 @@ fn rows(out: &mut String, name: &str, rows: &[&FunctionChange], unit: Normalisat
     out.push('\n');
 }
 
-/// `-1.234  1.300 → 0.066 `, in the colour of its direction.
+/// A change as text: `-1.234  1.300 → 0.066 `, in the colour of its direction.
 fn change(change: &Change, unit: Normalisation, style: Style) -> String {
     let difference = if change.difference == 0.0 {
         unit.figure(0.0)
@@ -173,7 +174,7 @@ fn side(out: &mut String, name: &str, side: &Side, style: Style) {
 }
 
 impl Normalisation {
-    /// The unit, and how it came about.
+    /// The unit, and how it was computed.
     pub(super) fn told(self) -> &'static str {
         match self {
             Normalisation::Duration => {
@@ -181,12 +182,12 @@ impl Normalisation {
             }
             Normalisation::Total => {
                 "share of all samples of the recording, since its length is not known: \
-                 what changes everything alike does not show"
+                 a change that affects everything alike does not show"
             }
         }
     }
 
-    /// Whether a change is more than nothing in the digits that are printed.
+    /// Whether a change is visible in the digits that are printed.
     fn shows(self, change: &Change) -> bool {
         self.signed(change.difference)
             .chars()

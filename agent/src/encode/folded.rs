@@ -1,8 +1,8 @@
-//! Folded stacks: `comm;root;…;leaf count`, one line a stack, sorted.
+//! Folded stacks: `comm;root;…;leaf count`, one line per stack, sorted.
 //!
-//! The format has no escapes. Like the tools that came before (stackcollapse-perf), a `;` in a name
-//! becomes `:`; a line break or another control character becomes a space. Kernel frames end in
-//! `_[k]`. A number at the end of a leaf has a no-break space before it.
+//! The format has no escapes. As in other tools (stackcollapse-perf), a `;` in a name becomes `:`; a line
+//! break or another control character becomes a space. Kernel frames end in `_[k]`. A number at the end of
+//! a leaf is preceded by a no-break space.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -13,7 +13,7 @@ use crate::profile::{
     ResolvedProfile, ResolvedSample, key,
 };
 
-/// Marks a kernel frame.
+/// The suffix of a kernel frame.
 pub const KERNEL_SUFFIX: &str = "_[k]";
 
 /// The profile as folded stacks.
@@ -51,16 +51,14 @@ pub(crate) fn stack(profile: &ResolvedProfile, sample: &ResolvedSample) -> Strin
     line
 }
 
-/// Reads folded stacks, this crate's or another's. The format knows nothing of modules, files, labels and
-/// times: the first name of a stack becomes the process's, frames that end in `_[k]` the kernel's.
-///
-/// # Errors
-/// A line that does not end in a number, or no stack at all.
+/// Reads folded stacks that were written by this crate or by another tool. The format has no modules,
+/// files, labels or times. The first name of a stack becomes the name of the process, and frames that end
+/// in `_[k]` become the kernel's.
 pub fn decode(bytes: &[u8]) -> Result<ResolvedProfile, DecodeError> {
     let text = String::from_utf8_lossy(bytes);
     let mut reader = Reader::default();
     for (line, number) in text.lines().zip(1..) {
-        // As other readers of the format do.
+        // Other readers of the format skip these lines, too.
         if line.trim().is_empty() || line.starts_with("# ") {
             continue;
         }
@@ -75,14 +73,14 @@ pub fn decode(bytes: &[u8]) -> Result<ResolvedProfile, DecodeError> {
     Ok(reader.profile)
 }
 
-/// Why a text is no folded stacks.
+/// Why a text is not folded stacks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// A line that is not `frame;frame;… count`.
-    #[error("line {0} ({1:?}) does not end in a count: no folded stacks")]
+    #[error("line {0} ({1:?}) does not end in a count, so these are not folded stacks")]
     NoCount(usize, String),
-    /// Nothing in it.
-    #[error("it holds no stacks")]
+    /// The text contains no stacks.
+    #[error("it contains no stacks")]
     Empty,
 }
 
@@ -92,12 +90,12 @@ fn excerpt(line: &str) -> String {
     line.chars().take(SHOWN).collect()
 }
 
-/// A text that is being read.
+/// The profile that is being read, and what is needed to add to it.
 #[derive(Default)]
 struct Reader {
     profile: ResolvedProfile,
     locations: HashMap<String, LocationId>,
-    /// The kernel's module, and the one of everything else.
+    /// The module of everything outside the kernel, and the module of the kernel.
     mappings: [Option<MappingId>; 2],
 }
 
@@ -158,8 +156,8 @@ impl Reader {
     }
 }
 
-/// The name at the root, escaped: the process's, or its pid where the name could not be learnt. A stitched stack
-/// begins in the caller.
+/// The escaped name at the root: the name of the process, or its pid if the name is not known. The root of
+/// a stitched stack is the calling process.
 pub(super) fn root_name(sample: &ResolvedSample) -> Cow<'_, str> {
     if let Some(caller) = sample.label(key::CALLER_COMM) {
         return escape(caller);
@@ -171,7 +169,7 @@ pub(super) fn root_name(sample: &ResolvedSample) -> Cow<'_, str> {
     }
 }
 
-/// A frame's name, escaped, the kernel's marked.
+/// A frame's escaped name. A kernel frame gets [`KERNEL_SUFFIX`].
 pub(super) fn frame_name<'a>(frame: &FrameRef<'a>) -> Cow<'a, str> {
     let name = escape(&frame.function.name);
     if frame.mapping.is_kernel {
@@ -193,8 +191,9 @@ fn escape(name: &str) -> Cow<'_, str> {
     Cow::Owned(escaped.collect())
 }
 
-/// A leaf that ends in a number, as in `LIMIT 20`, with a no-break space before it: the number would be read as the
-/// first of the two counts of a difference. `None`: it ends in something else.
+/// A leaf that ends in a number, as in `LIMIT 20`, with a no-break space before that number. With an
+/// ordinary space, the number would be read as the first of the two counts of a difference. `None` if the
+/// leaf does not end in a number.
 pub(super) fn unambiguous(leaf: &str) -> Option<String> {
     let (name, last) = leaf.rsplit_once(' ')?;
     let is_number = |c: char| c.is_ascii_digit() || c == '.';
@@ -215,7 +214,7 @@ mod tests {
         assert_eq!(escape("a\nb\r\tc"), "a b  c");
         assert!(matches!(escape("plain name"), Cow::Borrowed(_)));
     }
-    /// What is written can be read; what is no folded stacks is told by its line.
+    /// Stacks that were written can be read again. For anything else, the error names the line.
     #[test]
     fn decoded() {
         let text = "a b;main;read_[k] 3\n# comment\n\na b;main 4\nidle 1\n";

@@ -1,4 +1,4 @@
-//! From a [`ResolvedProfile`](crate::profile::ResolvedProfile) to bytes. Functions, no I/O.
+//! The encoders: from a [`ResolvedProfile`](crate::profile::ResolvedProfile) to bytes, without I/O.
 
 pub mod folded;
 pub mod pprof;

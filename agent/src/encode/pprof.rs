@@ -1,10 +1,10 @@
-//! pprof's `profile.proto`, gzipped: the file of record, every other view can be made from it.
+//! pprof's `profile.proto`, gzipped. It is the file of record, from which every other output can be made.
 //!
-//! Two sample types, `samples/count` and `cpu/nanoseconds`. The recording's circumstances and
-//! measurements ([`RecordingMeta`], [`Runtime`]) are one comment in JSON, which other readers show
-//! or ignore. A function without a symbol has an empty `system_name`.
+//! The sample types are `samples/count` and `cpu/nanoseconds`, and `executions/count` if there are any. The
+//! recording's circumstances and measurements ([`RecordingMeta`], [`Runtime`]) are one comment in JSON,
+//! which other readers show or ignore. A function without a symbol has an empty `system_name`.
 //!
-//! Messages are written by hand after
+//! The messages are declared by hand, following
 //! <https://github.com/google/pprof/blob/main/proto/profile.proto>.
 
 use std::collections::HashMap;
@@ -23,16 +23,17 @@ use crate::profile::{
     ResolvedProfile, ResolvedSample, Runtime,
 };
 
-/// Most bytes that a file may unpack to. An hour of a busy machine is under 100 MB; more is a gzip
-/// bomb.
+/// The maximum number of bytes that a file may unpack to. An hour of a busy machine takes less than 100 MB,
+/// so a larger file is taken for a gzip bomb.
 pub const MAX_UNPACKED: u64 = 256 * 1024 * 1024;
 
-/// Most samples, locations, functions and mappings together that a file may hold (an empty message
-/// costs two bytes in the file and a hundred in memory).
+/// The maximum number of samples, locations, functions, mappings and other fields of the profile that a
+/// file may contain. An empty message takes two bytes in the file, but a hundred in memory.
 pub const MAX_ENTRIES: usize = 4_000_000;
 
-/// Most labels of all samples and lines of all locations together, for the same reason. The fullest
-/// window has 262,144 rows; fifty labels on each stay below.
+/// The maximum number of labels of all samples and lines of all locations together (and their other
+/// fields), for the same reason. The fullest window has 262,144 rows; with fifty labels each, it stays
+/// below this bound.
 pub const MAX_PARTS: usize = 16_000_000;
 
 /// The messages of `profile.proto`.
@@ -154,22 +155,24 @@ pub mod proto {
     }
 }
 
-/// Why a file is no profile.
+/// Why a file cannot be read as a profile.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
     /// The gzip stream is broken or cut short.
     #[error("the gzip stream is damaged or cut short ({0})")]
     Gzip(#[source] std::io::Error),
     /// It unpacks to more than [`MAX_UNPACKED`].
-    #[error("it unpacks to more than {} MiB, which no profile does", MAX_UNPACKED >> 20)]
+    #[error("it unpacks to more than {} MiB, which is too large for a profile", MAX_UNPACKED >> 20)]
     TooLarge,
-    /// It holds more than [`MAX_ENTRIES`] or [`MAX_PARTS`].
-    #[error("it holds more than {MAX_ENTRIES} entries or {MAX_PARTS} labels: no profile does")]
+    /// It contains more than [`MAX_ENTRIES`] or [`MAX_PARTS`].
+    #[error(
+        "it contains more than {MAX_ENTRIES} entries or {MAX_PARTS} labels, which is too many for a profile"
+    )]
     TooMany,
-    /// It is no protocol buffer of this kind.
-    #[error("it is no pprof profile ({0})")]
+    /// It is not a protocol buffer of this kind.
+    #[error("it is not a pprof profile ({0})")]
     Proto(#[from] prost::DecodeError),
-    /// An id or a string index points nowhere.
+    /// An id or a string index does not exist in the file.
     #[error("{what} {id} does not exist in the file")]
     Dangling {
         /// What was referred to.
@@ -177,8 +180,8 @@ pub enum DecodeError {
         /// Its id or index.
         id: i64,
     },
-    /// No value that counts CPU samples.
-    #[error("it has neither a samples/count nor a cpu/nanoseconds value: no CPU profile")]
+    /// It has no values that count CPU samples.
+    #[error("it has neither samples/count nor cpu/nanoseconds values, so it is not a CPU profile")]
     NoCpuValues,
 }
 
@@ -193,7 +196,7 @@ struct Comment {
 struct Persisted {
     meta: RecordingMeta,
     runtime: Runtime,
-    /// Indices of the mappings that are the kernel.
+    /// Indices of the mappings that belong to the kernel.
     kernel_mappings: Vec<u32>,
 }
 
@@ -313,7 +316,7 @@ fn mappings_to_proto(profile: &ResolvedProfile, strings: &mut Strings) -> Vec<pr
             id,
             filename: strings.id(&mapping.name),
             build_id: strings.id(&mapping.build_id),
-            // Every frame has a name, so no reader needs to look for symbols again.
+            // Every frame has a name, so no reader needs to look up symbols.
             has_functions: true,
             ..proto::Mapping::default()
         })
@@ -367,11 +370,11 @@ fn functions_to_proto(profile: &ResolvedProfile, strings: &mut Strings) -> Vec<p
         .collect()
 }
 
-/// Reads a profile, gzipped or plain, this crate's or another's.
+/// Reads a profile, gzipped or plain, that was written by this crate or by another tool.
 ///
 /// # Errors
-/// A damaged, truncated or hostile file is refused, with the reason. Memory is bounded by
-/// [`MAX_UNPACKED`] and [`MAX_ENTRIES`].
+/// A damaged, truncated or hostile file is refused, with the reason. Memory is bounded by [`MAX_UNPACKED`],
+/// [`MAX_ENTRIES`] and [`MAX_PARTS`].
 pub fn decode(bytes: &[u8]) -> Result<ResolvedProfile, DecodeError> {
     let unpacked;
     let bytes = if bytes.starts_with(&[0x1f, 0x8b]) {
@@ -396,7 +399,7 @@ fn unpack(bytes: &[u8]) -> Result<Vec<u8>, DecodeError> {
     Ok(unpacked)
 }
 
-/// Counts what the file holds before anything is built from it.
+/// Counts the fields of a file before anything is built from them.
 fn refuse_too_many(bytes: &[u8]) -> Result<(), DecodeError> {
     const SAMPLE: u32 = 2;
     const LOCATION: u32 = 4;
@@ -416,7 +419,8 @@ fn refuse_too_many(bytes: &[u8]) -> Result<(), DecodeError> {
     })
 }
 
-/// Calls `seen` with the tag and the content (of a message or string; else empty) of every field.
+/// Calls `seen` with the tag and the content of every field. The content is empty unless the field is a
+/// message or a string.
 fn each_field<'a>(
     mut bytes: &'a [u8],
     mut seen: impl FnMut(u32, &'a [u8]) -> Result<(), DecodeError>,
@@ -427,7 +431,7 @@ fn each_field<'a>(
         let mut content = &bytes[..0];
         if wire_type == WireType::LengthDelimited {
             let length = usize::try_from(decode_varint(&mut bytes)?).unwrap_or(usize::MAX);
-            // Cut short: the decoder that comes next says so in its own words.
+            // A field that is cut short is reported by the decoder, which runs after this.
             (content, bytes) = bytes.split_at(length.min(bytes.len()));
         } else {
             skip_field(wire_type, tag, &mut bytes, DecodeContext::default())?;
@@ -437,7 +441,7 @@ fn each_field<'a>(
     Ok(())
 }
 
-/// Strings and ids of a file that is being read.
+/// The strings and ids of the file that is being read.
 struct Reader {
     strings: Vec<Arc<str>>,
     mappings: HashMap<u64, MappingId>,
@@ -507,7 +511,7 @@ fn foreign_meta(file: &proto::Profile) -> RecordingMeta {
     }
 }
 
-/// Which of a sample's values are which.
+/// The positions of the known types among a sample's values.
 #[derive(Clone, Copy)]
 struct Values {
     count: Option<usize>,
@@ -634,7 +638,7 @@ fn read_locations(
     Ok(())
 }
 
-/// The mapping of another tool's locations that have none.
+/// The mapping of locations that have none, which occur in other tools' files.
 fn no_mapping(profile: &mut ResolvedProfile) -> MappingId {
     const NAME: &str = "[no mapping]";
     let known = profile.mappings.iter().position(|m| &*m.name == NAME);
@@ -648,7 +652,7 @@ fn no_mapping(profile: &mut ResolvedProfile) -> MappingId {
     MappingId(index as u32)
 }
 
-/// A name for another tool's location that has none.
+/// A name for a location that has none, which occurs in other tools' files.
 fn nameless(profile: &mut ResolvedProfile, mapping: MappingId, address: u64) -> Line {
     let module = &profile.mappings[mapping.0 as usize];
     let name = format!("{}+{address:#x}", module.short_name());

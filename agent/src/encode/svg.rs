@@ -1,8 +1,9 @@
-//! The interactive picture, drawn by inferno.
+//! The interactive flame graph, drawn by inferno.
 //!
-//! Colours say where code comes from: the kernel blue, names with `::` red, others with a symbol
-//! amber, code compiled while running green, what has no symbol pale, a query violet. Within a kind the
-//! shade follows from the name, so that a function has the same colour in every picture.
+//! Colours show where code comes from: the kernel is blue, names with `::` are red, other names with a
+//! symbol amber, code compiled at run time green, frames without a symbol pale, and queries violet. Within
+//! such a kind, the shade is derived from the name, so that a function has the same colour in every
+//! picture.
 
 use inferno::flamegraph::color::{BackgroundColor, Color, PaletteMap};
 use inferno::flamegraph::{self, Direction, Options};
@@ -10,18 +11,18 @@ use inferno::flamegraph::{self, Direction, Options};
 use super::folded;
 use crate::profile::{CALLER_MODULE, PROCESS_MODULE, QUERY_MODULE, ResolvedProfile};
 
-/// Frames narrower than this share (per cent) of the picture are left out: half a pixel on a wide
-/// screen. They are in the `.folded` and the `.pb.gz`.
+/// Frames that are narrower than this share of the picture (per cent) are left out. It is half a pixel on a
+/// wide screen. The `.folded` and the `.pb.gz` contain these frames.
 pub(crate) const MIN_WIDTH_PERCENT: f64 = 0.03;
 
-/// What lies behind the frames.
+/// The colour of the background.
 pub(crate) const BACKGROUND: Color = Color {
     r: 252,
     g: 252,
     b: 250,
 };
 
-/// Why there is no picture.
+/// Why the picture could not be drawn.
 #[derive(Debug, thiserror::Error)]
 pub enum SvgError {
     /// The drawing library failed.
@@ -32,7 +33,7 @@ pub enum SvgError {
 /// The profile as an interactive SVG, titled with host, time, frequency and sample count.
 ///
 /// # Errors
-/// Those of the drawing library; none is known for profiles of this crate.
+/// The drawing library fails, which is not known to happen for profiles of this crate.
 pub fn encode(profile: &ResolvedProfile) -> Result<Vec<u8>, SvgError> {
     let lines = folded::lines(profile);
     if lines.values().all(|count| *count == 0) {
@@ -45,11 +46,11 @@ pub fn encode(profile: &ResolvedProfile) -> Result<Vec<u8>, SvgError> {
     options.bgcolors = Some(BackgroundColor::Flat(BACKGROUND));
     options.palette_map = Some(&mut palette);
     options.min_width = MIN_WIDTH_PERCENT;
-    // Roots above, as in pprof and speedscope: a browser shows the top of a picture first, and with the
-    // roots below a few stacks of a hundred frames leave nothing but air there.
+    // The roots are at the top, as in pprof and speedscope: a browser shows the top of a picture first,
+    // which would be nearly empty if the roots were at the bottom and a few stacks had a hundred frames.
     options.direction = Direction::Inverted;
     options.deterministic = true;
-    // `lines` is sorted, as the library demands.
+    // `lines` is sorted, as the library requires.
     options.no_sort = true;
     let lines: Vec<String> = lines
         .into_iter()
@@ -61,8 +62,8 @@ pub fn encode(profile: &ResolvedProfile) -> Result<Vec<u8>, SvgError> {
     Ok(match_at_the_head(svg))
 }
 
-/// Puts what a search has found on the line of a frame's details: the library writes it at the foot of the
-/// picture, which is seldom in view.
+/// Moves the result of a search to the line of a frame's details. The library writes it at the bottom of
+/// the picture, which is rarely in view.
 pub(crate) fn match_at_the_head(svg: Vec<u8>) -> Vec<u8> {
     let mut text = match String::from_utf8(svg) {
         Ok(text) => text,
@@ -80,7 +81,7 @@ pub(crate) fn match_at_the_head(svg: Vec<u8>) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// `flamestorm · host · 2026-01-02T03:04:05Z · 99 Hz · 1,234 samples`.
+/// The title of the picture: `flamestorm · host · 2026-01-02T03:04:05Z · 99 Hz · 1,234 samples`.
 pub fn title(profile: &ResolvedProfile) -> String {
     let meta = &profile.meta;
     let mut parts = vec!["flamestorm".to_owned()];
@@ -111,7 +112,7 @@ fn subtitle(profile: &ResolvedProfile) -> Option<String> {
     ))
 }
 
-/// `1234567` as `1,234,567`.
+/// Formats `1234567` as `1,234,567`.
 pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::new();
@@ -156,16 +157,16 @@ enum Kind {
     Namespaced,
     /// C and everything else with a symbol: yellow to amber.
     Plain,
-    /// Code compiled while running: green.
+    /// Code compiled at run time: green.
     Jit,
-    /// No symbol, named by its module: pale.
+    /// Code without a symbol, named by its module: pale.
     ModuleOnly,
     /// A query: violet.
     Query,
 }
 
 impl Kind {
-    /// Hue (from, to; degrees), saturation and lightness (per cent).
+    /// The range of the hue (from, to; degrees), saturation and lightness (per cent).
     const fn colours(self) -> (f32, f32, f32, f32) {
         match self {
             Kind::Process => (220.0, 220.0, 6.0, 82.0),
@@ -220,7 +221,7 @@ fn palette(profile: &ResolvedProfile) -> PaletteMap {
     palette
 }
 
-/// The colour of a name: its kind's hue and lightness, moved by the name's hash.
+/// The colour of a name: hue and lightness of its kind, varied by the hash of the name.
 fn shade(kind: Kind, name: &str) -> Color {
     let (from, to, saturation, lightness) = kind.colours();
     let hash = fnv(name);
@@ -234,14 +235,14 @@ fn shade(kind: Kind, name: &str) -> Color {
     )
 }
 
-/// FNV-1a: the same on every machine and in every version.
+/// 32-bit FNV-1a, which is the same on every machine and in every version.
 fn fnv(name: &str) -> u32 {
     name.bytes().fold(0x811c_9dc5, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
     })
 }
 
-/// CSS Color Module Level 4, "HSL to RGB".
+/// Converts a colour from HSL (CSS Color Module Level 4, "HSL to RGB").
 fn hsl(hue: f32, saturation: f32, lightness: f32) -> Color {
     let channel = |n: f32| {
         let k = (n + hue / 30.0) % 12.0;
@@ -268,7 +269,7 @@ mod tests {
         assert_eq!(grouped(12_345_678), "12,345,678");
     }
 
-    /// The conversion against colours everybody knows.
+    /// The conversion is right for well-known colours.
     #[test]
     fn hsl_to_rgb() {
         let rgb = |h, s, l| {

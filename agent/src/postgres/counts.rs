@@ -1,4 +1,4 @@
-//! How well the samples of PostgreSQL's processes could be attributed.
+//! Counts how well the samples of PostgreSQL's processes could be attributed.
 
 use std::collections::HashMap;
 
@@ -7,21 +7,21 @@ use crate::profile::{Caller, Phase, Unknown};
 /// How well samples of client backends and their workers could be attributed.
 #[derive(Clone, Debug, Default)]
 pub struct Counts {
-    /// Samples of processes of a server.
+    /// Samples of a server's processes.
     pub samples: u64,
-    /// Of these, of processes that run statements for clients.
+    /// Of `samples`, those of processes that run statements for clients.
     pub for_clients: u64,
-    /// Of those, of parallel workers that had no statement yet, or none any more.
+    /// Of `for_clients`, those of parallel workers that had no statement yet, or no longer had one.
     pub starting: u64,
-    /// Of those for clients, with the query.
+    /// Of `for_clients`, those with the query.
     pub with_query: u64,
-    /// Of those with the query, between two statements.
+    /// Of `with_query`, those between two statements.
     pub between: u64,
-    /// Of those with the query, with the caller's stack.
+    /// Of `with_query`, those with the caller's stack.
     pub with_caller: u64,
-    /// Of those with the query, with a part of the caller's stack.
+    /// Of `with_query`, those with a part of the caller's stack.
     pub with_partial_caller: u64,
-    /// Of those with the query, by why the caller is not known.
+    /// Of `with_query`, the others, by the reason why the caller is not known.
     pub unknown: HashMap<Unknown, u64>,
 }
 

@@ -1,4 +1,4 @@
-//! Names of databases and roles, and other short texts, each kept once.
+//! Names of databases and roles, and other short texts, each stored once.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -7,16 +7,17 @@ use agent_ebpf::postgres::status;
 use super::status::{BackendStatus, USER, half};
 use crate::{query::Kind, recent::Recent};
 
-/// Names of databases, and of roles, that one half of [`Recent`] keeps.
+/// The number of names of databases, and of roles, that one half of [`Recent`] keeps.
 const MAX_NAMES: usize = 1 << 13;
 
-/// Distinct short texts that are shared at most (kinds of processes, application names, clients).
+/// The maximum number of distinct short texts that are shared (kinds of processes, application names,
+/// clients).
 const MAX_TEXTS: usize = 1 << 14;
 
-/// A database or a role: server, and number in it.
+/// Identifies a database or a role: the number of its server, and its OID there.
 type Number = (u32, u32);
 
-/// Every name that was seen.
+/// The names that were seen.
 #[derive(Debug)]
 pub struct Names {
     databases: Recent<Number, Arc<str>>,
@@ -25,7 +26,7 @@ pub struct Names {
 }
 
 impl Names {
-    /// None yet.
+    /// An empty store.
     pub fn new() -> Names {
         Names {
             databases: Recent::new(MAX_NAMES),
@@ -34,8 +35,8 @@ impl Names {
         }
     }
 
-    /// Names of database and role: from the title where they are in it, else by their numbers, which other
-    /// backends' titles explained (a parallel worker's title has no names).
+    /// The names of a process's database and role. They are taken from its title, or else looked up by OID
+    /// among the names in other backends' titles (a parallel worker's title has no names).
     pub fn of(&mut self, said: &BackendStatus<'_>) -> (Arc<str>, Arc<str>) {
         let (database, user) = match &said.title.kind {
             Kind::Client { database, user, .. } => (Some(database.as_str()), Some(user.as_str())),
@@ -54,14 +55,14 @@ impl Names {
         )
     }
 
-    /// A text that many samples have.
+    /// A shared copy of a text, because many samples contain the same text.
     pub fn shared(&mut self, text: &str) -> Arc<str> {
         if let Some(known) = self.texts.get(text) {
             return Arc::clone(known);
         }
         let shared: Arc<str> = Arc::from(text);
         if self.texts.len() >= MAX_TEXTS {
-            // Those in use go on; they are only shared anew.
+            // Copies that are in use stay valid. Later samples with the same text get a new copy.
             self.texts.clear();
         }
         self.texts.insert(Arc::clone(&shared));
@@ -69,7 +70,7 @@ impl Names {
     }
 }
 
-/// Keeps or looks up the name of a number.
+/// Stores the name of an OID, or looks it up if `name` is empty.
 fn explained(names: &mut Recent<Number, Arc<str>>, number: Number, name: Arc<str>) -> Arc<str> {
     if name.is_empty() {
         return names.get(&number).unwrap_or(name);

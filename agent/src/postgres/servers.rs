@@ -1,5 +1,5 @@
-//! Which address spaces belong to a PostgreSQL server, and which publish trace contexts: told by what
-//! their files export.
+//! Finds the address spaces that belong to a PostgreSQL server, and those that publish trace contexts, by
+//! the symbols that their files export.
 
 use std::{
     collections::HashSet,
@@ -22,73 +22,75 @@ use crate::{
     process::{AddressSpace, Backing, ObjectId, own_pid, parent_of, process_exe},
 };
 
-/// Bytes that are read of a file in a data directory.
+/// The maximum number of bytes that are read of a file in a data directory.
 const MAX_FILE: u64 = 4096;
 
-/// How long a server that starts may take to listen on the port that it names.
+/// How long a server that starts may take until it listens on the port in its `postmaster.pid`.
 const PORT_PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often it is asked meanwhile.
+/// The interval at which such a server is checked during that time.
 const ASK_EVERY: Duration = Duration::from_millis(100);
 
-/// Bytes that are read of a list of sockets. Sockets that listen come first in those of TCP.
+/// The maximum number of bytes that are read of a list of sockets. Sockets that listen come first in the
+/// lists of TCP sockets.
 const MAX_SOCKETS: u64 = 8 << 20;
 
-/// Descriptors of a process that are looked at.
+/// The maximum number of file descriptors of a process that are examined.
 const MAX_DESCRIPTORS: usize = 4096;
 
-/// What the kernel should know of the processes of an address space.
+/// What the kernel needs to know about the processes of an address space.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Facts {
     /// See [`agent_ebpf::table::Space::server`].
     pub server: u32,
     /// See [`agent_ebpf::table::Space::trace_offset`].
     pub trace_offset: i32,
-    /// It looks like a server's, for which there was no place.
+    /// Whether it looks like a server's address space, but there was no room for another server.
     pub found_no_place: bool,
 }
 
 /// A PostgreSQL server: one postmaster and its children.
 #[derive(Debug)]
 pub struct Server {
-    /// Number of the server in this recording; an index may become another server's.
+    /// Number of the server in this recording. Unlike its index, it is not reused for another server.
     pub number: u32,
-    /// A process of it.
+    /// The postmaster; another process of the server if the postmaster could not be determined.
     pub pid: u32,
     /// Major version, from `PG_VERSION` in its data directory.
     pub version: Option<u32>,
-    /// Port from `postmaster.pid`, once the server was seen to listen on it.
+    /// Port from `postmaster.pid`, once the server has been seen to listen on it.
     pub port: Option<u16>,
-    /// Since when the sends of its clients are noted, nanoseconds; earlier ones nobody saw.
+    /// Since when the sends of its clients are recorded, nanoseconds of `CLOCK_MONOTONIC`. Earlier sends
+    /// were not seen.
     pub watched_since: Option<u64>,
-    /// Its executable, and where that is mapped.
+    /// Its executable, and the bias at which that is mapped.
     place: (ObjectId, u64),
-    /// Whether the kernel was told its port, which it listens on by TCP.
+    /// Whether the kernel program was given its port, because the server listens on it by TCP.
     has_tcp: bool,
     seen: Instant,
     asked: Option<Instant>,
-    /// An answer about it that is overdue.
+    /// Receives the result of a check that is overdue.
     late: Option<Receiver<Listening>>,
 }
 
-/// What a server's data directory and its sockets tell.
+/// What a server's data directory and its sockets say.
 #[derive(Clone, Copy, Debug, Default)]
 struct Listening {
     version: Option<u32>,
-    /// The port that it names and listens on.
+    /// The port in `postmaster.pid`, if the server listens on it.
     port: Option<u16>,
-    /// Whether it does so by TCP.
+    /// Whether the server listens on it by TCP.
     by_tcp: bool,
 }
 
-/// The servers that are known, by the index that the kernel has of each. A place is given to another server when no
-/// process of the one before is left.
+/// The known servers, at the index under which the kernel knows each. An index is reused for another server
+/// when no process of the old one is left.
 #[derive(Debug, Default)]
 pub struct Servers {
     servers: Vec<Option<Server>>,
-    /// Servers that were seen, in all.
+    /// Number of servers that were ever seen.
     seen: u32,
-    /// Address spaces of servers that found no place at first.
+    /// Number of servers' address spaces for which there was no room at first.
     pub refused: u64,
 }
 
@@ -98,26 +100,26 @@ impl Servers {
         self.servers.get(index as usize)?.as_ref()
     }
 
-    /// Whether there is a place for another.
+    /// Whether there is room for another server.
     pub fn has_place(&self) -> bool {
         self.len() < MAX_SERVERS as usize
     }
 
-    /// How many were seen.
+    /// The number of servers that were ever seen.
     pub fn count(&self) -> u64 {
         u64::from(self.seen)
     }
 
-    /// How many are known.
+    /// The number of servers that are known at present.
     pub fn len(&self) -> usize {
         self.servers.iter().flatten().count()
     }
 
-    /// What is to be known of the processes of an address space. A server that was not known is told to
-    /// the kernel.
+    /// What the kernel needs to know about the processes of an address space. A server that was not known
+    /// before is registered in the kernel.
     ///
     /// # Errors
-    /// The kernel does not take it.
+    /// The kernel refuses the new server.
     pub fn facts(
         &mut self,
         kernel: &mut Kernel,
@@ -144,7 +146,8 @@ impl Servers {
         Ok(facts)
     }
 
-    /// Number of the server whose executable lies there, counted from 1; 0 when there are too many.
+    /// The index, counted from 1, of the server whose executable is mapped at `place`; 0 if there are too
+    /// many servers.
     fn server(
         &mut self,
         kernel: &mut Kernel,
@@ -152,8 +155,8 @@ impl Servers {
         place: (ObjectId, u64),
         symbols: [Option<u64>; 5],
     ) -> Result<u32, Error> {
-        // Two servers may lie at one address (no randomisation), so the postmaster counts as well. A process
-        // that has gone cannot be asked for it.
+        // Two servers may have the executable at the same address (without address space randomisation), so
+        // the postmaster is compared as well. It is not known if the process has ended.
         let postmaster = postmaster_of(pid);
         let is_known = |server: &Option<Server>| {
             server.as_ref().is_some_and(|known| {
@@ -185,7 +188,7 @@ impl Servers {
         kernel.set_server(index as u32, variables)?;
         if let Err(error) = kernel.follow_senders() {
             log::warn!(
-                "who asks PostgreSQL servers is not known: {error}; see `flamestorm doctor`"
+                "the callers of PostgreSQL's statements cannot be recorded: {error}; see `flamestorm doctor`"
             );
         }
         self.seen = self.seen.wrapping_add(1);
@@ -216,10 +219,10 @@ impl Servers {
         Some(index)
     }
 
-    /// Learns the ports of servers that have just started.
+    /// Checks the servers that have just started, until their ports are known.
     ///
     /// # Errors
-    /// The kernel does not take one.
+    /// The kernel refuses a port.
     pub fn settle(&mut self, kernel: &mut Kernel, pool: &mut WorkerPool) -> Result<(), Error> {
         for server in self.servers.iter_mut().flatten() {
             let Some(found) = server.ask(pool) else {
@@ -244,17 +247,17 @@ impl Servers {
         Ok(())
     }
 
-    /// Forgets the servers of which no process is known any more; `alive` are the numbers, counted from 1, that
-    /// processes have.
+    /// Evicts the servers that have no known process any more. `alive` are the indices, counted from 1, of
+    /// the servers that processes belong to.
     ///
     /// # Errors
-    /// The kernel cannot be told.
+    /// A port could not be removed in the kernel.
     pub fn evict(&mut self, kernel: &mut Kernel, alive: &HashSet<u32>) -> Result<(), Error> {
         for index in 0..self.servers.len() {
             if alive.contains(&(index as u32 + 1)) {
                 continue;
             }
-            // One that was seen a moment ago may have no process in the kernel yet.
+            // A server that was found a moment ago may have no process in the kernel yet.
             let is_old = |server: &mut Server| server.seen.elapsed() > PORT_PATIENCE;
             let Some(gone) = self.servers[index].take_if(is_old) else {
                 continue;
@@ -270,7 +273,8 @@ impl Servers {
 }
 
 impl Server {
-    /// Asks where it listens, unless that is known or was asked a moment ago.
+    /// Checks where the server listens, unless that is known or was checked a moment ago. `None` if there
+    /// is no new result.
     fn ask(&mut self, pool: &mut WorkerPool) -> Option<Listening> {
         if self.port.is_some() || self.seen.elapsed() > PORT_PATIENCE {
             return None;
@@ -296,15 +300,17 @@ impl Server {
     }
 }
 
-/// Whether an executable is likely to be a server's, by its name: then it is looked at before it is sampled.
+/// Whether an executable is likely to be a server's, judged by its name. Such a process is examined before
+/// it is sampled.
 pub fn is_likely_server(exe: &Path) -> bool {
     let name = exe.file_name().unwrap_or_default().to_string_lossy();
-    // The kernel appends this to the name of a file that was replaced.
+    // The kernel appends this to the path of a file that was removed or replaced.
     let name = name.trim_end_matches(" (deleted)");
     name == "postgres" || name == "postmaster" || name == "edb-postgres"
 }
 
-/// The process's parent, if that runs the same executable; else itself. `None` when it has gone.
+/// The parent of a process if it runs the same executable, otherwise the process itself. `None` if the
+/// process has ended.
 fn postmaster_of(pid: u32) -> Option<u32> {
     let own = process_exe(pid)?;
     let parent = parent_of(pid)?;
@@ -315,9 +321,9 @@ fn postmaster_of(pid: u32) -> Option<u32> {
     })
 }
 
-/// What a server's data directory and its sockets tell. A program that merely looks like a server and names a port that
-/// is not its own would make every send to that port be looked at, so a port counts only when the process listens
-/// there. May block.
+/// Reads a server's version and port from its data directory, and looks for that port among its listening
+/// sockets. A program that only looks like a server could name a port that is not its own, and every send
+/// to that port would then be examined. So a port counts only if the process listens on it. May block.
 fn listening(pid: u32) -> Listening {
     let version = version(pid);
     let unknown = Listening {
@@ -342,10 +348,12 @@ fn listening(pid: u32) -> Listening {
     }
 }
 
-/// Every process of a server works in its data directory.
+/// Reads a file in the server's data directory, which is the working directory of every process of a
+/// server.
 fn in_data_directory(pid: u32, file: &str) -> Option<String> {
     let directory = directory_of(pid, "cwd").ok()?;
-    // Whoever runs a program of this name chooses what lies there.
+    // The directory is untrusted, because any user can run a program of this name in a directory of their
+    // own. It must not lead to a file outside, or to a device.
     let found = rustix::fs::openat2(
         directory,
         file,
@@ -364,8 +372,9 @@ fn version(pid: u32) -> Option<u32> {
     text.trim().split('.').next()?.parse().ok()
 }
 
-/// The port from `postmaster.pid`: its fourth line; the first is the postmaster's pid as it sees it itself
-/// (src/include/utils/pidfile.h). A file that another server left behind does not count.
+/// The port from `postmaster.pid`, which is on its fourth line. The first line is the postmaster's pid in
+/// its own pid namespace (src/include/utils/pidfile.h). A file that another server left behind does not
+/// count.
 fn named_port(pid: u32) -> Option<u16> {
     let text = in_data_directory(pid, "postmaster.pid")?;
     let mut lines = text.lines();
@@ -389,8 +398,8 @@ fn own_sockets(pid: u32) -> HashSet<u64> {
     descriptors.filter_map(inode).collect()
 }
 
-/// Whether one of the process's own sockets stands in a list of its network namespace as `listener` wants it, which
-/// gives the inode number.
+/// Whether a list of the sockets in a process's network namespace contains one of the process's own sockets
+/// that `listener` accepts. `listener` takes a line of the list and returns the inode number.
 fn has_listener(
     pid: u32,
     list: &str,
@@ -409,8 +418,8 @@ fn has_listener(
     inodes.any(|inode| own.contains(&inode))
 }
 
-/// Inode of a TCP socket that listens on a port, from a line of `/proc/net/tcp` or `tcp6`: local address and port,
-/// state (0A: listening) and inode are the second, fourth and tenth field (Linux,
+/// The inode of a TCP socket that listens on a port, from a line of `/proc/net/tcp` or `tcp6`: local
+/// address and port, state (0A: listening) and inode are the second, fourth and tenth field (Linux,
 /// Documentation/networking/proc_net_tcp.rst).
 fn is_tcp_listener(line: &str, port: u16) -> Option<u64> {
     let fields: Vec<&str> = line.split_whitespace().collect();
@@ -419,8 +428,9 @@ fn is_tcp_listener(line: &str, port: u16) -> Option<u64> {
     is_wanted.then(|| fields.get(9)?.parse().ok())?
 }
 
-/// Inode of a Unix socket that accepts connections at `.s.PGSQL.PORT`, from a line of `/proc/net/unix`: flags, inode
-/// and path are the fourth, seventh and eighth field; `__SO_ACCEPTCON` is 1 << 16 (include/uapi/linux/net.h).
+/// The inode of a Unix socket that accepts connections at `.s.PGSQL.PORT`, from a line of `/proc/net/unix`:
+/// flags, inode and path are the fourth, seventh and eighth field; `__SO_ACCEPTCON` is 1 << 16
+/// (include/uapi/linux/net.h).
 fn is_unix_listener(line: &str, port: u16) -> Option<u64> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let flags = u32::from_str_radix(fields.get(3)?, 16).ok()?;
@@ -433,7 +443,7 @@ fn is_unix_listener(line: &str, port: u16) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// Lines as Linux 6.18 writes them; a connection, another port and another socket do not count.
+    /// Lines as Linux 6.18 writes them. A connection, another port and another socket do not count.
     #[test]
     fn listeners() {
         let tcp = "   0: 0100007F:1538 00000000:0000 0A 00000000:00000000 00:00000000 00000000   108        0 41234 1";
@@ -451,7 +461,7 @@ mod tests {
         assert_eq!(is_unix_listener("Num       RefCount Protocol", 1), None);
     }
 
-    /// This test listens itself.
+    /// Finds the listening socket of the test itself.
     #[test]
     fn own_listener() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -1,4 +1,4 @@
-//! What the words of a backend's record mean, see [`agent_ebpf::postgres`].
+//! Decodes the record that the kernel program sends with a backend's sample, see [`agent_ebpf::postgres`].
 
 use std::borrow::Cow;
 
@@ -18,24 +18,24 @@ use crate::{
 /// Offset of `Oid st_userid` in the status.
 pub const USER: usize = status::DATABASE + 4;
 
-/// What a process of a server said at a sample.
+/// What a process of a server reported at a sample.
 pub struct BackendStatus<'a> {
-    /// As the kernel program wrote it.
+    /// The record, as the kernel program wrote it.
     pub header: &'a BackendHeader,
-    /// Whether the status in it could be read.
+    /// Whether the record contains the status; false if it could not be read.
     pub has_status: bool,
-    /// What the process calls itself.
+    /// The parsed title of the process.
     pub title: Title,
-    /// As in `pg_stat_activity.state`; empty where it is not known.
+    /// As in `pg_stat_activity.state`; empty if it is not known.
     pub state: &'static str,
-    /// Text of its statement; empty where there is none.
+    /// The text of its statement; empty if there is none.
     pub text: &'a [u8],
-    /// The trace in `application_name`.
+    /// The trace context in `application_name`.
     in_name: Option<query::Traceparent>,
 }
 
 impl<'a> BackendStatus<'a> {
-    /// Reads a record; `version` is the server's major version.
+    /// Decodes a record. `version` is the server's major version, if it is known.
     pub fn new(
         header: &'a BackendHeader,
         text: &'a [u8],
@@ -59,7 +59,7 @@ impl<'a> BackendStatus<'a> {
         }
     }
 
-    /// The server's own number of the query; 0 when it has none.
+    /// The query id that the server computed; 0 if it computed none.
     pub fn query_id(&self) -> i64 {
         match self.has_status {
             true => word(&self.header.status, status::QUERY_ID).cast_signed(),
@@ -67,7 +67,7 @@ impl<'a> BackendStatus<'a> {
         }
     }
 
-    /// Where in its life the process is.
+    /// Whether the process was executing a statement.
     pub fn phase(&self, has_query: bool) -> Phase {
         match (has_query, self.state) {
             (false, _) => Phase::NoStatement,
@@ -80,7 +80,7 @@ impl<'a> BackendStatus<'a> {
         self.header.flags & flags != 0
     }
 
-    /// Whether it runs statements for clients.
+    /// Whether the process runs statements for clients.
     pub fn runs_for_clients(&self) -> bool {
         let by_title = matches!(
             self.title.kind,
@@ -89,7 +89,7 @@ impl<'a> BackendStatus<'a> {
         by_title || self.has(HAS_CONNECTION | HAS_LEADER)
     }
 
-    /// What the process is, as in `pg_stat_activity.backend_type`.
+    /// The kind of the process, as in `pg_stat_activity.backend_type`.
     pub fn kind(&self) -> &str {
         match &self.title.kind {
             Kind::Client { .. } => "client backend",
@@ -103,12 +103,12 @@ impl<'a> BackendStatus<'a> {
         }
     }
 
-    /// Whether it helps another backend with its statement.
+    /// Whether the process helps another backend with its statement.
     pub fn is_parallel_worker(&self) -> bool {
         self.kind() == PARALLEL_WORKER
     }
 
-    /// `application_name`; empty for one that is a trace's, which is another with each request.
+    /// `application_name`; empty if it contains a trace context, because that differs with each request.
     pub fn application(&self) -> Cow<'a, str> {
         match self.in_name {
             Some(_) => Cow::Borrowed(""),
@@ -116,8 +116,8 @@ impl<'a> BackendStatus<'a> {
         }
     }
 
-    /// The trace that the statement was for: that of the thread which sent it, else the one in its text, else
-    /// that of `application_name`.
+    /// The trace that the statement belongs to: that of the thread that sent it, otherwise the one in its
+    /// text, otherwise the one in `application_name`.
     pub fn trace(&self) -> TraceContext {
         if self.header.search == CallerSearch::Found as u32
             && self.header.send.trace != TraceContext::default()
@@ -131,7 +131,7 @@ impl<'a> BackendStatus<'a> {
         })
     }
 
-    /// The client's address as the title tells it, else as the socket does.
+    /// The client's address from the title, otherwise from the socket; `local` for a Unix socket.
     pub fn client(&self) -> String {
         let connection = &self.header.connection;
         match &self.title.kind {
@@ -149,7 +149,8 @@ impl<'a> BackendStatus<'a> {
         }
     }
 
-    /// Whether the client is at another address than the server: on another host, or in another container.
+    /// Whether the client has another address than the server: it is on another host, or in another
+    /// container.
     pub fn is_remote(&self, client: &str) -> bool {
         let connection = &self.header.connection;
         client != "local"
@@ -166,7 +167,8 @@ fn address(words: [u64; 2]) -> std::net::IpAddr {
     std::net::IpAddr::from(bytes)
 }
 
-/// `BackendState` (src/include/utils/backend_status.h): version 18 has one more at the start.
+/// The name of a `BackendState` (src/include/utils/backend_status.h). Version 18 inserted `starting` as
+/// number 1.
 fn state(number: u32, version: Option<u32>) -> &'static str {
     let before_18 = version.is_none_or(|version| version < 18);
     match if before_18 && number > 0 {
@@ -189,13 +191,13 @@ fn until_nul(bytes: &[u8]) -> &[u8] {
     bytes.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
-/// Eight bytes of the status.
+/// Reads eight bytes of the status as a number.
 pub fn word(status: &[u8], at: usize) -> u64 {
     let bytes = status[at..at + 8].try_into();
     u64::from_le_bytes(bytes.expect("eight bytes"))
 }
 
-/// Four bytes of the status.
+/// Reads four bytes of the status as a number.
 pub fn half(status: &[u8], at: usize) -> u32 {
     let bytes = status[at..at + 4].try_into();
     u32::from_le_bytes(bytes.expect("four bytes"))
@@ -205,7 +207,7 @@ pub fn half(status: &[u8], at: usize) -> u32 {
 mod tests {
     use super::*;
 
-    /// The same state has another number in version 18.
+    /// The same state has different numbers before and since version 18.
     #[test]
     fn states() {
         assert_eq!(state(2, Some(17)), "active");
@@ -216,7 +218,7 @@ mod tests {
         assert_eq!(state(99, Some(18)), "");
     }
 
-    /// IPv4 comes out as IPv4.
+    /// An IPv4 address that is mapped into IPv6 is shown as IPv4.
     #[test]
     fn addresses() {
         let mapped = 0xffff_0000 | u64::from(u32::from_le_bytes([10, 1, 2, 3])) << 32;

@@ -1,15 +1,18 @@
-//! Parallel workers, when everything has been seen: what their silent samples were for.
+//! Attributes the samples at which a parallel worker reported no statement. This happens after the
+//! recording, when all samples have been seen.
 
 use std::{collections::HashMap, sync::Arc};
 
 use super::counts::Counts;
 use crate::profile::{Attribution, Backend, Phase, ProcessIndex, Window};
 
-/// What `pg_stat_activity.backend_type` calls a process that helps with another's statement.
+/// The value of `pg_stat_activity.backend_type` for a process that helps another backend with its
+/// statement.
 pub const PARALLEL_WORKER: &str = "parallel worker";
 
-/// A parallel worker works for one statement all its life, but tells which only from the end of its
-/// start to the beginning of its end: its other samples get what those say.
+/// Completes the samples of parallel workers. A worker works for one statement all its life, but reports
+/// that statement only after it has started up and before it shuts down. Its other samples get the
+/// attribution of those that report it.
 pub fn complete(window: &mut Window, counts: &mut Counts) {
     let is_worker = |backend: &Backend| &*backend.kind == PARALLEL_WORKER;
     let mut told: HashMap<ProcessIndex, Attribution> = HashMap::new();
@@ -72,7 +75,8 @@ mod tests {
         }
     }
 
-    /// A worker's start is its statement's, and its caller's; that of one which never told stays unknown.
+    /// The samples of a worker's startup get its statement and its caller. A worker that never reported a
+    /// statement stays unknown.
     #[test]
     fn workers() {
         let mut window = Window::new();

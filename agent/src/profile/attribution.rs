@@ -1,4 +1,5 @@
-//! What a sample was for: the statement that a PostgreSQL backend ran, who asked for it, and the trace.
+//! What a sample's CPU time was used for: the statement that a PostgreSQL backend ran, the caller that sent
+//! it, and the trace.
 
 use std::sync::Arc;
 
@@ -7,21 +8,21 @@ use agent_ebpf::sample::{Outcome, TraceContext};
 use super::ids::{ProcessIndex, QueryIndex, StackId};
 use super::wait_event::WaitEvent;
 
-/// A query: what statements that differ in their literals only have in common.
+/// A query: all statements that differ only in their literals.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Query {
-    /// PostgreSQL's query id, decimal; or, where the server computes none, `text:` and a hash of the text.
+    /// PostgreSQL's query id in decimal; where the server computes none, `text:` and a hash of the text.
     pub id: String,
-    /// Its text without literals (unless the full text was asked for).
+    /// The text without literals (with them, if the full text was requested).
     pub text: Arc<str>,
 }
 
-/// What else is known of a sample.
+/// What is known about a sample besides its process and stack.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Attribution {
-    /// The trace that the work was for; a backend's is its caller's.
+    /// The trace that the work belongs to. A backend's work belongs to the trace of its caller.
     pub trace: TraceContext,
-    /// Set for processes of a PostgreSQL server.
+    /// Set for the processes of a PostgreSQL server.
     pub backend: Option<Arc<Backend>>,
 }
 
@@ -32,40 +33,41 @@ pub struct Backend {
     pub kind: Arc<str>,
     /// Port of the server; 0 when unknown.
     pub port: u16,
-    /// The statement; `None` for a process that runs none, or whose statement could not be read.
+    /// The query of its statement; `None` for a process that runs none, or whose statement could not be
+    /// read.
     pub query: Option<QueryIndex>,
-    /// Where in its life.
+    /// Whether it was executing the statement.
     pub phase: Phase,
     /// As in `pg_stat_activity.state`.
     pub state: &'static str,
-    /// What it was about to wait for.
+    /// The event that it was about to wait for.
     pub wait: WaitEvent,
-    /// Database.
+    /// Name of the database.
     pub database: Arc<str>,
-    /// Role.
+    /// Name of the role.
     pub user: Arc<str>,
-    /// `application_name`
+    /// The client's `application_name`.
     pub application: Arc<str>,
-    /// Client's address, `local` for a Unix socket.
+    /// The client's address; `local` for a Unix socket.
     pub client: Arc<str>,
-    /// Who asked.
+    /// The process and stack that sent the statement.
     pub caller: Caller,
 }
 
-/// Where a backend was between two statements.
+/// Whether a backend was executing a statement or was between two statements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
-    /// It ran the statement.
+    /// It was executing the statement.
     Executing,
-    /// It had reported its end: sends what is left of the answer, reads what comes next. The statement is
-    /// the one that ended.
+    /// It had reported the end of the statement, and was sending the rest of the answer or reading the next
+    /// message. The query is that of the statement that ended.
     Between,
-    /// It runs no statements, or had run none yet.
+    /// It runs no statements, or had not run any yet.
     NoStatement,
 }
 
 impl Phase {
-    /// Name for labels.
+    /// The name in labels.
     pub const fn name(self) -> &'static str {
         match self {
             Phase::Executing => "executing",
@@ -75,10 +77,11 @@ impl Phase {
     }
 }
 
-/// Who asked a backend for its statement.
+/// The process and stack that sent a backend its statement.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Caller {
-    /// Nobody: a background process, or a backend that has run no statement yet.
+    /// There is no caller, because this is a background process, or a backend that has not run a statement
+    /// yet.
     None,
     /// A process of this machine, and its stack at the send.
     Known {
@@ -87,7 +90,8 @@ pub enum Caller {
         /// Its stack.
         stack: StackId,
     },
-    /// A process of this machine, and the leaf end of its stack: the walk did not come to the root.
+    /// A process of this machine, and the leaf end of its stack at the send: the walk did not reach the
+    /// root.
     Partial {
         /// The process.
         process: ProcessIndex,
@@ -96,19 +100,20 @@ pub enum Caller {
         /// How the walk ended.
         outcome: Outcome,
     },
-    /// A process of this machine, whose stack is not known.
+    /// A process of this machine whose stack is not known.
     Process {
         /// The process.
         process: ProcessIndex,
-        /// Why not.
+        /// Why the stack is not known.
         reason: Unknown,
     },
-    /// Not known.
+    /// Neither the process nor its stack is known.
     Unknown(Unknown),
 }
 
 impl Caller {
-    /// The value of the label: `known`, `partial`, or why not. `None` of nobody.
+    /// The value of the label `caller`: `known`, `partial`, or the reason why the caller is not known.
+    /// `None` for [`Caller::None`].
     pub const fn label(&self) -> Option<&'static str> {
         match self {
             Caller::None => None,
@@ -119,30 +124,30 @@ impl Caller {
     }
 }
 
-/// Label of a caller whose stack is known.
+/// The label of a caller whose stack is known.
 pub const KNOWN: &str = "known";
 
-/// Label of a caller of whose stack the leaf end is known.
+/// The label of a caller of whose stack only the leaf end is known.
 pub const PARTIAL: &str = "partial";
 
 /// Why a caller, or its stack, is not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Unknown {
-    /// The budget of stacks was spent.
+    /// The budget for stacks at sends was used up.
     Budget,
-    /// The stack was taken, but no frame of it was found, or it was not kept (a bound was reached).
+    /// The stack was taken, but no frame of it was found, or there was no room to keep it.
     Lost,
-    /// No send was seen on the connection: it is older than the recording, or it was made by a way that is
-    /// not watched.
+    /// No send was seen on the connection: the send is older than the recording, or was made in a way that
+    /// is not observed.
     NoSend,
-    /// The client is at another address: on another host, or behind a translation of addresses.
+    /// The client is at another address: on another host, or behind address translation (NAT).
     Remote,
-    /// The statement began before the sends to its server were watched: before the recording, or right
+    /// The statement began before the sends to its server were observed: before the recording, or right
     /// after a new server had started.
     Before,
-    /// Only later sends are remembered.
+    /// Only sends after the start of the statement are still remembered.
     Forgotten,
-    /// Several requests were in the server when the statement began.
+    /// The server was working on several requests when the statement began.
     Several,
     /// The leader of a parallel worker is not known.
     Leader,
@@ -164,7 +169,7 @@ impl Unknown {
         Unknown::State,
     ];
 
-    /// Name for labels and summaries.
+    /// The name in labels and summaries.
     pub const fn name(self) -> &'static str {
         match self {
             Unknown::Budget => "not_captured",
@@ -179,7 +184,7 @@ impl Unknown {
         }
     }
 
-    /// What stands in the picture where the caller would.
+    /// The name of the frame that takes the place of the caller in a picture.
     pub const fn frame(self) -> &'static str {
         match self {
             Unknown::Budget => "[caller not captured]",

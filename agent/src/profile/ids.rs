@@ -1,14 +1,15 @@
-//! Numbers of what one window holds.
+//! Indices of the objects in a [`Window`](super::Window). Each is valid in its own window only.
 
-/// A module of one window.
+/// The index of a module.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ModuleId(pub u32);
 
-/// A process of one window. Not a pid: pids are used again, and an exec makes a new process here.
+/// The index of a process. Unlike a pid, it is not reused, and a process gets a new one when it executes
+/// another program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProcessIndex(pub u32);
 
-/// A stack of one window: the trie's node of its leaf. [`StackId::EMPTY`] has no frames.
+/// The index of a stack: that of its leaf's node in the trie. [`StackId::EMPTY`] has no frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StackId(pub(super) u32);
 
@@ -17,6 +18,6 @@ impl StackId {
     pub const EMPTY: StackId = StackId(u32::MAX);
 }
 
-/// A query of one window.
+/// The index of a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct QueryIndex(pub u32);

@@ -1,5 +1,5 @@
-//! What a profile says about its own recording, kept inside the `.pb.gz` so that a report made
-//! later prints the same table.
+//! What a profile records about its own recording. It is stored in the `.pb.gz`, so that a later report
+//! prints the same table.
 
 use std::collections::BTreeMap;
 
@@ -19,62 +19,63 @@ pub struct RecordingMeta {
     pub target: String,
     /// Start, nanoseconds since 1970-01-01 UTC.
     pub start_unix_ns: i64,
-    /// Length, nanoseconds.
+    /// Length of the recording, nanoseconds.
     pub duration_ns: u64,
     /// Samples per second and CPU.
     pub frequency_hz: u32,
-    /// CPUs that were sampled.
+    /// Number of CPUs that were sampled.
     pub cpus: u32,
 }
 
 impl RecordingMeta {
-    /// Nanoseconds between two samples of one CPU: what one sample stands for.
+    /// Nanoseconds between two samples of one CPU, which is the CPU time that a sample stands for.
     pub fn period_ns(&self) -> u64 {
         1_000_000_000 / u64::from(self.frequency_hz.max(1))
     }
 }
 
-/// What the session measured besides the samples. Every figure is a measurement; what could not be
+/// What the session measured besides the samples. Every figure is a measurement; a figure that could not be
 /// measured is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Runtime {
-    /// Samples that the timers should have given: frequency × CPUs × time.
+    /// Samples that the timers should have produced: frequency × CPUs × time.
     pub expected_samples: u64,
-    /// Samples lost in the agent's own pipeline, by cause. A cause that did not occur may be
-    /// present with 0: that says it was watched.
+    /// Samples lost in the agent's own pipeline, by cause. A cause that did not occur may be present with
+    /// 0, which says that it was monitored.
     pub lost: BTreeMap<String, u64>,
-    /// What became of ticks that were not samples.
+    /// Timer ticks that did not become samples.
     pub ticks: Ticks,
     /// CPU time that the hypervisor took from this machine during the recording, seconds.
     pub steal_seconds: Option<f64>,
-    /// What became of the stack copies of samples that the kernel could not unwind.
+    /// Stack copies of the samples that the kernel could not unwind.
     pub stack_copies: StackCopies,
-    /// The unwind tables that were made.
+    /// The unwind tables that were compiled.
     pub unwind_tables: UnwindTables,
-    /// What the agent itself cost.
+    /// What the agent itself consumed.
     pub agent: AgentCost,
-    /// What its programs in the kernel cost.
+    /// What the agent's programs in the kernel consumed.
     pub kernel: KernelCost,
-    /// How well the work of PostgreSQL's backends could be attributed. `None` where there was no server.
+    /// How well the work of PostgreSQL's backends could be attributed. `None` if no server was seen.
     pub attribution: Option<AttributionStats>,
     /// Milliseconds from the agent's start to the first sample that could be unwound.
     pub startup_ms: Option<f64>,
-    /// Entries of the maps of the kernel programs, and of what the agent remembers, at the end.
+    /// Number of entries at the end of the recording, by collection: the maps of the kernel programs, and
+    /// the agent's own caches.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub sizes: BTreeMap<String, u64>,
-    /// Runs that the kernel skipped, by kernel program: what these would have seen is missing.
+    /// Runs that the kernel skipped, by kernel program. What these runs would have recorded is missing.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub skipped_runs: BTreeMap<String, u64>,
     /// Things the reader should know (a file without readable symbols, hidden kernel addresses …).
     pub notes: Vec<String>,
 }
 
-/// Most [`Runtime::notes`] that are kept: beyond it they are noise.
+/// The maximum number of [`Runtime::notes`] that are kept, because nobody would read more.
 const MAX_NOTES: usize = 100;
 
 impl Runtime {
-    /// Adds a note, unless it was given already or there are 100.
+    /// Adds a note, unless it was added before or there are already 100.
     pub fn note(&mut self, note: impl Into<String>) {
         let note = note.into();
         if self.notes.len() < MAX_NOTES && !self.notes.contains(&note) {
@@ -91,52 +92,54 @@ pub struct Ticks {
     pub idle: u64,
     /// In a process that was not a target.
     pub filtered: u64,
-    /// That did not come: late timers, stolen CPUs, or a program that was skipped by the kernel.
+    /// Ticks that did not come, because a timer was late, a CPU was stolen by the hypervisor, or the kernel
+    /// skipped the program.
     pub missed: u64,
 }
 
-/// Copies of stacks that user space was to finish.
+/// Copies of stacks that the kernel could not unwind to the end, made for unwinding in user space.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StackCopies {
-    /// Sent up.
+    /// Copies that were sent to user space.
     pub sent: u64,
-    /// Refused, by cause: those samples have the part of their stack that the kernel found.
+    /// Copies that were refused, by cause. The samples concerned have only the frames that the kernel
+    /// found.
     pub refused: BTreeMap<String, u64>,
 }
 
-/// What the compiled unwind tables know of the code of their files.
+/// How much of the files' code the compiled unwind tables cover.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct UnwindTables {
     /// Files with a table.
     pub files: u64,
-    /// Files whose table could not be compiled, or found no room in the kernel.
+    /// Files whose table could not be compiled, or for whose table the kernel had no room.
     pub failed: u64,
     /// Bytes of code in the files with a table.
     pub text_bytes: u64,
-    /// Of these, with a rule, be it one that is not supported.
+    /// Of these bytes, those with a rule, even if that rule is not supported.
     pub covered_bytes: u64,
-    /// Of these, without an unwind entry, with a rule read from the instructions.
+    /// Of these bytes, those that have no unwind entry, and whose rule was derived from the instructions.
     pub derived_bytes: u64,
-    /// Bytes of code that are followed by their frame pointer; not among the covered.
+    /// Bytes of code that are unwound by frame pointer. They do not count as covered.
     pub frame_pointer_bytes: u64,
     /// Bytes of code whose rule is not supported, by reason.
     pub unsupported_bytes: BTreeMap<String, u64>,
-    /// All of these, as a share of the code (0 to 1). `None` without any code.
+    /// All unsupported bytes as a share of the code (0 to 1). `None` if there is no code.
     pub unsupported_share: Option<f64>,
-    /// Mappings beyond the bound of a process, left out of its address space in the kernel: of the
-    /// process with most.
+    /// Mappings that exceeded the bound of a process and were left out of its address space in the kernel:
+    /// the number for the process that has the most of them.
     pub mappings_left_out: u64,
 }
 
-/// The agent's own consumption.
+/// What the agent itself consumed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AgentCost {
     /// CPU time, user and system.
     pub cpu_seconds: CpuSeconds,
-    /// Resident memory at its highest.
+    /// Highest resident memory.
     pub max_rss_bytes: MaxRss,
 }
 
@@ -148,17 +151,17 @@ pub struct CpuSeconds {
     pub startup: f64,
     /// While recording.
     pub recording: f64,
-    /// Symbols and encoding, afterwards.
+    /// After the recording, for symbolization and encoding.
     pub symbolising: f64,
 }
 
-/// Resident memory, bytes.
+/// Highest resident memory, bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MaxRss {
-    /// Highest while recording.
+    /// While recording.
     pub recording: u64,
-    /// Highest of all, with symbolising.
+    /// Over the whole run, including symbolization.
     pub peak: u64,
 }
 
@@ -166,47 +169,49 @@ pub struct MaxRss {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AttributionStats {
-    /// Servers seen.
+    /// Servers that were seen.
     pub servers: u64,
-    /// Samples of their processes.
+    /// Samples of the processes of servers.
     pub server_samples: u64,
-    /// Of these, of processes that run statements for clients, parallel workers included.
+    /// Of `server_samples`, those of processes that run statements for clients, parallel workers included.
     pub backend_samples: u64,
-    /// Of those, with the query.
+    /// Of `backend_samples`, those whose query is known.
     pub with_query: u64,
-    /// Samples of parallel workers that had no statement yet or none any more, and of which no other sample
-    /// tells it.
+    /// Of `backend_samples`, those of parallel workers that had no statement yet or no longer had one, and
+    /// whose statement is not known from another sample of the worker either.
     pub starting_workers: u64,
-    /// Of those with the query, taken between two statements.
+    /// Of `with_query`, those taken between two statements.
     pub between_statements: u64,
-    /// Of those with the query, with the caller's stack.
+    /// Of `with_query`, those with the caller's stack.
     pub with_caller: u64,
-    /// Of those with the query, with a part of the caller's stack: its walk did not come to a proven end.
+    /// Of `with_query`, those with a part of the caller's stack, whose walk did not reach a proven end.
     pub with_partial_caller: u64,
-    /// Of those with the query, by why the caller's stack is not known
+    /// Of `with_query`, the others, by the reason why the caller's stack is not known
     /// ([`crate::profile::Unknown::name`]).
     pub without_caller: BTreeMap<String, u64>,
-    /// Samples of queries that there was no room for, or no more, counted as `[other queries]`.
+    /// Samples that count as `[other queries]`, because there was no room for their query, or the query was
+    /// evicted.
     pub other_queries: u64,
-    /// Sends to servers.
+    /// Sends to servers that were seen.
     pub sends: u64,
-    /// Stacks taken at sends.
+    /// Stacks that were taken at sends.
     pub caller_stacks: u64,
-    /// Stacks that each CPU may take in one second.
+    /// The maximum number of stacks that each CPU may take at sends in one second.
     pub caller_stack_budget: u32,
     /// Sends on connections for which there was no room.
     pub connections_refused: u64,
-    /// Nanoseconds at a send whose stack was not taken: the mean of some, from when it is known to be one to a server.
+    /// Nanoseconds that a send without a stack costs: the mean over a part of the sends, measured from the
+    /// point where the send is known to go to a server.
     pub send_ns: Option<f64>,
-    /// Nanoseconds at a send whose stack was taken: the median, exact to half a microsecond. (The first sends of a
-    /// process copy its stack: that is few, and takes many times as long.)
+    /// Nanoseconds that a send with a stack costs: the median, exact to half a microsecond. (The first
+    /// sends of a process copy its stack, which takes many times as long but is rare.)
     pub caller_stack_ns: Option<f64>,
-    /// Nanoseconds for a backend's state, added to its sample.
+    /// Nanoseconds that reading a backend's state adds to its sample.
     pub backend_ns: Option<f64>,
 }
 
 impl AttributionStats {
-    /// Share of the backends' samples whose query is known, without the starting workers'.
+    /// The share of the backends' samples whose query is known. Samples of starting workers are left out.
     pub fn query_share(&self) -> Option<f64> {
         share(
             self.with_query,
@@ -214,7 +219,7 @@ impl AttributionStats {
         )
     }
 
-    /// Share of those with the query whose caller is known.
+    /// The share of the samples with a query whose caller's stack is known.
     pub fn caller_share(&self) -> Option<f64> {
         share(self.with_caller, self.with_query)
     }
@@ -224,12 +229,12 @@ fn share(part: u64, whole: u64) -> Option<f64> {
     (whole > 0).then(|| part as f64 / whole as f64)
 }
 
-/// The consumption of the programs in the kernel.
+/// What the programs in the kernel consumed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct KernelCost {
     /// Memory of all maps, bytes.
     pub map_bytes: u64,
-    /// Nanoseconds of the sampling program per sample, without the backends' state.
+    /// Nanoseconds that the sampling program takes per sample, without reading a backend's state.
     pub run_ns_per_sample: Option<f64>,
 }

@@ -1,7 +1,8 @@
-//! What a recording becomes: kernel samples counted in a [`Window`], then, named by
-//! [`symbolize`](crate::symbolize), a [`ResolvedProfile`] that every encoder reads.
+//! The stages of a recording's data. Samples from the kernel are counted in a [`Window`];
+//! [`symbolize`](crate::symbolize) adds names and makes it a [`ResolvedProfile`], which is the input of
+//! every encoder.
 //!
-//! Nothing here does I/O. A stage is a type and no stage changes its input.
+//! Nothing here does I/O. Each stage is a type, and no stage changes its input.
 
 mod attribution;
 mod ids;

@@ -1,13 +1,14 @@
-//! A profile whose frames have names: the one input of every encoder, and what a `.pb.gz` holds.
+//! A profile whose frames have names. It is the only input of the encoders, and it is what a `.pb.gz`
+//! holds.
 //!
-//! The shape follows pprof's `profile.proto` (mappings, locations, functions, samples), so that
-//! the round trip through a file loses nothing. Ids are indices into the lists beside them.
+//! The shape follows pprof's `profile.proto` (mappings, locations, functions, samples), so that a round
+//! trip through a file loses nothing. Ids are indices into the lists of the same profile.
 
 use std::sync::Arc;
 
 use super::meta::{RecordingMeta, Runtime};
 
-/// Label keys that every sample carries.
+/// Keys of the labels of samples.
 pub mod key {
     /// Process id, decimal.
     pub const PID: &str = "pid";
@@ -17,16 +18,17 @@ pub mod key {
     pub const TID: &str = "tid";
     /// The thread's name.
     pub const THREAD: &str = "thread";
-    /// How the unwinding ended ([`agent_ebpf::sample::Outcome::name`]).
+    /// How unwinding ended ([`agent_ebpf::sample::Outcome::name`]).
     pub const OUTCOME: &str = "outcome";
-    /// Service that the process is an instance of; of a backend's sample, its caller's.
+    /// Service that the process is an instance of; on a backend's sample, the service of its caller.
     pub const SERVICE: &str = "service";
     /// Trace id, 32 hexadecimal digits.
     pub const TRACE: &str = "trace_id";
     /// Span id, 16 hexadecimal digits.
     pub const SPAN: &str = "span_id";
 
-    /// What process of a PostgreSQL server it is: on samples of such processes, as are the following.
+    /// Kind of process of a PostgreSQL server. This key and the following ones are only on samples of such
+    /// processes.
     pub const BACKEND: &str = "backend_type";
     /// Port of the server.
     pub const PORT: &str = "db_port";
@@ -34,19 +36,19 @@ pub mod key {
     pub const QUERY_ID: &str = "query_id";
     /// Query text.
     pub const QUERY: &str = "query";
-    /// [`crate::profile::Phase`]
+    /// Whether the statement was being executed ([`crate::profile::Phase::name`]).
     pub const PHASE: &str = "phase";
     /// As in `pg_stat_activity.state`.
     pub const STATE: &str = "state";
     /// As in `pg_stat_activity.wait_event_type`.
     pub const WAIT: &str = "wait_event_type";
-    /// [`crate::profile::WaitEvent::name`]
+    /// The wait event ([`crate::profile::WaitEvent::name`]).
     pub const WAIT_EVENT: &str = "wait_event";
     /// Database.
     pub const DATABASE: &str = "database";
     /// Role.
     pub const USER: &str = "user";
-    /// `application_name`
+    /// The client's `application_name`.
     pub const APPLICATION: &str = "application";
     /// Client's address.
     pub const CLIENT: &str = "client";
@@ -54,23 +56,24 @@ pub mod key {
     pub const CALLER: &str = "caller";
     /// How the walk of a partial caller's stack ended ([`agent_ebpf::sample::Outcome::name`]).
     pub const CALLER_OUTCOME: &str = "caller_outcome";
-    /// Name of the calling process; or, in brackets, why it is not known. The root of a stitched stack.
+    /// Name of the calling process; if that is not known, the reason in brackets. It is the root of a
+    /// stitched stack.
     pub const CALLER_COMM: &str = "caller_comm";
     /// Process id of the caller.
     pub const CALLER_PID: &str = "caller_pid";
 }
 
-/// Module of the frames that stand for a query, between the caller's frames and the backend's.
+/// Module of the frames that stand for a query. They are between the caller's frames and the backend's.
 pub const QUERY_MODULE: &str = "[query]";
 
-/// Module of the frame that stands for the process in which a stitched stack goes on.
+/// Module of the frame that names the process in which a stitched stack continues.
 pub const PROCESS_MODULE: &str = "[process]";
 
 /// Module of the frame at the root end of a caller's stack that says why the rest is missing.
 pub const CALLER_MODULE: &str = "[caller]";
 
-/// [`Function::system_name`] of a frame of which neither function nor function start is known. No symbol has
-/// such a name.
+/// The [`Function::system_name`] of a frame for which neither the function nor its start is known. No
+/// symbol has this name.
 pub const ADDRESS_ONLY: &str = "[address]";
 
 /// Index into [`ResolvedProfile::mappings`].
@@ -111,15 +114,17 @@ impl Mapping {
 pub struct Function {
     /// Demangled name; or, without a symbol, module and function start (`postgres+0x31e800`).
     pub name: Arc<str>,
-    /// The symbol as the file has it. Empty when there was none and `name` tells the module and the function's
-    /// start; [`ADDRESS_ONLY`] when not even that is known and `name` tells the module and an address.
+    /// The symbol as it is in the file. Empty if there was none and `name` consists of the module and the
+    /// start of the function; [`ADDRESS_ONLY`] if that start is not known either and `name` consists of the
+    /// module and an address.
     pub system_name: Arc<str>,
     /// Source file; empty when unknown.
     pub file: Arc<str>,
 }
 
 impl Function {
-    /// Whether no symbol was found and the name tells the module and an address only.
+    /// Whether no symbol was found, so that the name consists only of the module and an address (the
+    /// function's start, or that of the frame).
     pub fn is_module_only(&self) -> bool {
         self.system_name.is_empty() || self.is_address_only()
     }
@@ -130,7 +135,7 @@ impl Function {
     }
 }
 
-/// One function at a location; more than one where functions were inlined.
+/// One function at a location. A location has several if functions were inlined there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Line {
     /// The function.
@@ -139,33 +144,33 @@ pub struct Line {
     pub line: u32,
 }
 
-/// A place in code.
+/// A location in code, and the functions there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Location {
     /// The module.
     pub mapping: MappingId,
-    /// The frame's address: svma in a file, avma in JIT code and the kernel. A caller's is its
-    /// return address.
+    /// The frame's address: in a file, the address that the file itself uses (svma); in JIT code and the
+    /// kernel, the address in memory (avma). The address of a calling frame is its return address.
     pub address: u64,
     /// Innermost (inlined) function first; never empty.
     pub lines: Vec<Line>,
 }
 
-/// Labels of a sample: key and value, any keys.
+/// Labels of a sample: pairs of key and value, with any keys.
 pub type Labels = Arc<[(Arc<str>, Arc<str>)]>;
 
-/// Samples that have everything in common.
+/// Samples with equal labels and equal stacks, counted together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolvedSample {
-    /// Labels; those of [`key`] and whatever an enricher adds.
+    /// The labels. Keys other than those in [`key`] may occur.
     pub labels: Labels,
     /// The stack, leaf first.
     pub stack: Arc<[LocationId]>,
-    /// How many samples.
+    /// Number of samples.
     pub count: u64,
     /// The CPU time they stand for, nanoseconds.
     pub cpu_ns: u64,
-    /// Executions of a statement that were first seen in these samples.
+    /// Executions of a statement whose first sample is among these.
     pub executions: u64,
 }
 
@@ -190,7 +195,7 @@ pub struct ResolvedProfile {
     pub mappings: Vec<Mapping>,
     /// Functions.
     pub functions: Vec<Function>,
-    /// Places.
+    /// Locations in code.
     pub locations: Vec<Location>,
     /// Samples.
     pub samples: Vec<ResolvedSample>,
@@ -210,8 +215,8 @@ pub struct FrameRef<'a> {
 }
 
 impl ResolvedProfile {
-    /// The frames of a stack, leaf first, inlined functions expanded. Ids that point nowhere are
-    /// passed over ([`decode`](crate::encode::pprof::decode) refuses files that hold such).
+    /// The frames of a stack, leaf first, inlined functions expanded. Ids that point nowhere are skipped
+    /// ([`decode`](crate::encode::pprof::decode) refuses files with such ids).
     pub fn frames<'a>(
         &'a self,
         sample: &'a ResolvedSample,
@@ -239,7 +244,7 @@ impl ResolvedProfile {
         })
     }
 
-    /// All samples together.
+    /// Number of all samples.
     pub fn total_count(&self) -> u64 {
         self.samples.iter().map(|sample| sample.count).sum()
     }

@@ -1,9 +1,10 @@
-//! What a PostgreSQL backend waits for, or is about to.
+//! The event that a PostgreSQL backend waits for, or is about to wait for.
 
 use std::borrow::Cow;
 
-/// Heavyweight locks by their type: `LockTagType` (src/include/storage/lock.h) and `LockTagTypeNames`
-/// (src/backend/utils/adt/lockfuncs.c), which versions 14 to 18 number alike; the last came with 16.
+/// Types of heavyweight locks by number: `LockTagType` (src/include/storage/lock.h) and `LockTagTypeNames`
+/// (src/backend/utils/adt/lockfuncs.c). The numbers are the same in versions 14 to 18; the last type was
+/// added in version 16.
 const LOCKS: [&str; 12] = [
     "relation",
     "extend",
@@ -19,7 +20,7 @@ const LOCKS: [&str; 12] = [
     "applytransaction",
 ];
 
-/// `wait_event_info`: the class in the upper byte, the event in the lower half; 0 for none
+/// `wait_event_info`: the class is in the upper byte, the event in the lower half; 0 means no event
 /// (src/include/utils/wait_event.h).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct WaitEvent(pub u32);
@@ -42,9 +43,9 @@ impl WaitEvent {
         }
     }
 
-    /// As in `pg_stat_activity.wait_event`, where versions 14 to 18 number it alike; else class and number
-    /// (`IO:21`). The other classes are renumbered with each version, and light-weight locks and extensions by
-    /// each server.
+    /// As in `pg_stat_activity.wait_event`, if the number is the same in versions 14 to 18; otherwise class
+    /// and number (`IO:21`). The other classes are renumbered with each version, and the numbers of
+    /// lightweight locks and extensions differ from server to server.
     pub fn name(self) -> Cow<'static, str> {
         let (class, event) = (self.class(), self.0 & 0xffff);
         let known = match (class, event) {
@@ -66,7 +67,7 @@ impl WaitEvent {
 mod tests {
     use super::*;
 
-    /// By name where the number means the same in every version.
+    /// An event is named if its number means the same in every version.
     #[test]
     fn names() {
         let told = |info| (WaitEvent(info).class(), WaitEvent(info).name());

@@ -1,11 +1,11 @@
-//! Samples counted while a recording runs, bounded in memory.
+//! Samples, counted while a recording runs, in bounded memory.
 //!
-//! Stacks are a trie from the root: a node is (parent, frame), so the thousand stacks below one
-//! `main` share it. Everything is interned in insertion order, so two windows that saw the same
-//! samples are equal.
+//! Stacks are stored as a trie that starts at the root: a node is a pair of parent and frame, so the
+//! thousand stacks below one `main` share its node. Everything is interned in insertion order, so two
+//! windows that saw the same samples are equal.
 //!
 //! Memory at the bounds: [`MAX_STACK_NODES`] × 24 B + [`MAX_FRAMES`] × 40 B + [`MAX_ROWS`] × 100 B,
-//! together about 50 MB, and paths and names; a minute of a busy machine needs about a tenth.
+//! together about 50 MB, plus paths and names. A minute of a busy machine needs about a tenth of that.
 
 use std::fs::File;
 use std::hash::BuildHasher;
@@ -20,48 +20,52 @@ use super::attribution::{Attribution, Query};
 use super::ids::{ModuleId, ProcessIndex, StackId};
 use crate::file::{FileCopy, FileVersion, OpenFile, Snapshot};
 
-/// Distinct nodes of the stack trie (12 MB). A whole machine at work for a minute has about 20,000;
-/// a process that never takes the same path twice must not grow the agent without end.
+/// The maximum number of distinct nodes of the stack trie (12 MB). A minute of a whole machine at work has
+/// about 20,000. The bound is for processes that never take the same path twice, which would make the agent
+/// grow without end.
 pub const MAX_STACK_NODES: usize = 1 << 19;
 
-/// Distinct frames (10 MB): there cannot be more useful ones than nodes, and code has fewer
-/// addresses than stacks.
+/// The maximum number of distinct frames (10 MB). Fewer frames than nodes are enough, because code has
+/// fewer addresses than stacks.
 pub const MAX_FRAMES: usize = 1 << 18;
 
-/// Distinct (process, thread, outcome, stack) rows (26 MB).
+/// The maximum number of distinct rows (26 MB), see [`RowKey`].
 pub const MAX_ROWS: usize = 1 << 18;
 
-/// Distinct modules: every one may keep a file open, so the limit of open files is met earlier.
+/// The maximum number of distinct modules. Each may keep a file open, so the limit of open files is reached
+/// first.
 pub const MAX_MODULES: usize = 1 << 16;
 
-/// Distinct processes: a machine that starts a thousand a second for a minute stays below. In a crowded window
-/// ([`Window::is_crowded`]) those that are new are counted together by program.
+/// The maximum number of distinct processes. A machine that starts a thousand processes a second stays
+/// below this for a minute. In a crowded window ([`Window::is_crowded`]) new processes are counted together
+/// by program.
 pub const MAX_PROCESSES: usize = 1 << 16;
 
-/// Programs by which processes are counted together.
+/// The maximum number of programs by which processes are counted together.
 pub const MAX_PROGRAMS: usize = 1 << 12;
 
-/// Name of the process under which samples are counted when there are [`MAX_PROGRAMS`].
+/// Name of the process under which samples are counted once there are [`MAX_PROGRAMS`] programs.
 pub const OTHER_PROCESSES: &str = "[other processes]";
 
 /// Name of the leaf of a stack that was cut short to make room ([`Window::prune`]).
 pub const RARE_STACKS: &str = "[rare stacks]";
 
-/// Name of the stack under which samples are counted that found a table full.
+/// Name of the stack under which samples are counted whose own stack finds no room in a full table.
 pub const STACK_TABLE_FULL: &str = "[stack table full]";
 
-/// Name of a thread as the kernel has it, ended by NUL.
+/// Name of a thread as the kernel has it, terminated by NUL.
 pub type ThreadName = [u8; 16];
 
-/// Where the code of a module comes from, and so where its symbols are read.
+/// Where the code of a module comes from, and therefore where its symbols are read.
 #[derive(Clone, Debug)]
 pub enum Source {
-    /// A mapped file. It is kept open: its symbols can be read when the process, and even the
-    /// file's name, have gone.
+    /// A mapped file. It is kept open, so that its symbols can be read after the process has ended, and
+    /// even after the file was removed.
     File(Arc<OpenFile>),
-    /// A file that a FUSE server has, copied when it was mapped: nobody has to ask the server again.
+    /// A copy of a file on a FUSE file system, made when the file was mapped, so that the FUSE server need
+    /// not be asked again.
     Copy(Arc<FileCopy>),
-    /// The vDSO: an ELF image that has no file.
+    /// The vDSO, which is an ELF image without a file.
     Vdso(Arc<[u8]>),
     /// The kernel and its modules.
     Kernel,
@@ -69,16 +73,16 @@ pub enum Source {
     Jit {
         /// The process, in the agent's pid namespace.
         pid: u32,
-        /// Where its perf map is, as the agent sees it: `/proc/PID/root/tmp/perf-NSPID.map`.
+        /// Path of its perf map, as the agent sees it: `/proc/PID/root/tmp/perf-NSPID.map`.
         perf_map: PathBuf,
-        /// The same file opened earlier, for a process that has gone by now.
+        /// The same file, opened earlier, for a process that has ended by now.
         file: Option<Arc<OpenFile>>,
     },
     /// Addresses outside every mapping.
     Unknown,
 }
 
-/// Code that was sampled.
+/// A module whose code was sampled.
 #[derive(Clone, Debug)]
 pub struct Module {
     /// The path as the process sees it, or `[vdso]`, `[kernel]`, `[jit]`, `[no mapping]`.
@@ -87,15 +91,16 @@ pub struct Module {
     pub build_id: Option<Vec<u8>>,
     /// Where symbols are read from.
     pub source: Source,
-    /// Whether to read that, and what it leads to, cannot wait for anybody but this machine's disk.
+    /// Whether reading the source, and the files that it refers to, depends only on this machine's disk, so
+    /// that it cannot block on anything else.
     pub is_local: bool,
-    /// The directory of debug files where the code comes from, if that is another mount namespace than
-    /// the agent's: open, so that it can be read when the process has gone.
+    /// The directory of debug files of the mount namespace that the code comes from, if that is not the
+    /// agent's. It is kept open, so that it can be read after the process has ended.
     pub debug_dir: Option<Arc<File>>,
-    /// The version of the file that was mapped; `None` for what is no file. A file that has another by the time of
-    /// naming has names for other code.
+    /// The version of the file that was mapped; `None` if the module is not a file. If the file has another
+    /// version when names are looked up, its symbols are those of other code.
     pub version: Option<FileVersion>,
-    /// A copy of that version, for a file that was young when it was mapped.
+    /// A copy of that version, if the file was young when it was mapped.
     pub snapshot: Option<Arc<Snapshot>>,
 }
 
@@ -113,18 +118,19 @@ impl Module {
 /// A process that was sampled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
-    /// Process id in the initial pid namespace; 0 for one that stands for several.
+    /// Process id in the initial pid namespace; 0 for an entry that stands for several processes.
     pub pid: u32,
-    /// The process's comm: its main thread's name.
+    /// The comm of the process, which is the name of its main thread.
     pub name: String,
-    /// Path of its executable as it sees it; empty when it could not be learnt.
+    /// Path of its executable, as the process sees it; empty if it could not be read.
     pub exe: String,
-    /// Name of the service that it is an instance of; empty when it says none.
+    /// Name of the service that it is an instance of; empty if the process declares none.
     pub service: String,
 }
 
 impl Process {
-    /// Name of its service: as it says itself, else its executable's, else its own.
+    /// The name of its service: as the process declares it, otherwise the name of its executable, otherwise
+    /// its own name.
     pub fn service_name(&self) -> &str {
         let exe = self.exe.trim_end_matches(" (deleted)");
         let exe = exe.rsplit('/').next().unwrap_or_default();
@@ -141,11 +147,11 @@ impl Process {
 pub struct Frame {
     /// The module.
     pub module: ModuleId,
-    /// For a file and the vDSO the svma; for JIT code, the kernel and addresses outside every
-    /// mapping the address itself.
+    /// For a file and the vDSO, the svma. For JIT code, the kernel and addresses outside every mapping, the
+    /// address in memory.
     pub address: u64,
-    /// True for an interrupted instruction and for a signal's return trampoline, which are looked up
-    /// as they are; false for a return address, which is looked up at the byte before.
+    /// True for an interrupted instruction and for a signal's return trampoline, which are looked up at
+    /// this address; false for a return address, which is looked up at the byte before.
     pub exact: bool,
 }
 
@@ -160,7 +166,7 @@ impl Frame {
     }
 }
 
-/// One sample, its addresses already told apart by module.
+/// One sample, whose addresses are already assigned to modules.
 #[derive(Clone, Debug)]
 pub struct RawSample<'a> {
     /// The process.
@@ -169,13 +175,13 @@ pub struct RawSample<'a> {
     pub tid: u32,
     /// The thread's name.
     pub thread_name: ThreadName,
-    /// How the unwinding ended.
+    /// How unwinding ended.
     pub outcome: Outcome,
     /// Kernel frames, leaf first.
     pub kernel: &'a [Frame],
     /// User frames, leaf first.
     pub user: &'a [Frame],
-    /// What it was for.
+    /// What its CPU time was used for, if that is known.
     pub attribution: Option<Attribution>,
     /// Whether it is the first sample of an execution of its statement.
     pub starts_execution: bool,
@@ -187,7 +193,7 @@ pub(super) struct Node {
     pub(super) frame: u32,
 }
 
-/// What equal samples have in common.
+/// What samples of one row have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RowKey {
     /// The process.
@@ -196,13 +202,13 @@ pub struct RowKey {
     pub tid: u32,
     /// The thread's name.
     pub thread_name: ThreadName,
-    /// How the unwinding ended.
+    /// How unwinding ended.
     pub outcome: Outcome,
     /// The stack, from the root of its user part to the leaf of its kernel part.
     pub stack: StackId,
     /// Whether the stack's leaf end was cut off to make room.
     pub is_cut: bool,
-    /// What it was for: see [`Window::attribution`].
+    /// Index of its attribution, see [`Window::attribution`].
     pub attribution: Option<u32>,
 }
 
@@ -211,34 +217,35 @@ pub struct RowKey {
 pub struct Tally {
     /// Samples.
     pub samples: u64,
-    /// Executions of a statement that were first seen in this row.
+    /// Executions of a statement whose first sample is in this row.
     pub executions: u64,
 }
 
-/// What the bounds cost.
+/// How many samples were received, and how many were affected by a bound.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WindowCounters {
     /// Samples received.
     pub samples: u64,
-    /// Samples counted under [`STACK_TABLE_FULL`], because a table had reached its bound.
+    /// Samples that were counted under [`STACK_TABLE_FULL`], because a table had reached its bound.
     pub stack_table_full: u64,
     /// Samples whose stack was cut short to make room ([`Window::prune`]).
     pub cut_short: u64,
 }
 
-/// The samples of a recording so far: counted, interned, bounded.
+/// The samples of a recording so far, interned and counted in bounded memory.
 #[derive(Debug)]
 pub struct Window {
     modules: Vec<Module>,
     processes: Vec<Process>,
-    /// Two look-ups for each frame of each sample: with the standard library's hasher they were a quarter of the
-    /// agent's CPU time. This one is seeded at random as well.
+    /// Each frame of each sample needs two lookups. With the standard library's hasher these took a quarter
+    /// of the agent's CPU time. This hasher is seeded at random as well.
     pub(super) frames: IndexSet<Frame, RandomState>,
     pub(super) nodes: IndexSet<Node, RandomState>,
     pub(super) rows: IndexMap<RowKey, Tally>,
     pub(super) attributions: IndexSet<Attribution>,
     queries: Vec<Query>,
-    /// Samples of [`STACK_TABLE_FULL`] by process and outcome: bounded by [`MAX_PROCESSES`].
+    /// Samples that are counted under [`STACK_TABLE_FULL`], by process and outcome; bounded by
+    /// [`MAX_PROCESSES`].
     overflow: IndexMap<(ProcessIndex, Outcome), u64>,
     pub(super) counters: WindowCounters,
     pub(super) max_nodes: usize,
@@ -258,7 +265,7 @@ impl Window {
         Self::with_max_nodes(MAX_STACK_NODES)
     }
 
-    /// An empty window with fewer stack nodes, where memory is scarcer.
+    /// An empty window that holds at most `max_nodes` stack nodes, for machines with less memory.
     pub fn with_max_nodes(max_nodes: usize) -> Window {
         Window {
             modules: Vec::new(),
@@ -275,25 +282,25 @@ impl Window {
         }
     }
 
-    /// Makes a module known. The caller sees to it that a module is added once. `None`: there are
-    /// [`MAX_MODULES`] already (count the frame under the [`Source::Unknown`] module then).
+    /// Adds a module. The caller must add each module only once. Returns `None` if there are
+    /// [`MAX_MODULES`] already; the frame should then be counted under the [`Source::Unknown`] module.
     pub fn add_module(&mut self, module: Module) -> Option<ModuleId> {
         push_bounded(&mut self.modules, module, MAX_MODULES).map(ModuleId)
     }
 
-    /// Makes a process known. `None`: there are [`MAX_PROCESSES`] already.
+    /// Adds a process. Returns `None` if there are [`MAX_PROCESSES`] already.
     pub fn add_process(&mut self, process: Process) -> Option<ProcessIndex> {
         push_bounded(&mut self.processes, process, MAX_PROCESSES).map(ProcessIndex)
     }
 
-    /// Whether processes that are new should not be told apart any more: there are many, or their rows take half of the
-    /// room. Each sample of a short-lived process is a row of its own.
+    /// Whether new processes should be counted together by program, because there are too many of them, or
+    /// because rows take half of the room. Each sample of a short-lived process is a row of its own.
     pub fn is_crowded(&self) -> bool {
         self.processes.len() >= MAX_PROCESSES || self.rows.len() >= MAX_ROWS / 2
     }
 
-    /// A process that stands for all of a program, or, without one, for all others. It has no pid. The caller adds
-    /// [`MAX_PROGRAMS`] at most.
+    /// Adds an entry that stands for all processes of a program, given by name and executable, or, for
+    /// `None`, for all other processes. It has no pid. The caller must add at most [`MAX_PROGRAMS`].
     pub fn add_program(&mut self, program: Option<(&str, &str)>) -> ProcessIndex {
         let (name, exe) = program.unwrap_or((OTHER_PROCESSES, ""));
         self.processes.push(Process {
@@ -305,27 +312,29 @@ impl Window {
         ProcessIndex(self.processes.len() as u32 - 1)
     }
 
-    /// Whether a process stands for itself alone.
+    /// Whether an entry stands for a single process.
     fn is_one(&self, index: ProcessIndex) -> bool {
         let process = self.processes.get(index.0 as usize);
         process.is_none_or(|process| process.pid != 0)
     }
 
-    /// Corrects what is known of a process: a thread may be sampled before its exec is read.
+    /// A process, to correct what is known about it: a thread may be sampled before the event of its exec
+    /// is read.
     pub fn process_mut(&mut self, index: ProcessIndex) -> Option<&mut Process> {
         self.processes.get_mut(index.0 as usize)
     }
 
-    /// Gives a JIT module its opened perf map, or a module its build id learnt later.
+    /// A module, to add what becomes known later: the opened perf map of JIT code, or a build id.
     pub fn module_mut(&mut self, id: ModuleId) -> Option<&mut Module> {
         self.modules.get_mut(id.0 as usize)
     }
 
-    /// Counts a sample. It is never dropped: at a bound it counts under [`STACK_TABLE_FULL`].
+    /// Counts a sample. No sample is dropped: at a bound it is counted under [`STACK_TABLE_FULL`].
     pub fn add(&mut self, sample: &RawSample<'_>) {
         self.counters.samples += 1;
         let stack = self.intern(sample.user, sample.kernel);
-        // Traces make rows of their own: at half of the room they are left out, so that stacks are not.
+        // Each trace makes rows of its own. Traces are left out once half of the rows are used, so that
+        // there is room for stacks.
         let mut attribution = sample.attribution.clone();
         if self.rows.len() >= MAX_ROWS / 2
             && let Some(attribution) = &mut attribution
@@ -361,7 +370,7 @@ impl Window {
         }
     }
 
-    /// Keeps a stack that is no sample's own. `None`: a table is full.
+    /// Stores a stack, which need not belong to a sample, and returns its index. `None` if a table is full.
     pub fn intern(&mut self, user: &[Frame], kernel: &[Frame]) -> Option<StackId> {
         let mut parent = StackId::EMPTY;
         for frame in user.iter().rev().chain(kernel.iter().rev()) {
@@ -402,7 +411,7 @@ impl Window {
         self.rows.iter().map(|(row, tally)| (row, *tally))
     }
 
-    /// What a row was for.
+    /// The attribution of a row.
     pub fn attribution(&self, row: &RowKey) -> Option<&Attribution> {
         self.attributions.get_index(row.attribution? as usize)
     }
@@ -412,12 +421,14 @@ impl Window {
         &self.queries
     }
 
-    /// Gives the queries that the attributions name.
+    /// Sets the queries that the attributions refer to.
     pub fn set_queries(&mut self, queries: Vec<Query>) {
         self.queries = queries;
     }
 
-    /// Gives rows a better attribution, where `better` has one for a row, its attribution and its samples.
+    /// Replaces attributions. `better` is called with each row that has an attribution, with that
+    /// attribution and the row's number of samples, and returns the new attribution, if there is one. Rows
+    /// that become equal are merged.
     pub fn reattribute(
         &mut self,
         mut better: impl FnMut(&RowKey, &Attribution, u64) -> Option<Attribution>,
@@ -426,21 +437,22 @@ impl Window {
             let better = self
                 .attribution(&row)
                 .and_then(|attribution| better(&row, attribution, tally.samples));
-            if let Some(better) = better {
-                row.attribution = intern_bounded(&mut self.attributions, better, MAX_ROWS);
-            }
+            // In a full table the row keeps the attribution that it has.
+            let better =
+                better.and_then(|better| intern_bounded(&mut self.attributions, better, MAX_ROWS));
+            row.attribution = better.or(row.attribution);
             let known = self.rows.entry(row).or_default();
             known.samples += tally.samples;
             known.executions += tally.executions;
         }
     }
 
-    /// Samples whose stack found a table full.
+    /// Samples whose stack found no room in a full table, by process and outcome.
     pub fn overflow(&self) -> impl ExactSizeIterator<Item = (ProcessIndex, Outcome, u64)> + '_ {
         self.overflow.iter().map(|((p, o), count)| (*p, *o, *count))
     }
 
-    /// How many samples came, and how many lost their stack to a bound.
+    /// How many samples were received, and how many lost their stack to a bound.
     pub fn counters(&self) -> WindowCounters {
         self.counters
     }
@@ -493,8 +505,8 @@ mod tests {
         }
     }
 
-    /// Equal samples are one row; stacks with a common root share its nodes; kernel frames lie
-    /// above (nearer to the leaf than) user frames.
+    /// Equal samples are one row; stacks with a common root share its nodes; kernel frames are nearer to
+    /// the leaf than user frames.
     #[test]
     fn counts_and_shares() {
         let mut window = Window::new();
@@ -513,7 +525,7 @@ mod tests {
         assert_eq!(addresses, [9, 3, 2, 1]);
     }
 
-    /// At the bound known stacks are still counted, new ones are counted without their frames.
+    /// At the bound, known stacks are still counted, and new ones are counted without their frames.
     #[test]
     fn a_full_table_loses_stacks_but_no_samples() {
         let mut window = Window::with_max_nodes(2);

@@ -1,12 +1,13 @@
-//! SQL text to tokens, by the rules of PostgreSQL's scanner (versions 14 to 18).
+//! Splits SQL text into tokens, by the rules of PostgreSQL's scanner (versions 14 to 18).
 //!
 //! Follows `src/backend/parser/scan.l`
-//! (<https://github.com/postgres/postgres/blob/REL_18_STABLE/src/backend/parser/scan.l>) on bytes:
-//! what is not ASCII belongs to identifiers, so invalid UTF-8 needs no special case. Where versions
-//! differ, or the text cannot be what anybody meant, the token is [`Kind::Rest`]: from there on
-//! nothing is certain. Linear in the text, without memory of its own.
+//! (<https://github.com/postgres/postgres/blob/REL_18_STABLE/src/backend/parser/scan.l>), on bytes:
+//! every byte beyond ASCII may be part of an identifier, so invalid UTF-8 needs no special case. Where the
+//! versions differ, or where the text is not SQL that anybody could have meant, the token is
+//! [`Kind::Rest`], because nothing after that point can be classified reliably. Runs in linear time and
+//! allocates no memory.
 
-/// What a token is.
+/// The kind of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A keyword or an identifier without quotes.
@@ -16,7 +17,7 @@ pub(super) enum Kind {
     /// A string, a bit string, a dollar-quoted string or a number; also a lone `?`, which stands
     /// for a literal in a text that was normalised before.
     Literal,
-    /// `$1`.
+    /// A parameter: `$1`.
     Param,
     /// An operator; also `:`, `::` and `:=`.
     Operator,
@@ -24,51 +25,51 @@ pub(super) enum Kind {
     Punct,
     /// Either kind of comment.
     Comment,
-    /// Everything from here to the end of the text: the scanner cannot tell what it is.
+    /// Everything from here to the end of the text, because the scanner cannot classify it.
     Rest,
 }
 
-/// A piece of the text.
+/// A token, and its byte range in the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Token {
     pub kind: Kind,
     pub start: usize,
     pub end: usize,
-    /// Whether the text ended before the token did.
+    /// Whether the text ends before the token is closed (an unterminated string, for example).
     pub open: bool,
 }
 
-/// What a backslash means in a string without prefix: the server's setting
+/// The meaning of a backslash in a string without a prefix. It depends on the server's setting
 /// `standard_conforming_strings`, which a client may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Backslash {
-    /// Itself (`on`, the default).
+    /// An ordinary character (`on`, the default).
     Plain,
-    /// Escapes what follows (`off`).
+    /// An escape for the next character (`off`).
     Escapes,
 }
 
-/// The tokens of a text, comments among them.
+/// An iterator over the tokens of a text, comments included.
 #[derive(Clone)]
 pub(super) struct Lexer<'a> {
     text: &'a [u8],
     at: usize,
     backslash: Backslash,
-    /// Whether the last token was the word ESCAPE.
+    /// Whether the last token other than a comment was the word ESCAPE.
     after_escape: bool,
 }
 
-/// Starts an identifier. Every byte of a character beyond ASCII does.
+/// Whether a byte may start an identifier. Every byte of a character beyond ASCII may.
 fn is_start(byte: u8) -> bool {
     byte.is_ascii_alphabetic() || byte == b'_' || !byte.is_ascii()
 }
 
-/// Goes on with an identifier.
+/// Whether a byte may continue an identifier.
 fn is_part(byte: u8) -> bool {
     is_start(byte) || byte.is_ascii_digit() || byte == b'$'
 }
 
-/// `\v` is white space from version 16 on only, so it is none here.
+/// Whether a byte is white space. `\v` is white space only from version 16 on, so it does not count here.
 pub(super) fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | b'\x0c')
 }
@@ -88,7 +89,8 @@ impl<'a> Lexer<'a> {
     }
 
     fn byte(&self, at: usize) -> u8 {
-        // A zero byte never is in the text and begins no token, so it can stand for the end.
+        // The callers cut the text at its first zero byte, and no token begins with one, so 0 can stand for
+        // the end of the text.
         self.text.get(at).copied().unwrap_or(0)
     }
 
@@ -96,7 +98,7 @@ impl<'a> Lexer<'a> {
         self.text[at.min(self.text.len())..].starts_with(what)
     }
 
-    /// The first place from `at` on whose byte does not fit.
+    /// The first position from `at` on whose byte does not satisfy `fits`, or the end of the text.
     fn run(&self, at: usize, fits: impl Fn(u8) -> bool) -> usize {
         let length = self.text[at..].iter().position(|&byte| !fits(byte));
         length.map_or(self.text.len(), |length| at + length)
@@ -111,7 +113,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// A token that ends at `end`, or with the text.
+    /// A token that ends at `end`. Without an `end` the token is open and extends to the end of the text.
     fn closed(&self, kind: Kind, end: Option<usize>) -> Token {
         Token {
             open: end.is_none(),
@@ -152,13 +154,14 @@ impl<'a> Lexer<'a> {
             b'(' | b')' | b'[' | b']' | b',' | b';' | b'.' => self.token(Kind::Punct, at + 1),
             _ if is_operator(first) => self.operator(),
             _ if is_start(first) => self.word(),
-            // Control characters, backslash, braces: no SQL.
+            // Control characters, backslashes and braces begin no SQL token.
             _ => self.rest(),
         }
     }
 
-    /// A string whose opening quote stands at `quote`. One that is followed by white space with a
-    /// line break and another quote goes on there, by the rules of its beginning.
+    /// Reads a string whose opening quote is at `quote`. A string that is followed by white space with a
+    /// line break and another quote continues there, by the rules of its first part. `escapes`: a backslash
+    /// escapes the next character. `doubled`: two quotes in a row stand for one.
     fn string(&self, quote: usize, escapes: bool, doubled: bool) -> Token {
         if self.after_escape && self.is_escape_clause(quote) {
             return self.token(Kind::Literal, quote + 3);
@@ -178,16 +181,17 @@ impl<'a> Lexer<'a> {
         self.closed(Kind::Literal, None)
     }
 
-    /// `ESCAPE '\'`, which object mappers add to every LIKE, is a whole literal whatever a backslash
-    /// means: were the quote escaped, the string would be longer than the one character that
-    /// PostgreSQL takes there.
+    /// Whether the string at `quote` is the one in `ESCAPE '\'`, which object mappers add to every LIKE. It
+    /// is a complete literal whatever a backslash means: if the backslash escaped the quote, the string
+    /// would be longer than the one character that PostgreSQL accepts there.
     fn is_escape_clause(&self, quote: usize) -> bool {
         let follows = self.byte(quote + 3);
         self.starts_with(quote, b"'\\'")
             && (matches!(follows, 0 | b')' | b',' | b';') || is_space(follows))
     }
 
-    /// Where the quote stands with which a string goes on, if it does.
+    /// The position of the quote with which a string continues. `at` is just after the quote that would end
+    /// it. `None` if the string ends there.
     fn continuation(&self, mut at: usize) -> Option<usize> {
         let mut line_break = false;
         loop {
@@ -205,7 +209,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// A quoted identifier whose opening quote stands at `quote`.
+    /// Reads a quoted identifier whose opening quote is at `quote`.
     fn quoted(&self, quote: usize) -> Token {
         let mut at = quote + 1;
         while at < self.text.len() {
@@ -218,8 +222,8 @@ impl<'a> Lexer<'a> {
         self.closed(Kind::Quoted, None)
     }
 
-    /// `$1`, `$$…$$`, `$tag$…$tag$`. Any other `$` is an error in PostgreSQL, and perhaps a quote
-    /// that somebody meant, or the beginning of one.
+    /// Reads `$1`, `$$…$$` or `$tag$…$tag$`. Any other `$` is an error in PostgreSQL. It may be a quote
+    /// with a typo, or the beginning of a quote that was cut, so the rest of the text is [`Kind::Rest`].
     fn dollar(&self) -> Token {
         let at = self.at + 1;
         if self.byte(at).is_ascii_digit() {
@@ -244,7 +248,7 @@ impl<'a> Lexer<'a> {
         self.closed(Kind::Literal, None)
     }
 
-    /// Where the comment that begins here ends; they nest.
+    /// The end of the block comment that begins here. Block comments nest.
     fn comment_end(&self) -> Option<usize> {
         let mut at = self.at + 2;
         let mut depth = 1;
@@ -261,7 +265,8 @@ impl<'a> Lexer<'a> {
         None
     }
 
-    /// `1`, `1_000`, `.5`, `1.5e-3`; `0x1f`, `0o17` and `0b1` as a zero with what follows it.
+    /// Reads `1`, `1_000`, `.5` or `1.5e-3`. `0x1f`, `0o17` and `0b1` are read as a zero together with the
+    /// letters and digits that follow it.
     fn number(&self) -> Token {
         let digits = |at| self.run(at, |byte| byte.is_ascii_digit() || byte == b'_');
         let mut end = digits(self.at);
@@ -277,9 +282,10 @@ impl<'a> Lexer<'a> {
         self.followed_by_junk(Kind::Literal, end)
     }
 
-    /// A number or parameter with the letters that stand right behind it. To version 14 they are a
-    /// word or the prefix of a string, from 15 on an error, and versions differ in where the number
-    /// ends: they are hidden with it, and if a quote follows, nothing is certain.
+    /// A number or parameter, together with any letters that follow it directly. Up to version 14 these
+    /// letters are a word or the prefix of a string, from version 15 on they are an error, and the versions
+    /// differ in where the number ends. The letters are therefore hidden with the number, and if a quote
+    /// follows them, the rest of the text is [`Kind::Rest`].
     fn followed_by_junk(&self, kind: Kind, end: usize) -> Token {
         if !is_start(self.byte(end)) {
             return self.token(kind, end);
@@ -299,8 +305,8 @@ impl<'a> Lexer<'a> {
         self.token(Kind::Word, end)
     }
 
-    /// An operator ends where a comment begins, and does not end in a sign unless it holds a
-    /// character that no operator of the SQL standard has.
+    /// Reads an operator. It ends where a comment begins, and it does not end in `+` or `-` unless it
+    /// contains a character that no operator of the SQL standard has.
     fn operator(&self) -> Token {
         let whole = &self.text[self.at..self.run(self.at, is_operator)];
         let comment = whole
@@ -323,8 +329,8 @@ impl<'a> Lexer<'a> {
     }
 }
 
-/// Two dollar signs within a word: to PostgreSQL a part of the name, but whoever wrote `AS$$…$$` may
-/// have meant a literal.
+/// Whether a word contains two dollar signs. To PostgreSQL they are part of the name, but the author of
+/// `AS$$…$$` may have meant a literal.
 fn has_dollars(word: &[u8]) -> bool {
     word.iter().filter(|&&byte| byte == b'$').count() > 1
 }
@@ -338,7 +344,6 @@ impl Iterator for Lexer<'_> {
             return None;
         }
         let token = self.read();
-        // An escape or a doubled quote may reach beyond the last byte.
         self.at = token.end;
         if token.kind != Kind::Comment {
             self.after_escape = token.kind == Kind::Word
@@ -352,7 +357,8 @@ impl Iterator for Lexer<'_> {
 mod tests {
     use super::*;
 
-    /// The tokens, each as its kind's first letter (`!` behind it: open) and its text.
+    /// The tokens as text: the first letter of the kind, `!` if the token is open, and the token's own
+    /// text.
     fn tokens(text: &str, backslash: Backslash) -> Vec<String> {
         Lexer::new(text.as_bytes(), backslash)
             .map(|token| {
@@ -363,13 +369,13 @@ mod tests {
             .collect()
     }
 
-    /// Where PostgreSQL's scanner ends each token, with its less known rules.
+    /// Tokens end where PostgreSQL's scanner ends them, also by its lesser known rules.
     #[test]
     fn follows_postgresql() {
         let cases: &[(&str, &[&str])] = &[
             ("a$1 b", &["W a$1", "W b"]),
             ("'it''s' 'x'", &["L 'it''s'", "L 'x'"]),
-            // Strings go on in the next line, also behind a comment, as what they began as.
+            // A string continues on the next line, also after a comment, by the rules of its first part.
             ("'a' -- c\n 'b'", &["L 'a' -- c\n 'b'"]),
             ("E'a'\n'b\\'c'd", &["L E'a'\n'b\\'c'", "W d"]),
             ("X'1''2'", &["L X'1'", "L '2'"]),
@@ -395,7 +401,7 @@ mod tests {
         }
     }
 
-    /// What depends on `standard_conforming_strings`, and what does not.
+    /// Which tokens depend on `standard_conforming_strings`, and which do not.
     #[test]
     fn backslashes() {
         for text in ["'a\\' b", "n'a\\' b", "U&'a\\' b"] {

@@ -1,8 +1,8 @@
-//! What PostgreSQL tells of its work, made presentable: the text of a query without its secrets, the
-//! trace that a query belongs to, and a process by its title.
+//! Prepares what PostgreSQL reports about its work for display: the text of a query without its secrets,
+//! the trace that a query belongs to, and the kind of a process from its title.
 //!
-//! All input is hostile: whoever may connect chooses the text. Nothing here does I/O, panics, or
-//! takes more than linear time.
+//! All input is untrusted, because every client that may connect chooses the text. Nothing here does I/O,
+//! panics, or takes more than linear time.
 
 mod lex;
 mod normalize;
@@ -16,6 +16,6 @@ pub use texts::{MAX_NUMBERS, MAX_TEXT_BYTES, MAX_TEXTS, Query, QueryRef, TextMod
 pub use title::{Client, Kind, Title, title};
 pub use trace::{Traceparent, traceparent, traceparent_in_name};
 
-/// Most bytes of a query's text that are kept: twice what PostgreSQL tells by default
-/// (`track_activity_query_size` is 1,024), and little enough for a label.
+/// The longest text of a query that is kept, in bytes. It is twice what PostgreSQL reports by default
+/// (`track_activity_query_size` is 1,024), and short enough for a label.
 pub const MAX_QUERY_TEXT: usize = 2048;

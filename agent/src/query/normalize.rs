@@ -1,4 +1,4 @@
-//! A query without its literals.
+//! The text of a query without its literals.
 
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
@@ -7,42 +7,45 @@ use super::MAX_QUERY_TEXT;
 use super::lex::{Kind, Token, is_space};
 use super::private::{Hidden, Shown};
 
-/// Stands where a text was cut, and for what is left out of a list.
+/// Marks where a text was cut, and stands for the elements that are left out of a list.
 const ELLIPSIS: &str = "…";
 
-/// What a query looks like when its literals do not matter.
+/// The text of a query in the form in which it is shown.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Normalized {
     /// The text, at most [`MAX_QUERY_TEXT`] bytes, without control characters.
     pub text: String,
-    /// Whether something is missing at the end; then the text ends with `…`.
+    /// Whether the end is missing. The text then ends with `…`.
     pub cut: bool,
 }
 
 /// The text of a query with every literal replaced by `?`.
 ///
-/// `raw` is what PostgreSQL tells of a backend's activity: bytes up to the first zero, cut anywhere.
-/// `cut` says that the caller knows it to be cut (its length is `track_activity_query_size` less
-/// one); a text that ends within a literal, a comment or a character is known to be cut anyway.
+/// `raw` is the text that PostgreSQL reports as a backend's activity. It is used up to the first zero byte,
+/// and may have been cut at any byte. `cut` says that the caller knows that it was cut (its length is
+/// `track_activity_query_size` less one). A text that ends within a literal, a comment or a character is
+/// recognised as cut in any case.
 ///
 /// - Literals are numbers and strings of every kind (`''`, `E''`, `U&''`, `B''`, `X''`, `N''`,
-///   `$tag$…$tag$`). `$1` and quoted identifiers stay, comments go, white space is made uniform.
-/// - Lists in `IN (…)` and `ARRAY[…]`, and the rows of VALUES, are cut to their first element and
-///   `…` as far as the others have the same form. `;` stands between statements only.
-/// - Hidden as well are the values of `SET name TO value` (and in ALTER and CREATE), what follows
-///   PASSWORD without quotes, and what follows `COPY … FROM STDIN;`.
+///   `$tag$…$tag$`). `$1` and quoted identifiers are kept, comments are removed, and white space is made
+///   uniform.
+/// - Lists in `IN (…)` and `ARRAY[…]`, and the rows of VALUES, are reduced to their first element and `…`,
+///   as far as the other elements have the same form. `;` is kept only between statements.
+/// - The values of `SET name TO value` (also within ALTER and CREATE), what follows PASSWORD without
+///   quotes, and what follows `COPY … FROM STDIN;` are hidden as well.
 ///
-/// No byte of a literal or comment is in the result, whichever way the server's
-/// `standard_conforming_strings` stands: a text with backslashes is read both ways, and at the first
-/// token to show that is part of a literal or comment in the other reading (behind `'a\'`, say) the
-/// rest of the text becomes one `?…`. One pair of quotes is known without that, `ESCAPE '\'`:
-/// PostgreSQL refuses whatever it would be with the setting off. The rest is hidden as well where
-/// the scanner cannot go on: a stray `$`, `\` or control character; a number run together with a
-/// string, which versions read differently; `AS$$…`, an identifier to PostgreSQL.
-/// Something in double quotes is an identifier and stays, even where a string was meant.
+/// No byte of a literal or comment is in the result, whatever the server's `standard_conforming_strings`
+/// is. A text with backslashes is read both ways. At the first token that one reading would show and the
+/// other takes for part of a literal or comment (after `'a\'`, for example), the rest of the text becomes
+/// one `?…`. The exception is `ESCAPE '\'`, which is known to be complete, because PostgreSQL refuses any
+/// other meaning of it.
+/// The rest of the text is also hidden where the scanner cannot continue: at a stray `$`, `\` or control
+/// character; at a number directly followed by a string, which versions read differently; and at `AS$$…`,
+/// which PostgreSQL takes for an identifier. Text in double quotes is an identifier and is kept, even where
+/// a string was meant.
 ///
-/// Normalising a result gives it again. Time is linear in the length of `raw`, memory little beyond
-/// the result, and a copy of `raw` if that is no UTF-8.
+/// Normalising a result again does not change it. Time is linear in the length of `raw`. Memory is little
+/// more than the result, plus a copy of `raw` if that is not valid UTF-8.
 pub fn normalize(raw: &[u8], cut: bool) -> Normalized {
     let (text, cut) = trim(raw, cut);
     let text = valid(text);
@@ -56,8 +59,8 @@ pub fn normalize(raw: &[u8], cut: bool) -> Normalized {
     shaper.write(cut)
 }
 
-/// The text up to the first zero, without half a character or an earlier result's `…` at its end;
-/// and whether it is cut.
+/// The text up to the first zero byte, without an incomplete character or the `…` of an earlier result at
+/// its end; and whether the text is cut.
 fn trim(raw: &[u8], cut: bool) -> (&[u8], bool) {
     let text = raw.split(|&byte| byte == 0).next().unwrap_or_default();
     let tail = (1..=text.len().min(3))
@@ -68,7 +71,7 @@ fn trim(raw: &[u8], cut: bool) -> (&[u8], bool) {
         return (&text[..text.len() - tail.len()], true);
     }
     match text.strip_suffix(ELLIPSIS.as_bytes()) {
-        // At the end of a list it is a part of the list.
+        // After `, ` the `…` belongs to a list.
         Some(short) if !short.ends_with(b", ") => (short, true),
         _ => (text, cut),
     }
@@ -81,7 +84,7 @@ enum Form {
     Literal,
     Param,
     Operator,
-    /// `-` or `+` in front of what it is the sign of.
+    /// `-` or `+` as the sign of the operand that follows.
     Sign,
     Punct(u8),
     Ellipsis,
@@ -96,13 +99,14 @@ struct Piece {
     gap: bool,
 }
 
-/// A list that has begun.
+/// A list, or anything else in brackets, that has not ended yet.
 struct List {
-    /// Rows of VALUES: they end with the first token that is neither row nor comma.
+    /// Whether these are the rows of VALUES, which end at the first token that is neither a row nor a
+    /// comma.
     is_values: bool,
-    /// Whether equal elements are left out, or this is just something in brackets.
+    /// Whether elements of equal form are left out. False for brackets that hold no list.
     folds: bool,
-    /// The first element, once it has ended.
+    /// The range of the first element in `pieces`, once that element has ended.
     first: Option<(usize, usize)>,
     /// Where the current element begins in `pieces`.
     current: usize,
@@ -113,11 +117,11 @@ struct Shaper<'a> {
     text: &'a [u8],
     pieces: Vec<Piece>,
     lists: Vec<List>,
-    /// Whether the last piece is a literal that stands for any number of tokens.
+    /// Whether the last piece is a literal that stands for any number of hidden tokens.
     after_secret: bool,
 }
 
-/// Keywords after which `-` is a sign and `(` stands apart.
+/// Keywords after which `-` is a sign, and after which `(` is separated by a space.
 const BEFORE_OPERAND: [&str; 28] = [
     "ALL",
     "AND",
@@ -149,7 +153,7 @@ const BEFORE_OPERAND: [&str; 28] = [
     "WHERE",
 ];
 
-/// Words that stand where a literal could.
+/// Words that can take the place of a literal.
 const CONSTANTS: [&str; 4] = ["NULL", "DEFAULT", "TRUE", "FALSE"];
 
 impl<'a> Shaper<'a> {
@@ -162,7 +166,7 @@ impl<'a> Shaper<'a> {
         piece.form == Form::Word && words.iter().any(is)
     }
 
-    /// Reads the text, and tells whether it was cut.
+    /// Reads the text, and returns whether it was cut.
     fn read(&mut self) -> bool {
         let mut cut = false;
         let mut last = 0;
@@ -179,7 +183,7 @@ impl<'a> Shaper<'a> {
             };
             last = token.end;
             self.take(piece, secret);
-            // Each piece is a byte of the result at least.
+            // Each piece takes at least one byte of the result, so more pieces would not fit.
             if self.pieces.len() > MAX_QUERY_TEXT {
                 cut = true;
                 break;
@@ -192,13 +196,14 @@ impl<'a> Shaper<'a> {
         cut
     }
 
-    /// What becomes of a token; nothing of a comment that does not end.
+    /// The form of a token; `None` for a comment that does not end.
     fn form(&self, token: &Token) -> Option<Form> {
         let text = &self.text[token.start..token.end];
         Some(match token.kind {
             Kind::Comment => return None,
             Kind::Literal | Kind::Rest => Form::Literal,
-            // Of an earlier result's list; anywhere else it says as much as a literal.
+            // After a comma, `…` comes from a list in an earlier result. Anywhere else it is treated like a
+            // literal.
             Kind::Word if is_ellipsis(text) => match self.ends_with(Form::Punct(b',')) {
                 true => Form::Ellipsis,
                 false => Form::Literal,
@@ -271,7 +276,7 @@ impl<'a> Shaper<'a> {
         self.pieces.push(piece);
     }
 
-    /// Whether a bracket behind `last` opens a list of elements that are likely to be equal.
+    /// Whether a bracket after `last` opens a list whose elements are likely to have the same form.
     fn is_list(&self, last: Option<Piece>, bracket: Form) -> bool {
         let Some(last) = last else { return false };
         match bracket {
@@ -284,7 +289,7 @@ impl<'a> Shaper<'a> {
         }
     }
 
-    /// Whether a `-` or `+` that follows what is there is a sign.
+    /// Whether a `-` or `+` after the pieces so far is a sign.
     fn is_sign(&self, piece: &Piece) -> bool {
         matches!(self.bytes(piece), b"-" | b"+")
             && self.pieces.last().is_none_or(|last| match last.form {
@@ -314,11 +319,11 @@ impl<'a> Shaper<'a> {
         self.lists.pop();
     }
 
-    /// Leaves out the current element if it has the form of the first; the first that is left out
-    /// becomes `…`.
+    /// Leaves out the current element if it has the same form as the first. The first element that is left
+    /// out becomes `…`.
     ///
-    /// Every comparison costs no more than its shorter side, and what is equal is gone afterwards:
-    /// all of them together stay near the text's length.
+    /// Each comparison costs no more than its shorter side, and equal elements are removed afterwards, so
+    /// all comparisons together take roughly linear time.
     fn end_element(&mut self) {
         let Some(list) = self.lists.last().filter(|list| list.folds) else {
             return;
@@ -359,7 +364,7 @@ impl<'a> Shaper<'a> {
             || is_constant(a) && is_constant(b)
     }
 
-    /// The text of the pieces.
+    /// Writes the pieces as text.
     fn write(&self, mut cut: bool) -> Normalized {
         let mut text = String::new();
         let mut last: Option<&Piece> = None;
@@ -381,15 +386,16 @@ impl<'a> Shaper<'a> {
             last = Some(piece);
         }
         if cut {
-            // White space is left at the end of a quoted identifier only, and `, …` is a list's.
+            // White space at the end can only come from a quoted identifier. It is removed, because a text
+            // that ends in `, …` would be read as the end of a list.
             text.truncate(text.trim_ascii_end().len());
             text.push_str(ELLIPSIS);
         }
         Normalized { text, cut }
     }
 
-    /// Whether a space stands between two pieces: as people write SQL, and so that what is read
-    /// again has the same tokens.
+    /// Whether a space separates two pieces: as SQL is usually written, and so that the result, when read
+    /// again, has the same tokens.
     fn is_apart(&self, last: &Piece, piece: &Piece) -> bool {
         let colons = |piece: &Piece| {
             (piece.form == Form::Operator)
@@ -415,13 +421,13 @@ impl<'a> Shaper<'a> {
     }
 }
 
-/// Whether a word is made of `…` alone.
+/// Whether a word consists only of `…`.
 fn is_ellipsis(word: &[u8]) -> bool {
     let mut parts = word.chunks(ELLIPSIS.len());
     parts.all(|part| part == ELLIPSIS.as_bytes())
 }
 
-/// Whether two tokens are the same, but for case and for what is shown as a space.
+/// Whether two tokens are equal, apart from case and from characters that are shown as spaces.
 fn is_same(a: &[u8], b: &[u8]) -> bool {
     let shown = |byte: &u8| match byte.is_ascii_control() {
         true => b' ',
@@ -430,8 +436,8 @@ fn is_same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().map(shown).eq(b.iter().map(shown))
 }
 
-/// The text without what is no UTF-8, and without characters beyond ASCII that control the output or
-/// turn the direction of writing. All of these are parts of words, so the tokens stay the same.
+/// Replaces invalid UTF-8, and characters beyond ASCII that control the output or change the direction of
+/// writing. All of these are parts of words, so the tokens stay the same.
 fn valid(text: &[u8]) -> Cow<'_, str> {
     const BAD: [RangeInclusive<char>; 3] = [
         '\u{80}'..='\u{9f}',
@@ -446,16 +452,16 @@ fn valid(text: &[u8]) -> Cow<'_, str> {
     }
 }
 
-/// The text without control characters. In tokens those are found within quotes only.
+/// Replaces control characters by spaces. Within a token they occur only inside quotes.
 fn printable(text: &str) -> String {
     text.replace(|c: char| c.is_ascii_control(), " ")
 }
 
-/// The text as it is, literals and all, for those who ask for it: up to the first zero, made valid
-/// UTF-8, control characters replaced, at most [`MAX_QUERY_TEXT`] bytes. Ends with `…` when cut.
+/// The text with its literals, for users who ask for it: up to the first zero byte, made valid UTF-8,
+/// control characters replaced, at most [`MAX_QUERY_TEXT`] bytes. Ends with `…` when cut.
 pub fn verbatim(raw: &[u8], cut: bool) -> Normalized {
     let (text, mut cut) = trim(raw, cut);
-    // An invalid byte becomes three at most, so what lies beyond would not fit.
+    // No replacement is shorter than what it replaces, so bytes beyond this length would not fit.
     let mut whole = printable(&valid(&text[..text.len().min(MAX_QUERY_TEXT)]));
     let room = MAX_QUERY_TEXT - ELLIPSIS.len();
     if text.len() > room || whole.len() > room {
@@ -573,7 +579,8 @@ mod tests {
         }
     }
 
-    /// Nothing is certain behind what no scanner takes, and a cut text says so.
+    /// The rest of a text is hidden after anything that the scanner cannot read, and a cut text is marked
+    /// as cut.
     #[test]
     fn cut_short() {
         for (raw, expected) in [

@@ -1,28 +1,30 @@
-//! What must not be shown: literals, comments, and what stands where a literal should.
+//! Finds what must not be shown of a query: literals, comments, and any other text in a place where a
+//! literal belongs.
 
 use super::lex::{Backslash, Kind, Lexer, Token};
 
-/// The tokens of a text, each with whether it must be hidden.
+/// The tokens of a text, each with a flag that says whether it must be hidden.
 ///
-/// Beyond literals that is:
-/// - the value in `SET name TO value` and `SET name = value`, also within ALTER and CREATE: to the
-///   end of the statement;
-/// - what follows PASSWORD in CREATE and ALTER of a role, user, group or server, and IDENTIFIED:
-///   PostgreSQL takes a string there only, but the text is seen before that is checked;
-/// - what follows `COPY … FROM STDIN;`, where a dump that was sent as a query has its data.
+/// Besides literals and comments, these are hidden:
+/// - the value in `SET name TO value` and `SET name = value`, also within ALTER and CREATE, up to the end
+///   of the statement;
+/// - what follows PASSWORD in CREATE and ALTER of a role, user, group or server, and what follows
+///   IDENTIFIED: PostgreSQL accepts only a string there, but the text is visible before that is checked;
+/// - what follows `COPY … FROM STDIN;`, because a dump that was sent as a query has its data there.
 pub(super) struct Private<'a> {
     text: &'a [u8],
     lexer: Lexer<'a>,
     statement: Statement,
-    /// The statement before took data from the client, which may follow.
+    /// Whether the previous statement read data from the client (`COPY … FROM STDIN`), which may follow in
+    /// the text.
     data: bool,
 }
 
-/// What is known of the statement so far.
+/// What is known about the statement so far.
 #[derive(Default)]
 struct Statement {
     verb: Option<Verb>,
-    /// Whether it is about an object that has a password.
+    /// Whether the statement concerns an object that has a password.
     account: bool,
     /// COPY: FROM has been seen.
     from: bool,
@@ -48,7 +50,7 @@ enum Setting {
     #[default]
     No,
     Name,
-    /// SET TIME.
+    /// After `SET TIME`, where ZONE may follow.
     Time,
 }
 
@@ -56,12 +58,13 @@ enum Setting {
 enum Hiding {
     #[default]
     Nothing,
-    /// Until the statement ends.
+    /// Everything is hidden until the statement ends.
     All,
-    /// Until the statement ends, unless a literal comes next.
+    /// If a literal comes next, only that is hidden; otherwise everything is hidden until the statement
+    /// ends.
     AllButLiteral,
-    /// As before, behind that literal, which ended here: what adjoins it may be the rest of a
-    /// password with a quote in it.
+    /// The state after that literal, with the offset of its end. A token that directly follows it may be
+    /// the rest of a password that contains a quote.
     Behind(usize),
 }
 
@@ -75,7 +78,8 @@ impl<'a> Private<'a> {
         }
     }
 
-    /// All from `token` on as one: whatever it looks like, it is not certain to be SQL.
+    /// One token for the whole text from `token` on, because that text is not certain to be SQL, whatever
+    /// it looks like.
     fn rest(&mut self, token: Token) -> Token {
         self.lexer = Lexer::new(&[], Backslash::Plain);
         Token {
@@ -86,7 +90,7 @@ impl<'a> Private<'a> {
         }
     }
 
-    /// Whether `token`, neither comment nor `;`, stands where something private does.
+    /// Whether `token` is in a place where the text is private. It is neither a comment nor `;`.
     fn is_secret(&mut self, token: &Token) -> bool {
         let statement = &mut self.statement;
         let text = &self.text[token.start..token.end];
@@ -102,7 +106,8 @@ impl<'a> Private<'a> {
                 return true;
             }
             Hiding::Behind(end) => {
-                // These are written without a space in a result, so one does not matter.
+                // A normalised text has no spaces around these tokens, so a space before them makes no
+                // difference.
                 let adjoins = end == token.start || matches!(text, b"." | b"::");
                 if adjoins && !matches!(text, b")" | b",") {
                     statement.hiding = Hiding::All;
@@ -116,7 +121,8 @@ impl<'a> Private<'a> {
             Kind::Operator if text.starts_with(b"=") && statement.setting != Setting::No => {
                 statement.hiding = Hiding::All;
             }
-            // A command begins with its name.
+            // Every command begins with a keyword, so a statement that does not is none of those with
+            // private values.
             _ if statement.verb.is_none() => statement.verb = Some(Verb::Other),
             Kind::Quoted => statement.words += 1,
             _ if text == b"." => {}
@@ -195,12 +201,13 @@ impl Iterator for Private<'_> {
     }
 }
 
-/// The tokens to show, as they are with `standard_conforming_strings` on; all that must be hidden is
-/// a [`Kind::Literal`]. Closed comments are left out. With the first token to show that would have
-/// to be hidden with the setting *off*, the rest of the text is a [`Kind::Rest`].
+/// The tokens to show, as they are with `standard_conforming_strings` on. Every token that must be hidden
+/// is a [`Kind::Literal`], and closed comments are left out. At the first token to show that would have to
+/// be hidden with the setting *off*, the rest of the text becomes one [`Kind::Rest`].
 pub(super) struct Hidden<'a> {
     tokens: Private<'a>,
-    /// The other reading, if there is a backslash at all; and its token that was read last.
+    /// The reading with the setting off, and the token that was last read from it. `None` if the text has
+    /// no backslash, because both readings are then equal.
     other: Option<(Private<'a>, Option<(Token, bool)>)>,
 }
 
@@ -239,7 +246,8 @@ impl<'a> Hidden<'a> {
 /// A token to show.
 pub(super) struct Shown {
     pub token: Token,
-    /// Hidden though it is no literal: one mark stands for all such in a row.
+    /// Whether the token is hidden although it is not a literal. Several such tokens in a row are shown as
+    /// one `?`.
     pub secret: bool,
 }
 
@@ -265,7 +273,7 @@ impl Iterator for Hidden<'_> {
 mod tests {
     use super::*;
 
-    /// The text with what is hidden in brackets.
+    /// The text, with its hidden parts in angle brackets.
     fn marked(text: &str) -> String {
         let mut out = String::new();
         for Shown { token, .. } in Hidden::new(text.as_bytes()) {
@@ -337,7 +345,8 @@ mod tests {
         }
     }
 
-    /// Shown is what is no literal in either reading of the backslash, up to where they part.
+    /// A token is shown if it is not part of a literal in either reading of the backslash, up to where the
+    /// readings differ.
     #[test]
     fn both_readings() {
         for (text, expected) in [

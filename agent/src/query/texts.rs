@@ -1,4 +1,4 @@
-//! The query texts of a recording, each once.
+//! The query texts of a recording, each stored once.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -7,29 +7,29 @@ use std::sync::Arc;
 use super::{Normalized, normalize, verbatim};
 use crate::recent::Recent;
 
-/// Most queries that are told apart at the same time. An application has hundreds; more is a client
-/// that composes its SQL, whose queries nobody reads one by one.
+/// The maximum number of queries that are told apart at the same time. An application has hundreds of
+/// queries. More come from a client that composes its SQL, and nobody reads such queries one by one.
 pub const MAX_TEXTS: usize = 10_000;
 
-/// Most numbers that are given out in a recording: each has a row of the window's
-/// ([`crate::profile::MAX_ROWS`]), of which others need the most.
+/// The maximum number of query numbers that are assigned in a recording. Each takes at least one row of the
+/// window ([`crate::profile::MAX_ROWS`]), and most rows are needed for other distinctions.
 pub const MAX_NUMBERS: usize = 1 << 16;
 
-/// Most bytes of text that are kept, all queries together.
+/// The maximum number of bytes of text that are kept for all queries together.
 pub const MAX_TEXT_BYTES: usize = 8 << 20;
 
-/// Most raw texts that are recognised in one half of [`Recent`], 16 bytes each.
+/// The maximum number of raw texts that one half of [`Recent`] remembers, at 16 bytes each.
 const MAX_RECENT: usize = 4096;
 
-/// What `[other queries]` is called.
+/// The text of [`QueryRef::OTHER`].
 const OTHER: &str = "[other queries]";
 
-/// A query of a [`Texts`]. 0 is `[other queries]`.
+/// The number of a query in a [`Texts`]. 0 is `[other queries]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct QueryRef(pub u32);
 
 impl QueryRef {
-    /// All queries that there is no room for.
+    /// Stands for all queries for which there is no room.
     pub const OTHER: QueryRef = QueryRef(0);
 }
 
@@ -38,49 +38,50 @@ impl QueryRef {
 pub struct Query {
     /// PostgreSQL's query id; 0 where it computed none.
     pub id: i64,
-    /// The id's bits, or without one a hash of the normalised text: 64-bit FNV-1a, equal on every
-    /// machine and run. Not a protection against whoever makes texts of equal hash; within a
-    /// [`Texts`] they are two queries nevertheless.
+    /// The bits of the id; for a query without an id, a hash of the normalised text: 64-bit FNV-1a, which
+    /// is the same on every machine and in every run. The hash does not protect against texts that were
+    /// made to collide; within a [`Texts`] these are separate queries nevertheless.
     pub key: u64,
-    /// The text, at most [`super::MAX_QUERY_TEXT`] bytes. With [`TextMode::Full`] that of the
-    /// first of all that differ in their literals only.
+    /// The text, at most [`super::MAX_QUERY_TEXT`] bytes. With [`TextMode::Full`] it is the first of all
+    /// texts that differ only in their literals.
     pub text: Arc<str>,
-    /// Whether something is missing at the text's end.
+    /// Whether the end of the text is missing.
     pub cut: bool,
 }
 
-/// What is kept of a text.
+/// The form of a text that is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TextMode {
-    /// The text without literals: [`normalize`].
+    /// The text without literals, see [`normalize`].
     #[default]
     Normalized,
-    /// The text as it is: [`verbatim`]. Queries are told apart as without their literals.
+    /// The text with its literals, see [`verbatim`]. Queries are still told apart without their literals.
     Full,
 }
 
 /// The queries of a recording.
 ///
-/// When there is no room for another, half of them go at once, which needs no list in order of use: those of the
-/// fewest samples, of as many the least recently used. So a client that composes its SQL drives out its own
-/// queries, and not the one that burns the processors. What samples refer to as one of these is `[other queries]` from
-/// then on, and counted. If such a query comes again, it has another number.
+/// When there is no room for another query, half of the queries are evicted at once, which needs no list in
+/// order of use. The queries with the fewest samples are evicted, and among equals the least recently used.
+/// A client that composes its SQL therefore evicts its own queries, and not a query that uses much CPU
+/// time. Samples of an evicted query count as `[other queries]` from then on. If the query is seen again,
+/// it gets a new number.
 #[derive(Debug)]
 pub struct Texts {
     mode: TextMode,
     queries: Vec<Query>,
-    /// When each was used, and how often.
+    /// When and how often each query was used.
     uses: Vec<Use>,
     by_id: HashMap<(u64, i64), QueryRef>,
     /// By scope and normalised text.
     by_text: HashMap<(u64, Arc<str>), QueryRef>,
-    /// Queries of raw texts by their hash.
+    /// Queries by the hash of their raw text.
     recent: Recent<u64, QueryRef>,
-    /// Keyed at random, so that no client can make texts that are taken for one another.
+    /// Seeded at random, so that no client can construct texts with equal hashes.
     hasher: RandomState,
     told_apart: usize,
     bytes: usize,
-    /// Uses of all queries so far.
+    /// The number of uses of all queries so far. It serves as the clock of `Use::last`.
     now: u64,
 }
 
@@ -91,7 +92,7 @@ struct Use {
 }
 
 impl Texts {
-    /// No queries but `[other queries]`.
+    /// A store that holds only `[other queries]`.
     pub fn new(mode: TextMode) -> Self {
         let other = Query {
             id: 0,
@@ -113,14 +114,14 @@ impl Texts {
         }
     }
 
-    /// The query with this id, or, if that is 0, with this text; `raw` and `cut` as for
+    /// The query with this id, or, if the id is 0, with this text. `raw` and `cut` are as for
     /// [`normalize`].
     ///
-    /// Of an id the first text stays. `scope` says where ids mean the same: any number that differs
-    /// by cluster and database, for two clusters may use the same ids for different queries (they
-    /// are made of the tables' OIDs). A server that computes ids has none while it parses: a text
-    /// without id is the query whose id comes with that text in the same scope, before or after.
-    /// A text that was seen a short time ago costs one hash.
+    /// The first text that is seen with an id is kept. `scope` says where ids have the same meaning. It is
+    /// any number that differs by cluster and database, because two clusters may use the same id for
+    /// different queries (ids are computed from the tables' OIDs). A server that computes ids has none yet
+    /// while it parses a statement, so a text without an id belongs to the query whose id was seen, or is
+    /// seen later, with that text in the same scope. A text that was seen a short time ago costs one hash.
     pub fn insert(&mut self, scope: u64, query_id: i64, raw: &[u8], cut: bool) -> QueryRef {
         let query = match query_id {
             0 => self.without_id(scope, raw, cut),
@@ -179,7 +180,7 @@ impl Texts {
         query
     }
 
-    /// What a text is known by, and what is kept of it.
+    /// The key of a text, and the form of the text that is kept.
     fn kept(&self, scope: u64, raw: &[u8], cut: bool) -> ((u64, Arc<str>), (Arc<str>, bool)) {
         let normalized = normalize(raw, cut);
         let form: Arc<str> = normalized.text.into();
@@ -207,7 +208,7 @@ impl Texts {
         QueryRef(self.queries.len() as u32 - 1)
     }
 
-    /// The half of the fewest samples becomes `[other queries]`.
+    /// Evicts the half of the queries that has the fewest samples: these become `[other queries]`.
     fn forget_half(&mut self) {
         let uses = &mut self.uses;
         let mut least: Vec<usize> = (1..uses.len()).filter(|n| uses[*n].count > 0).collect();
@@ -225,7 +226,8 @@ impl Texts {
         self.recent = Recent::new(MAX_RECENT);
     }
 
-    /// A query that [`Texts::insert`] of this store has given out, or what it has become.
+    /// A query that [`Texts::insert`] of this store has returned; `[other queries]` if that query was
+    /// evicted.
     pub fn get(&self, query: QueryRef) -> &Query {
         &self.queries[query.0 as usize]
     }
@@ -235,13 +237,13 @@ impl Texts {
         &self.queries
     }
 
-    /// How many times what was inserted is `[other queries]` now.
+    /// How many insertions count as `[other queries]` at present.
     pub fn overflow(&self) -> u64 {
         self.uses[0].count
     }
 }
 
-/// <http://www.isthe.com/chongo/tech/comp/fnv/>
+/// 64-bit FNV-1a, see <http://www.isthe.com/chongo/tech/comp/fnv/>.
 fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
@@ -252,7 +254,8 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 mod tests {
     use super::*;
 
-    /// The published test vectors: a key in a file must mean the same for ever.
+    /// The hash agrees with the published test vectors: a key in a file must keep its meaning in every
+    /// version.
     #[test]
     fn keys_are_stable() {
         assert_eq!(fnv1a(b""), 0xcbf2_9ce4_8422_2325);
@@ -283,7 +286,7 @@ mod tests {
         assert_eq!(texts.overflow(), 0);
     }
 
-    /// While a statement is parsed it has no id yet: it is the same query nevertheless.
+    /// A statement has no id yet while it is parsed, but it is the same query.
     #[test]
     fn ids_that_come_later() {
         let mut texts = Texts::new(TextMode::Normalized);
@@ -297,20 +300,20 @@ mod tests {
             texts.insert(1, 0, b"SELECT a FROM t WHERE b = 3", false),
             parsing
         );
-        // The same text with other tables; another database.
+        // The same text with another id (other tables), and with the first id in another database.
         let other = texts.insert(1, 8, b"SELECT a FROM t WHERE b = 2", false);
         assert_ne!(other, parsing);
         assert_ne!(
             texts.insert(2, 7, b"SELECT a FROM t WHERE b = 2", false),
             parsing
         );
-        // An id that came first.
+        // A text that was seen with its id before it is seen without one.
         let known = texts.insert(1, 9, b"SELECT c", false);
         assert_eq!(texts.insert(1, 0, b"SELECT c", false), known);
         assert_eq!(texts.get(other).id, 8);
     }
 
-    /// With full texts queries are told apart as without literals, and the first is the example.
+    /// With full texts, queries are still told apart without their literals, and the first text is kept.
     #[test]
     fn full_texts() {
         let mut texts = Texts::new(TextMode::Full);
@@ -324,8 +327,8 @@ mod tests {
         format!("SELECT c{number}")
     }
 
-    /// More queries than there is room for: those that are used stay what they are, also what was used only once but
-    /// lately, and what was used much long ago; the others are counted.
+    /// With more queries than there is room for, a query is kept if it is used often, if it was used once
+    /// but recently, or if it was used several times long ago. The others are counted.
     #[test]
     fn the_least_used_go() {
         let mut texts = Texts::new(TextMode::Normalized);
@@ -347,7 +350,7 @@ mod tests {
         );
         assert_eq!(&*texts.get(early).text, "SELECT early");
         assert_eq!(&*texts.get(first).text, "[other queries]");
-        // Every sample is either of a query that is told apart or counted.
+        // Every sample belongs to a query that is told apart, or is counted as overflow.
         let known: HashMap<_, _> = (1..texts.uses.len())
             .filter(|n| *texts.queries[*n].text != *OTHER)
             .map(|n| (n, texts.uses[n].count))
@@ -355,7 +358,7 @@ mod tests {
         assert!(known.len() <= MAX_TEXTS && known.len() >= MAX_TEXTS / 2);
         assert_eq!(known.values().sum::<u64>() + texts.overflow(), samples);
         assert!(texts.by_id.len() <= MAX_TEXTS && texts.by_text.len() <= MAX_TEXTS);
-        // What comes again has another number.
+        // An evicted query that is seen again gets a new number.
         let again = texts.insert(0, 0, b"SELECT c0", false);
         assert_ne!(again, first);
         assert_eq!(&*texts.get(again).text, "SELECT c0");
@@ -365,7 +368,7 @@ mod tests {
         assert_eq!(known.0 + 1, again.0);
     }
 
-    /// The numbers that are given out end, too.
+    /// The numbers that are assigned are bounded, too.
     #[test]
     fn bounded_in_numbers() {
         let mut texts = Texts::new(TextMode::Normalized);

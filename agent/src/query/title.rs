@@ -1,13 +1,13 @@
-//! What a PostgreSQL process calls itself.
+//! What a PostgreSQL process is, according to its title.
 
-/// A title at least this long that ends without a zero may have been cut: the kernel gives 127 bytes
-/// to whoever reads the arguments of a task from a BPF program.
+/// A title of at least this many bytes may have been cut. The sampling
+/// program reads up to 127 bytes of a title and a NUL ([`agent_ebpf::postgres::TITLE_BYTES`]).
 const MAYBE_CUT: usize = 127;
 
 /// What a process title says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Title {
-    /// The server's setting `cluster_name`, where it has one (Debian's: `15/main`).
+    /// The server's setting `cluster_name`, if it has one (on Debian, for example, `15/main`).
     pub cluster: Option<String>,
     /// What the process is.
     pub kind: Kind,
@@ -16,51 +16,51 @@ pub struct Title {
 /// What a PostgreSQL process is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Serves a client.
+    /// A backend that serves a client.
     Client {
         /// The role that logged in.
         user: String,
         /// The database.
         database: String,
-        /// Where the client is.
+        /// How the client is connected.
         client: Client,
     },
-    /// Helps another backend with its query.
+    /// A process that helps another backend with its query.
     ParallelWorker {
         /// Process id of that backend, in the pid namespace of the server.
         leader: u32,
     },
-    /// Cleans up a database.
+    /// A process that vacuums a database.
     Autovacuum {
         /// The database; `None` until the worker has connected to it.
         database: Option<String>,
     },
-    /// Any other process of the server, an extension's too.
+    /// Any other process of the server, including the processes of extensions.
     Background {
-        /// Its kind, without what it is doing now: `checkpointer`, `walsender` ….
+        /// Its kind, without its current activity: `checkpointer`, `walsender` ….
         name: String,
     },
     /// The server itself, the parent of all others.
     Postmaster,
-    /// Not PostgreSQL, or too little is known.
+    /// Not a process of PostgreSQL, or the title says too little.
     Unknown,
 }
 
-/// Where a client is.
+/// How a client is connected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Client {
-    /// At the other end of a Unix socket.
+    /// By a Unix socket.
     Local,
-    /// At the other end of a TCP connection.
+    /// By TCP.
     Tcp {
-        /// Its address, or its name with the setting `log_hostname`.
+        /// Its address; its host name if the setting `log_hostname` is on.
         host: String,
         /// Its port.
         port: u16,
     },
 }
 
-/// Processes that add what they are doing to their names.
+/// Processes that add their current activity to their name.
 const BACKGROUND: [&str; 17] = [
     "archiver",
     "autovacuum launcher",
@@ -81,24 +81,26 @@ const BACKGROUND: [&str; 17] = [
     "walsender",
 ];
 
-/// What the title of a process says; `cmdline` is `/proc/PID/cmdline` or the memory behind it: the
-/// arguments up to a zero, or cut at 127 bytes.
+/// Parses the title of a process. `cmdline` is `/proc/PID/cmdline` or the memory behind it: the arguments
+/// up to a NUL, or cut at 127 bytes.
 ///
 /// The formats are those of versions 14 to 18 (`init_ps_display` and `set_ps_display` in
 /// <https://github.com/postgres/postgres/blob/REL_18_STABLE/src/backend/utils/misc/ps_status.c>,
 /// `BackendInitialize` for clients): `postgres: [cluster: ]user database host(port) activity` and
-/// `postgres: [cluster: ]kind activity`. With `update_process_title` off the activity is missing.
+/// `postgres: [cluster: ]kind activity`. With `update_process_title` off, the activity is missing.
 ///
-/// Names are not quoted in a title, so some are ambiguous, and the answer is a guess:
-/// - of a user and a database with spaces, the first word is taken for the user;
-/// - a cluster's name ends at the first `: `; without one, a user or a background worker of that
-///   form (`Citus Maintenance Daemon: 16384/10`) is taken for a cluster and what follows;
-/// - a user and a database that are called `autovacuum` and `worker`, and the like.
+/// Names are not quoted in a title, so some titles are ambiguous, and the result is a guess:
+/// - if the name of a user or a database contains spaces, the first word is taken for the user;
+/// - the name of a cluster ends at the first `: `; on a server without a cluster name, the name of a user
+///   or a background worker that contains `: ` (`Citus Maintenance Daemon: 16384/10`) is taken for a
+///   cluster and what follows it;
+/// - a user called `autovacuum` with a database called `worker`, and the like, are taken for the process of
+///   that name.
 ///
-/// A backend that has not been told its user yet is [`Kind::Unknown`] or [`Kind::Background`].
+/// A backend whose user is not known yet is [`Kind::Unknown`] or [`Kind::Background`].
 pub fn title(cmdline: &[u8]) -> Title {
     let zero = cmdline.iter().position(|&byte| byte == 0);
-    let maybe_cut = zero.is_none() && cmdline.len() >= MAYBE_CUT;
+    let maybe_cut = zero.unwrap_or(cmdline.len()) >= MAYBE_CUT;
     let text = String::from_utf8_lossy(&cmdline[..zero.unwrap_or(cmdline.len())]);
     let text: String = text
         .chars()
@@ -125,7 +127,7 @@ pub fn title(cmdline: &[u8]) -> Title {
     Title { cluster, kind }
 }
 
-/// What the part behind the cluster's name says.
+/// Parses the part after the name of the cluster.
 fn kind(title: &str, maybe_cut: bool) -> Kind {
     if let Some(pid) = title.strip_prefix("parallel worker for PID ") {
         return match pid.parse() {
@@ -144,7 +146,8 @@ fn kind(title: &str, maybe_cut: bool) -> Kind {
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
     };
     if let Some(name) = BACKGROUND.iter().find(is)
-        // A role may be called like a process; a walsender alone names its client as well.
+        // A role may have the name of such a process, so a title that names a client is a backend's. Only a
+        // walsender's title names its client as well.
         && (*name == "walsender" || client(title).is_none())
     {
         return Kind::Background {
@@ -160,7 +163,7 @@ fn kind(title: &str, maybe_cut: bool) -> Kind {
     }
 }
 
-/// A client's backend: the first word that can be a host, with a user and a database before it.
+/// A client's backend. The host is the first word that can be one and has a user and a database before it.
 fn client(title: &str) -> Option<Kind> {
     let mut at = 0;
     for word in title.split(' ') {
@@ -180,7 +183,7 @@ fn client(title: &str) -> Option<Kind> {
     None
 }
 
-/// `[local]`, `127.0.0.1(5432)`, `::1(5432)`.
+/// Parses `[local]`, `127.0.0.1(5432)` or `::1(5432)`.
 fn host(word: &str) -> Option<Client> {
     if word == "[local]" {
         return Some(Client::Local);
@@ -203,7 +206,8 @@ mod tests {
         }
     }
 
-    /// Clients: as Debian's PostgreSQL 15 shows them, and by the source of the other versions.
+    /// Titles of backends with clients: as Debian's PostgreSQL 15 shows them, and as the source of the
+    /// other versions formats them.
     #[test]
     fn clients() {
         for (text, cluster, user, database, client) in [
@@ -328,6 +332,10 @@ mod tests {
         // Cut within the number.
         let long = format!("postgres: {}: parallel worker for PID 12", "c".repeat(90));
         assert_eq!(kind(&long), Kind::Unknown);
+        // The kernel ends what it cuts with a NUL.
+        assert_eq!(kind(&format!("{long:.127}\0")), Kind::Unknown);
+        let client = format!("postgres: {} {} 127.0", "u".repeat(60), "d".repeat(60));
+        assert_eq!(kind(&format!("{client:.127}\0")), Kind::Unknown);
         let vacuum = |database: Option<&str>| Kind::Autovacuum {
             database: database.map(str::to_owned),
         };

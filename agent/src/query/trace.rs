@@ -1,27 +1,26 @@
-//! The trace that a query belongs to, as its client says.
+//! The trace that a query belongs to, as its client states it.
 
 use super::lex::{Backslash, Kind, Lexer};
 
-/// The span that a query was made in.
+/// The span in which a query was made.
 ///
 /// <https://www.w3.org/TR/trace-context/#traceparent-header>
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Traceparent {
-    /// The trace, never all zero.
+    /// The id of the trace, never all zero.
     pub trace_id: [u8; 16],
-    /// The span that is the caller, never all zero.
+    /// The id of the calling span, never all zero.
     pub span_id: [u8; 8],
 }
 
-/// `00-`, trace id, `-`, span id, `-`, flags.
+/// The length of a traceparent, in bytes: `00-`, trace id, `-`, span id, `-`, flags.
 const TRACEPARENT: usize = 55;
 
-/// The trace context in a query's comment, as sqlcommenter writes it:
-/// `/*key='value',traceparent='00-…-…-01'*/`, URL-encoded, before or behind all of the query.
+/// The trace context in a comment of a query, as sqlcommenter writes it:
+/// `/*key='value',traceparent='00-…-…-01'*/`, URL-encoded, before or after the whole query.
 ///
-/// `raw` is as for [`super::normalize`]. A comment in the middle does not count, nor does one that
-/// is part of a literal in either reading of a backslash. In a text that was cut the value must be
-/// whole.
+/// `raw` is as for [`super::normalize`]. A comment in the middle does not count, nor does a comment that is
+/// part of a literal in either reading of a backslash. In a text that was cut, the value must be complete.
 ///
 /// <https://google.github.io/sqlcommenter/spec/>
 pub fn traceparent(raw: &[u8]) -> Option<Traceparent> {
@@ -31,7 +30,7 @@ pub fn traceparent(raw: &[u8]) -> Option<Traceparent> {
     is_certain.then_some(found)
 }
 
-/// The first context among the comments before everything else, or else behind it.
+/// The first context in the comments before the query, or else in the comments after it.
 fn in_comments(text: &[u8], backslash: Backslash) -> Option<Traceparent> {
     let mut found = None;
     let mut begun = false;
@@ -64,7 +63,7 @@ fn value(pair: &[u8]) -> Option<&[u8]> {
     Some(&value[..value.iter().position(|&byte| byte == b'\'')?])
 }
 
-/// URL-encoding undone, as far as a traceparent needs it.
+/// Decodes the URL encoding, as far as a traceparent needs it.
 fn decoded(value: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     let mut rest = value;
@@ -83,9 +82,8 @@ fn decoded(value: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The trace context that stands in an `application_name`, for clients that pass it so: a
-/// traceparent (55 of the 63 bytes that PostgreSQL keeps), alone or apart from other letters and
-/// digits.
+/// The trace context in an `application_name`, for clients that pass it there: a traceparent (55 of the 63
+/// bytes that PostgreSQL keeps), alone or separated from other letters and digits.
 pub fn traceparent_in_name(application_name: &[u8]) -> Option<Traceparent> {
     let name = application_name.split(|&byte| byte == 0).next()?;
     let is_apart =
@@ -97,7 +95,7 @@ pub fn traceparent_in_name(application_name: &[u8]) -> Option<Traceparent> {
         .find_map(|(_, window)| parse(window))
 }
 
-/// A traceparent of version 00, by the letter: lower case, no id of zeros.
+/// Parses a traceparent of version 00, strictly: lower case, and no id that is all zero.
 fn parse(text: &[u8]) -> Option<Traceparent> {
     let (text, flags) = text.strip_prefix(b"00-")?.split_at_checked(49)?;
     let (trace_id, span_id) = (text.get(..32)?, text.get(33..49)?);
@@ -151,7 +149,7 @@ mod tests {
             "SELECT 1 /*action='%2Fparam*d',tracestate='congo%3Dt61',traceparent='VALUE',x='y'*/",
             "SELECT 1 /*traceparent='%30%30-5bd66ef5095369c7b0d1f8f4bd33716a%2Dc532cb4098ac3dd2-01'*/",
             "SELECT 'a\\n' /*traceparent='VALUE'*/",
-            // Cut, but behind the value.
+            // Cut, but after the value.
             "SELECT 1 /*traceparent='VALUE',trace",
         ] {
             let query = query.replace("VALUE", VALUE);

@@ -1,4 +1,4 @@
-//! The functions that asked for queries.
+//! Finds the functions that sent queries.
 
 use std::{
     borrow::Cow,
@@ -22,7 +22,7 @@ pub struct Place {
     pub line: u32,
 }
 
-/// Finds the callers in a profile, each stack once.
+/// Finds the callers in a profile. The result for each stack is cached.
 pub struct Callers<'a> {
     profile: &'a ResolvedProfile,
     marks: Marks,
@@ -30,7 +30,7 @@ pub struct Callers<'a> {
 }
 
 impl<'a> Callers<'a> {
-    /// Nothing looked for yet.
+    /// A finder for a profile's callers.
     pub fn of(profile: &'a ResolvedProfile) -> Callers<'a> {
         Callers {
             profile,
@@ -39,7 +39,7 @@ impl<'a> Callers<'a> {
         }
     }
 
-    /// Where the query of a sample was asked for: [`Self::frame`] as text.
+    /// The place from which the query of a sample was sent: [`Self::frame`] as text.
     pub fn place(&mut self, sample: &'a ResolvedSample) -> Place {
         let Some(frame) = self.frame(sample) else {
             return Place::default();
@@ -52,8 +52,8 @@ impl<'a> Callers<'a> {
         }
     }
 
-    /// The innermost function of the caller's own code: not the system's libraries, not the database driver,
-    /// not the runtime.
+    /// The innermost function of the caller's own code, which excludes the system's libraries, the database
+    /// driver and the runtime. If there is no such function, the innermost function that is found.
     pub fn frame(&mut self, sample: &'a ResolvedSample) -> Option<FrameRef<'a>> {
         let query = self.marks.query(&sample.stack);
         let caller = &sample.stack[query.map_or(0, |query| query + 1)..];
@@ -82,7 +82,7 @@ fn calling_frame<'a>(
         .or_else(|| frames().next())
 }
 
-/// Whether a frame has a source file that is neither the compiler's nor a dependency's.
+/// Whether a frame has a source file that belongs neither to the compiler nor to a dependency.
 fn is_own_source(frame: &FrameRef<'_>) -> bool {
     const FOREIGN: [&str; 7] = [
         "/rustc/",
@@ -97,8 +97,8 @@ fn is_own_source(frame: &FrameRef<'_>) -> bool {
     !file.is_empty() && !is_library(frame) && !FOREIGN.iter().any(|part| file.contains(part))
 }
 
-/// Whether a frame is in a shared library, the kernel or the vDSO. (An interpreter's extension modules are
-/// libraries too: the first that is not the system's counts by [`calling_function`]'s last resort.)
+/// Whether a frame is in a library of the system, in the kernel or in the vDSO. (The extension modules of
+/// an interpreter do not count, so that [`calling_frame`] can choose them.)
 fn is_library(frame: &FrameRef<'_>) -> bool {
     const SYSTEM: [&str; 9] = [
         "libc.so",
@@ -115,7 +115,7 @@ fn is_library(frame: &FrameRef<'_>) -> bool {
     frame.mapping.is_kernel || SYSTEM.iter().any(|system| name.starts_with(system))
 }
 
-/// Whether a process stands between a server and its clients, by its name.
+/// Whether a process with this name is a connection pooler between a server and its clients.
 pub fn is_pooler(name: &str) -> bool {
     const POOLERS: [&str; 7] = [
         "pgbouncer",
@@ -129,7 +129,7 @@ pub fn is_pooler(name: &str) -> bool {
     POOLERS.contains(&name)
 }
 
-/// What the builds of callers lack, so that their functions have no better names; a line a program.
+/// Notes on what the builds of callers lack for better function names; one line per program.
 pub fn caller_notes(profile: &ResolvedProfile) -> Vec<String> {
     let mut callers = Callers::of(profile);
     let mut poor: BTreeMap<&str, (u64, u64, bool)> = BTreeMap::new();
@@ -154,7 +154,7 @@ pub fn caller_notes(profile: &ResolvedProfile) -> Vec<String> {
     lacking
         .map(|(service, (_, _, stripped))| match () {
             () if is_pooler(service) => format!(
-                "{service} is a connection pooler: who asked it is not known"
+                "{service} is a connection pooler: the clients behind it are not known"
             ),
             () if stripped => format!(
                 "the callers in {service} have no symbols: install its debug symbols, or build it with them \

@@ -1,4 +1,4 @@
-//! A part of a profile: `--filter KEY=VALUE`.
+//! Selects a part of a profile: `--filter KEY=VALUE`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
@@ -8,11 +8,11 @@ use crate::profile::{
     FunctionId, Line, Location, LocationId, MappingId, ResolvedProfile, ResolvedSample, key,
 };
 
-/// The keys that are no labels.
+/// The keys that are not labels.
 const FUNCTION: &str = "function";
 const MODULE: &str = "module";
 
-/// What `trace_id` is called for short.
+/// The short form of the key `trace_id`.
 const TRACE: &str = "trace";
 
 /// One condition.
@@ -20,7 +20,7 @@ const TRACE: &str = "trace";
 pub struct Filter {
     /// A label's key, `function`, `module` or `trace`.
     pub key: String,
-    /// What it must be.
+    /// The required value.
     pub value: String,
 }
 
@@ -35,17 +35,17 @@ pub enum FilterError {
     UnknownKey {
         /// The key.
         key: String,
-        /// Those that exist.
+        /// The keys that exist.
         known: String,
     },
-    /// A condition that no sample fulfils.
-    #[error("no sample has {condition}; of {key} there are {known}")]
+    /// No sample fulfils the conditions on one key.
+    #[error("no sample has {condition}; the values of {key} are {known}")]
     NoSuchValue {
-        /// The filters of one key.
+        /// The filters with this key.
         condition: String,
         /// The key.
         key: String,
-        /// Its values with most samples.
+        /// The values of the key with the most samples.
         known: String,
     },
     /// Each condition is fulfilled by some sample, but no sample fulfils all.
@@ -53,7 +53,7 @@ pub enum FilterError {
     Nothing(String),
 }
 
-/// Values that an error tells at most.
+/// The maximum number of values that an error message lists.
 const TOLD_VALUES: usize = 8;
 
 impl FromStr for Filter {
@@ -70,16 +70,15 @@ impl FromStr for Filter {
     }
 }
 
-/// The samples that fulfil the conditions: of one key any, of several keys all.
+/// The samples that fulfil the filters: for each key at least one of its filters, and that for all keys.
 ///
-/// Labels must be equal; `function` must be part of the name of a function in the stack; `module`
-/// must be a module's path or base name in the stack; `query` must be the query's id or part of its text; `trace`
-/// is `trace_id`. Runtime figures stay those of the whole
+/// The value of a label must be equal; `function` must be part of the name of a function in the stack;
+/// `module` must be the path or base name of a module in the stack; `query` must be the query's id or a
+/// part of its text; `trace` is short for `trace_id`. The runtime figures remain those of the whole
 /// recording, and a note says so.
 ///
 /// # Errors
-/// A key that is neither `function` nor `module` nor on any sample; conditions that no sample
-/// fulfils.
+/// A key that is neither `function` nor `module` nor a label of any sample; filters that no sample fulfils.
 pub fn filter(
     profile: &ResolvedProfile,
     filters: &[Filter],
@@ -142,7 +141,7 @@ pub fn filter(
     Ok(part)
 }
 
-/// Says what there is instead: the values of the key with most samples.
+/// The error for a value that no sample has. It lists the values of the key that have the most samples.
 fn no_such_value(profile: &ResolvedProfile, key: &str, values: &[&str]) -> FilterError {
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
     for sample in &profile.samples {
@@ -162,7 +161,7 @@ fn no_such_value(profile: &ResolvedProfile, key: &str, values: &[&str]) -> Filte
     let mut told: Vec<String> = known
         .iter()
         .take(TOLD_VALUES)
-        // A process chooses its own name, and a terminal obeys escape sequences.
+        // A process chooses its own name, and a terminal interprets escape sequences.
         .map(|(value, _)| value.escape_debug().to_string())
         .collect();
     if told.is_empty() {
@@ -216,8 +215,8 @@ fn matching_functions(
     matching.map(|(_, index)| FunctionId(index)).collect()
 }
 
-/// A profile of these samples alone: what belongs to no sample any more is left out, so that a
-/// filtered file tells nothing of the processes that were filtered away.
+/// A profile of these samples alone. Whatever no sample refers to any more is left out, so that a filtered
+/// file reveals nothing about the processes that were filtered out.
 fn compact(profile: &ResolvedProfile, samples: Vec<ResolvedSample>) -> ResolvedProfile {
     let mut part = ResolvedProfile {
         meta: profile.meta.clone(),

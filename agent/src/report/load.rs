@@ -1,4 +1,4 @@
-//! `flamestorm report`: a profile from its file.
+//! Reads a profile from its file, for `flamestorm report`.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use crate::encode::pprof::{self, DecodeError};
 use crate::profile::ResolvedProfile;
 
-/// Most bytes of a file that are read; what it unpacks to has its own bound
+/// The maximum number of bytes that are read of a file. The unpacked data has a bound of its own
 /// ([`pprof::MAX_UNPACKED`]).
 pub const MAX_FILE: u64 = pprof::MAX_UNPACKED;
 
-/// Why there is no report.
+/// Why a profile could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The file could not be read.
@@ -23,12 +23,12 @@ pub enum LoadError {
         source: io::Error,
     },
     /// The file is too large to be a profile.
-    #[error("{path} is larger than {} MiB: no profile is", MAX_FILE >> 20)]
+    #[error("{path} is larger than {} MiB, which is too large for a profile", MAX_FILE >> 20)]
     TooLarge {
         /// The file.
         path: PathBuf,
     },
-    /// The file is no profile, or a damaged one.
+    /// The file is not a profile, or it is damaged.
     #[error("{path} is not a readable profile: {source}; expected a .pb.gz written by flamestorm")]
     Decode {
         /// The file.

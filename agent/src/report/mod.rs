@@ -1,5 +1,5 @@
-//! The answer of a recording: figures ([`Summary`]), a table for the terminal ([`table()`]), and
-//! files ([`Outputs`]); again later from a `.pb.gz` ([`load`], [`filter`]).
+//! The results of a recording: figures ([`Summary`]), a table for the terminal ([`table()`]) and files
+//! ([`Outputs`]). A `.pb.gz` gives the same results later ([`load`], [`filter`]).
 
 mod callers;
 mod filter;

@@ -1,4 +1,4 @@
-//! Files: what is written, checked before the recording and written whole or not at all.
+//! Output files: checked before the recording, and written completely or not at all.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::encode::{folded, pprof, svg};
 use crate::profile::ResolvedProfile;
 
-/// What a file holds, by its extension.
+/// The format of a file, which its extension names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// `.svg`: interactive flame graph.
@@ -48,7 +48,7 @@ impl Format {
     }
 }
 
-/// Why an output cannot be written, and the way out.
+/// Why an output cannot be written. The message says what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum OutputError {
     /// An extension that names no format.
@@ -60,19 +60,19 @@ pub enum OutputError {
         /// The output.
         path: PathBuf,
     },
-    /// The same output twice.
+    /// The same output was given twice.
     #[error("{path} is given as an output twice: leave one out")]
     Twice {
         /// The output.
         path: PathBuf,
     },
-    /// A directory where a file was expected.
+    /// The output is a directory.
     #[error("{path} is a directory: name a file in it, for example {path}/flamestorm.svg")]
     IsDirectory {
         /// The output.
         path: PathBuf,
     },
-    /// The directory does not exist or cannot be written.
+    /// The output's directory does not exist, or the output cannot be written.
     #[error("{path} cannot be written: {source}; {way_out}")]
     Unwritable {
         /// The output.
@@ -82,9 +82,9 @@ pub enum OutputError {
         /// What to do.
         way_out: &'static str,
     },
-    /// A `.pb.gz` where a difference is to be written.
+    /// The output of a difference is a `.pb.gz`, which can only hold a recording.
     #[error(
-        "{path}: a difference is no recording: use .svg, .folded, or - for folded stacks on standard output"
+        "{path}: a difference is not a recording: use .svg, .folded, or - for folded stacks on standard output"
     )]
     NoRecording {
         /// The output.
@@ -138,45 +138,45 @@ pub struct Outputs(Vec<Output>);
 /// A file that was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
-    /// Where.
+    /// Its path.
     pub path: PathBuf,
     /// Its size.
     pub bytes: u64,
 }
 
-/// What came of writing all outputs.
+/// The result of writing all outputs.
 #[derive(Debug, Default)]
 pub struct WriteReport {
-    /// What was written.
+    /// The files that were written.
     pub written: Vec<Written>,
-    /// What was not. One output's failure does not keep the others from being written.
+    /// Why other outputs were not written. The failure of one output does not prevent the others.
     pub errors: Vec<OutputError>,
-    /// Where the profile was saved instead, when outputs failed and none of the others was a
-    /// `.pb.gz`: a recording is not lost for a full disk.
+    /// Where the profile was saved instead, if an output failed and no `.pb.gz` was written, so that a full
+    /// disk does not lose the recording.
     pub rescued: Option<Written>,
 }
 
-/// A recording without names, on disk while the names are looked up. A temporary one is removed when this is
-/// dropped.
+/// A recording whose frames have no names yet, saved on disk while the names are looked up. A temporary
+/// file is removed when this is dropped.
 #[derive(Debug)]
 pub struct Unnamed {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
     temporary: Option<tempfile::TempPath>,
 }
 
 impl Unnamed {
-    /// Leaves a temporary file where it is.
+    /// Keeps a temporary file on disk.
     pub fn keep(mut self) {
         if let Some(temporary) = self.temporary.take() {
-            // It stays in any case when its removal cannot be called off.
+            // This only disables the removal, which cannot fail on Unix.
             let _ = temporary.keep();
         }
     }
 }
 
 impl WriteReport {
-    /// The files that were written, for `Summary::files`.
+    /// The paths of the files that were written, for `Summary::files`.
     pub fn files(&self) -> Vec<String> {
         self.written
             .iter()
@@ -187,10 +187,7 @@ impl WriteReport {
 }
 
 impl Outputs {
-    /// Resolves `--output` values. `-` is folded stacks on standard output.
-    ///
-    /// # Errors
-    /// An unknown extension, or the same output twice.
+    /// Parses the values of `--output`. `-` means folded stacks on standard output.
     pub fn parse(paths: &[PathBuf]) -> Result<Outputs, OutputError> {
         let mut outputs = Vec::new();
         for path in paths {
@@ -213,21 +210,18 @@ impl Outputs {
         Ok(Outputs(outputs))
     }
 
-    /// Whether folded stacks go to standard output, so that the table must go elsewhere.
+    /// Whether folded stacks are written to standard output, so that the table must be printed elsewhere.
     pub fn uses_stdout(&self) -> bool {
         self.0.iter().any(|output| output.target == Target::Stdout)
     }
 
-    /// Whether anything is written at all.
+    /// Whether there are no outputs.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Finds out, before anything is recorded, whether each output can be written. Leaves nothing
-    /// behind and does not touch a file that exists.
-    ///
-    /// # Errors
-    /// The first output that cannot be written.
+    /// Checks, before anything is recorded, that each output can be written. Leaves no files behind and
+    /// does not change existing ones.
     pub fn preflight(&self) -> Result<(), OutputError> {
         for output in &self.0 {
             if let Target::Path(path) = &output.target {
@@ -237,10 +231,7 @@ impl Outputs {
         Ok(())
     }
 
-    /// Refuses what no difference can be written as.
-    ///
-    /// # Errors
-    /// A `.pb.gz` among the outputs.
+    /// Refuses outputs in a format that a difference cannot be written in.
     pub fn refuse_recordings(&self) -> Result<(), OutputError> {
         for output in &self.0 {
             if let (Format::Pprof, Target::Path(path)) = (output.format, &output.target) {
@@ -250,8 +241,8 @@ impl Outputs {
         Ok(())
     }
 
-    /// Writes every output, each whole or not at all.
-    /// `shown` is what pictures and folded stacks show of `profile`, which `.pb.gz` keeps whole.
+    /// Writes every output, each completely or not at all. `shown` is the part of `profile` that pictures
+    /// and folded stacks show; a `.pb.gz` contains all of `profile`.
     pub fn write(&self, profile: &ResolvedProfile, shown: &ResolvedProfile) -> WriteReport {
         let mut report = self.write_each(|format| {
             format.encode(match format {
@@ -269,16 +260,13 @@ impl Outputs {
         report
     }
 
-    /// Writes a recording that has no names yet to where the `.pb.gz` will be, so that it is not lost whatever
-    /// happens while it is named; without a `.pb.gz` among the outputs to a temporary file in the directory for
-    /// those, or beside the first output.
-    ///
-    /// # Errors
-    /// It cannot be written.
+    /// Writes a recording that has no names yet to the path of the `.pb.gz`, so that it is not lost if the
+    /// lookup of names fails. Without a `.pb.gz` among the outputs, it is written to a temporary file, in
+    /// the directory for temporary files or else beside the first output.
     pub fn write_unnamed(&self, profile: &ResolvedProfile) -> Result<Unnamed, OutputError> {
         let bytes = pprof::encode(profile);
         let mut paths = self.0.iter().filter_map(|output| match &output.target {
-            // A device or a FIFO takes one recording only.
+            // A device or a FIFO can take only one recording.
             Target::Path(path) if !is_special(path) => Some((output.format, path)),
             _ => None,
         });
@@ -289,7 +277,7 @@ impl Outputs {
                 temporary: None,
             });
         }
-        // The disk of the outputs last: they need the room there themselves.
+        // The disk of the outputs is tried last, because the outputs themselves will need space there.
         let beside = paths.next().map(|(_, path)| directory_of(&real_path(path)));
         let mut result = Err(io::ErrorKind::NotFound.into());
         let mut place = PathBuf::new();
@@ -308,7 +296,7 @@ impl Outputs {
         })
     }
 
-    /// Writes every output, each whole or not at all, with what `encode` makes for its format.
+    /// Writes every output, each completely or not at all. `encode` makes the content for a format.
     pub fn write_each(
         &self,
         encode: impl Fn(Format) -> Result<Vec<u8>, svg::SvgError>,
@@ -354,7 +342,7 @@ fn write(
     })?;
     match &output.target {
         Target::Stdout => match io::stdout().lock().write_all(&bytes) {
-            // The reader has seen enough (`| head`).
+            // The reader closed the pipe early (`| head`), which is not an error.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(None),
             result => result
                 .map(|()| None)
@@ -381,7 +369,7 @@ fn write_path(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write_atomically(&real_path(path), bytes).map_err(without_path)
 }
 
-/// Whether it is a FIFO or a device.
+/// Whether a path is a FIFO or a device.
 fn is_special(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| {
         let kind = metadata.file_type();
@@ -389,7 +377,8 @@ fn is_special(path: &Path) -> bool {
     })
 }
 
-/// The system's error alone: the name of a temporary file, which `tempfile` adds, says nothing to the user.
+/// The system's error without the path of the temporary file, which `tempfile` adds and which means nothing
+/// to the user.
 fn without_path(error: io::Error) -> io::Error {
     if error.raw_os_error().is_some() {
         return error;
@@ -406,7 +395,7 @@ fn directory_of(path: &Path) -> PathBuf {
     }
 }
 
-/// What a link points to, so that the link stays; the path itself when there is nothing yet.
+/// The target of a link, so that the link itself is kept; the path itself if nothing exists there yet.
 fn real_path(path: &Path) -> PathBuf {
     fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
@@ -419,7 +408,7 @@ fn temporary_beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
     tempfile::Builder::new()
         .prefix(&name)
         .suffix(".part")
-        // As for any new file; the umask takes its part.
+        // The mode of any new file, which the umask reduces.
         .permissions(fs::Permissions::from_mode(0o666))
         .tempfile_in(directory_of(path))
         .map_err(without_path)
@@ -428,7 +417,7 @@ fn temporary_beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
 fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = temporary_beside(path)?;
     file.as_file_mut().write_all(bytes)?;
-    // A full disk may show only here.
+    // A full disk may be reported only here.
     file.as_file().sync_data()?;
     file.persist(path).map_err(|error| error.error)?;
     Ok(())
@@ -483,7 +472,8 @@ mod tests {
         ));
     }
 
-    /// A recording without names is at the `.pb.gz` itself; else in a temporary file, which goes.
+    /// A recording without names is written to the `.pb.gz` itself, otherwise to a temporary file, which is
+    /// removed.
     #[test]
     fn unnamed_recordings() {
         let dir = tempfile::tempdir().unwrap();
@@ -509,8 +499,8 @@ mod tests {
         );
     }
 
-    /// A missing directory is found before the recording, and named with the way out; a good
-    /// output is left untouched, and so is its directory.
+    /// A missing directory is found before the recording, and the error says what to do. An existing output
+    /// and its directory are left unchanged.
     #[test]
     fn preflight_touches_nothing() {
         let dir = tempfile::tempdir().unwrap();
@@ -562,7 +552,7 @@ mod tests {
         );
     }
 
-    /// One output's failure does not lose the others, nor the recording.
+    /// The failure of one output loses neither the others nor the recording.
     #[test]
     fn a_failed_output_loses_nothing() {
         let dir = tempfile::tempdir().unwrap();

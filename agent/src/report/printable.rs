@@ -1,9 +1,10 @@
-//! Text on its way to a terminal.
+//! Makes text safe for a terminal.
 
 use std::error::Error;
 
-/// Without what a terminal obeys or what misleads a reader: control characters (escapes, line ends) and marks that
-/// change the direction of text or cannot be seen. Processes, files and functions are named by others.
+/// Replaces characters that a terminal interprets or that mislead a reader: control characters (escapes,
+/// line ends), marks that change the direction of text, and invisible characters. The names of processes,
+/// files and functions are untrusted.
 pub fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if misleads(c) { '?' } else { c })
@@ -22,7 +23,8 @@ fn misleads(c: char) -> bool {
         )
 }
 
-/// An error with its causes, each once: a message often holds its cause's already.
+/// The message of an error, followed by those of its causes. A cause whose message is already part of the
+/// text is left out.
 pub fn causes(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -47,7 +49,7 @@ mod tests {
         assert_eq!(printable(hostile), "a?[2J??b?31m?c?é…");
     }
 
-    /// A cause that the message holds already is not repeated, others are.
+    /// A cause whose message is already part of the text is not repeated; other causes are added.
     #[test]
     fn each_cause_once() {
         #[derive(Debug, thiserror::Error)]

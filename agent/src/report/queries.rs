@@ -1,4 +1,4 @@
-//! `flamestorm queries`: the CPU of PostgreSQL by query, and who asked for it.
+//! `flamestorm queries`: PostgreSQL's CPU time by query and caller.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,10 +9,10 @@ use super::style::{Style, fit, percent, push};
 use crate::encode::svg::grouped;
 use crate::profile::{KNOWN, PARTIAL, Phase, ResolvedProfile, ResolvedSample, key};
 
-/// Traces named for a query: those that cost most.
+/// The maximum number of traces that are listed for a query: those that cost the most.
 const TRACES: usize = 3;
 
-/// Rows of the table on the terminal.
+/// The maximum number of rows of the table on the terminal.
 const ROWS: usize = 10;
 
 /// What a query cost. Shares are between 0 and 1.
@@ -22,34 +22,35 @@ pub struct QueryCost {
     pub query_id: String,
     /// Text, without literals unless the recording kept them.
     pub query: String,
-    /// Database: a text that is asked of two is two queries.
+    /// Database. The same text in two databases is two queries.
     pub database: String,
     /// CPU time of the backends and their parallel workers, seconds.
     pub cpu_seconds: f64,
-    /// Of the CPU time of all queries.
+    /// Share of the CPU time of all queries.
     pub share: f64,
-    /// CPU time over the recording's length: cores used on average.
+    /// CPU time divided by the recording's length: the number of cores used on average.
     pub mean_cores: f64,
     /// Samples.
     pub samples: u64,
-    /// Of these, taken between two statements: sending the rest of the answer, reading what comes next.
+    /// Of these, samples taken between two statements, while the backend sent the rest of the answer or
+    /// read the next message.
     pub samples_between_statements: u64,
     /// Executions of which at least one sample was taken.
     pub executions: u64,
-    /// Who asked for it, by samples.
+    /// The functions that sent it, most samples first.
     pub callers: Vec<CallerCost>,
-    /// Samples whose caller is known, of all.
+    /// Share of the samples whose caller is known.
     pub caller_share: f64,
-    /// Samples of whose caller's stack a part is known, of all.
+    /// Share of the samples for which a part of the caller's stack is known.
     #[serde(default)]
     pub caller_partial_share: f64,
-    /// Samples whose caller is not known, by reason.
+    /// Number of samples whose caller is not known, by reason.
     pub callers_unknown: BTreeMap<String, u64>,
-    /// Traces that cost most.
+    /// The traces that cost the most.
     pub trace_ids: Vec<String>,
 }
 
-/// A function that asked for a query.
+/// A function that sent a query.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CallerCost {
     /// Service of its process.
@@ -60,14 +61,14 @@ pub struct CallerCost {
     pub file: String,
     /// Source line of the call; 0 when unknown.
     pub line: u32,
-    /// Whether its stack's end is not proven: functions further out are missing, or not its own.
+    /// Whether the end of its stack is not proven. The outer functions are then missing or uncertain.
     #[serde(default)]
     pub partial: bool,
-    /// Whether it is a connection pooler: who asked that one is not known.
+    /// Whether the process is a connection pooler, whose own clients are not known.
     pub pooler: bool,
     /// Samples.
     pub samples: u64,
-    /// Of the query's samples.
+    /// Share of the query's samples.
     pub share: f64,
 }
 
@@ -85,7 +86,7 @@ struct Group<'a> {
 /// Every query of a profile, the most expensive first.
 pub fn queries(profile: &ResolvedProfile) -> Vec<QueryCost> {
     let mut callers = Callers::of(profile);
-    // One text may be asked of many databases.
+    // The same text may be used in many databases.
     let mut groups: BTreeMap<[&str; 4], Group<'_>> = BTreeMap::new();
     for sample in &profile.samples {
         let (Some(id), Some(text)) = (sample.label(key::QUERY_ID), sample.label(key::QUERY)) else {
@@ -111,8 +112,8 @@ pub fn queries(profile: &ResolvedProfile) -> Vec<QueryCost> {
     queries
 }
 
-/// Database and port are learnt a moment after a server's first samples: what came before belongs to the query
-/// of the same id and text, where there is one.
+/// Merges incomplete groups. The database and port become known a moment after a server's first samples, so
+/// earlier samples lack them. They belong to the query of the same id and text, if there is exactly one.
 fn complete<'a>(groups: &mut BTreeMap<[&'a str; 4], Group<'a>>) {
     let keys: Vec<_> = groups.keys().copied().collect();
     for key in &keys {
@@ -233,7 +234,7 @@ fn finish(
     }
 }
 
-/// The most expensive queries, for the terminal.
+/// A table of the most expensive queries, for the terminal.
 pub fn queries_table(queries: &[QueryCost], style: Style) -> String {
     let mut out = String::new();
     if queries.is_empty() {

@@ -1,10 +1,10 @@
-//! How text on a terminal is dressed, and how shares and names are written.
+//! Colours for text on a terminal, and the formats of shares and names.
 
 use std::io::IsTerminal;
 
 use super::printable;
 
-/// How text on a terminal is dressed.
+/// How text is coloured on a terminal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Style {
     /// Whether escape sequences for colours are used.
@@ -12,7 +12,7 @@ pub struct Style {
 }
 
 impl Style {
-    /// Colour on a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
+    /// Uses colours on a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
     pub fn detect(stream: &impl IsTerminal) -> Style {
         let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Style {
@@ -47,13 +47,15 @@ pub(super) fn percent(share: f64) -> String {
     format!("{:.1}%", share * 100.0)
 }
 
-/// With two digits behind the point, and never rounded up to a whole that it is not.
+/// A percentage with two decimals. It is rounded down, so that only a share of 1 becomes 100 %. The small
+/// constant makes up for rounding errors of the multiplication.
 pub(super) fn exact(share: f64) -> String {
     let hundredths = (share * 10_000.0 + 1e-6).floor();
     format!("{:.2}%", hundredths / 100.0)
 }
 
-/// Exactly `width` columns: cut in the middle (both ends of a name tell something), or filled.
+/// The text in exactly `width` columns: shortened in the middle, because both ends of a name are
+/// informative, or padded with spaces.
 pub(crate) fn fit(text: &str, width: usize) -> String {
     let text: Vec<char> = printable(text).chars().collect();
     if text.len() <= width {
@@ -80,7 +82,7 @@ mod tests {
         assert_eq!(fit("a\x1b[31mred", 10), "a?[31mred ");
     }
 
-    /// 99.996 % is not a hundred.
+    /// 99.996 % is not shown as 100 %.
     #[test]
     fn shares_are_not_rounded_up() {
         assert_eq!(exact(1.0), "100.00%");

@@ -23,50 +23,53 @@ pub struct Summary {
     pub duration_seconds: f64,
     /// Samples per second and CPU.
     pub frequency_hz: u32,
-    /// CPUs sampled.
+    /// Number of CPUs that were sampled.
     pub cpus: u32,
     /// Samples received.
     pub samples: u64,
-    /// Samples that the timers should have given: frequency × CPUs × time.
+    /// Samples that the timers should have produced: frequency × CPUs × time.
     pub expected_samples: u64,
-    /// Ticks on an idle CPU: expected, and no sample by right.
+    /// Ticks on an idle CPU. These are expected, and are not samples.
     pub idle_ticks: u64,
     /// Ticks in processes that were not targets.
     pub filtered_ticks: u64,
-    /// Ticks that did not come (late timers, stolen CPUs, a program the kernel skipped).
+    /// Ticks that did not come (late timers, CPUs stolen by the hypervisor, a program that the kernel
+    /// skipped).
     pub missed_ticks: u64,
     /// CPU time that the hypervisor took during the recording, seconds.
     pub steal_seconds: Option<f64>,
     /// Samples lost in the agent's own pipeline, by cause.
     pub lost: BTreeMap<String, u64>,
-    /// What became of the stack copies of samples that the kernel could not unwind.
+    /// Stack copies of the samples that the kernel could not unwind.
     #[serde(default)]
     pub stack_copies: StackCopies,
-    /// Samples by how their unwinding ended; every outcome is listed, also with 0.
+    /// Samples by how unwinding ended. Every outcome is listed, even with 0.
     pub outcomes: BTreeMap<String, u64>,
-    /// Samples with a user stack whose end was proven, of all samples with a user stack. `None`
-    /// when there was none.
+    /// Share of the samples with a user stack in which the end of that stack was proven. `None` if no
+    /// sample has a user stack.
     pub rooted_share: Option<f64>,
-    /// Frames of all samples (a frame in ten samples counts ten times; what was inlined into it
-    /// does not count again).
+    /// Frames of all samples. A frame in ten samples counts ten times; functions inlined into it do not
+    /// count.
     pub frames: u64,
-    /// Of these, without a name: neither the function nor its start is known, only module and address.
+    /// Of these, frames without a name: neither the function nor its start is known, only the module and an
+    /// address.
     pub frames_unnamed: u64,
-    /// Of these, named by module and function start, because the module has no symbol there. Not among those
-    /// without a name.
+    /// Of these, frames that are named by module and function start, because the module has no symbol
+    /// there. They do not count as unnamed.
     pub frames_module_only: u64,
-    /// Frames a sample.
+    /// Frames per sample.
     pub stack_depth: StackDepth,
-    /// What the unwind tables know of the code of their files.
+    /// How much of the files' code the unwind tables cover.
     #[serde(default)]
     pub unwind_tables: UnwindTables,
     /// What the agent consumed.
     pub agent: AgentCost,
     /// What its programs in the kernel consumed.
     pub kernel: KernelCost,
-    /// Milliseconds to the first sample that could be unwound.
+    /// Milliseconds until the first sample that could be unwound.
     pub startup_ms: Option<f64>,
-    /// Entries of the maps of the kernel programs, and of what the agent remembers, at the end.
+    /// Number of entries at the end of the recording, by collection: the maps of the kernel programs, and
+    /// the agent's own caches.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub sizes: BTreeMap<String, u64>,
     /// Runs that the kernel skipped, by kernel program.
@@ -74,15 +77,15 @@ pub struct Summary {
     pub skipped_runs: BTreeMap<String, u64>,
     /// Processes by name, most samples first.
     pub processes: Vec<ProcessSummary>,
-    /// How well the work of PostgreSQL's backends could be attributed. `None` where there was no server.
+    /// How well the work of PostgreSQL's backends could be attributed. `None` if no server was seen.
     pub attribution: Option<AttributionStats>,
     /// Things the reader should know.
     pub notes: Vec<String>,
-    /// Files written.
+    /// The files that were written.
     pub files: Vec<String>,
 }
 
-/// Frames a sample, weighted by samples.
+/// Frames per sample, weighted by samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StackDepth {
     /// Median.
@@ -100,9 +103,9 @@ pub struct ProcessSummary {
     pub pids: Vec<u32>,
     /// Their samples.
     pub samples: u64,
-    /// Of all samples.
+    /// Share of all samples.
     pub share: f64,
-    /// As [`Summary::rooted_share`], of these processes.
+    /// As [`Summary::rooted_share`], for these processes.
     pub rooted_share: Option<f64>,
 }
 
@@ -115,7 +118,7 @@ struct Rooted {
 
 impl Rooted {
     fn add(&mut self, outcome: Option<Outcome>, count: u64) {
-        // A sample of an unknown outcome (another tool's file) proves nothing.
+        // A sample whose outcome is not known (in another tool's file) does not count as proven.
         if outcome != Some(Outcome::KernelOnly) {
             self.user += count;
             if outcome.is_some_and(Outcome::is_complete) {
@@ -130,7 +133,7 @@ impl Rooted {
 }
 
 impl Summary {
-    /// Counts what the samples tell and takes over what the session measured.
+    /// Computes the figures of the samples, and copies what the session measured.
     pub fn of(profile: &ResolvedProfile) -> Summary {
         let meta = &profile.meta;
         let runtime = &profile.runtime;
@@ -193,7 +196,7 @@ impl Summary {
         };
     }
 
-    /// Samples lost in the agent's own pipeline, all causes.
+    /// Samples lost in the agent's own pipeline, for all causes together.
     pub fn lost_total(&self) -> u64 {
         self.lost.values().sum()
     }

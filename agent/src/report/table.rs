@@ -1,4 +1,4 @@
-//! The terminal's answer.
+//! The table for the terminal.
 
 use std::fmt::Write;
 
@@ -7,13 +7,13 @@ use super::{Summary, printable, queries, queries_table, top_functions};
 use crate::encode::svg::grouped;
 use crate::profile::{AgentCost, AttributionStats, KernelCost, ResolvedProfile, UnwindTables};
 
-/// Rows of the table of functions.
+/// The maximum number of rows of the table of functions.
 const FUNCTIONS: usize = 20;
-/// Rows of the table of processes.
+/// The maximum number of rows of the table of processes.
 const PROCESSES: usize = 10;
-/// Columns of a function's name.
+/// Width of a function's name, columns.
 const NAME: usize = 60;
-/// Columns of a module's and a process's name.
+/// Width of a module's or a process's name, columns.
 const SHORT: usize = 24;
 
 /// Top functions and processes, completeness, losses, costs, files.
@@ -89,7 +89,7 @@ fn processes(out: &mut String, summary: &Summary, style: Style) {
     out.push('\n');
 }
 
-/// The first pids, and how many more there are.
+/// The first pids, and the number of the others.
 fn pids(pids: &[u32]) -> String {
     const SHOWN: usize = 4;
     let mut text: Vec<_> = pids.iter().take(SHOWN).map(u32::to_string).collect();
@@ -149,7 +149,7 @@ fn completeness(out: &mut String, summary: &Summary, style: Style) {
 
 fn tables(out: &mut String, tables: &UnwindTables, style: Style) {
     let Some(unsupported) = tables.unsupported_share else {
-        // Nothing was compiled, or the file is another tool's.
+        // Nothing was compiled, or another tool wrote the file.
         return;
     };
     let share = |bytes: u64| percent(bytes as f64 / tables.text_bytes as f64);
@@ -251,7 +251,7 @@ fn attribution(out: &mut String, stats: &AttributionStats, style: Style) {
 
 fn costs(out: &mut String, summary: &Summary, style: Style) {
     if summary.agent == AgentCost::default() && summary.kernel == KernelCost::default() {
-        // Another tool's file: nothing was measured.
+        // Another tool wrote the file, and nothing was measured.
         return;
     }
     let cpu = summary.agent.cpu_seconds;

@@ -15,11 +15,12 @@ pub struct TopFunction {
     pub module: String,
     /// Whether it is the kernel's.
     pub is_kernel: bool,
-    /// `file:line`, the line where most of its own samples fell; empty when unknown.
+    /// `file:line` of the line with the most of its own samples; empty when unknown.
     pub place: String,
     /// Samples in the function itself.
     pub self_samples: u64,
-    /// Samples in it and what it called; a recursive function counts once a sample.
+    /// Samples in the function and in the functions that it called. A recursive function counts once per
+    /// sample.
     pub total_samples: u64,
 }
 
@@ -27,12 +28,13 @@ pub struct TopFunction {
 struct Tally {
     own: u64,
     total: u64,
-    /// The last sample that was counted in `total` (its number + 1).
+    /// The last sample that was counted in `total`, as its index + 1.
     seen: usize,
     lines: HashMap<u32, u64>,
 }
 
-/// The `limit` functions with most samples of their own (most in all where these are equal).
+/// The `limit` functions with the most samples of their own. Functions with equally many are ordered by
+/// their total samples.
 pub fn top_functions(profile: &ResolvedProfile, limit: usize) -> Vec<TopFunction> {
     let mut tallies: HashMap<(FunctionId, MappingId), Tally> = HashMap::new();
     for (number, sample) in profile.samples.iter().enumerate() {
@@ -99,7 +101,8 @@ fn describe(
     })
 }
 
-/// The last two parts of a path and the line: what tells a file from its namesakes in little room.
+/// The last two components of a path, and the line. That is short, and usually enough to tell apart files
+/// of the same name.
 pub(crate) fn place(file: &str, line: u32) -> String {
     if file.is_empty() {
         return String::new();

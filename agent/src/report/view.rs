@@ -11,21 +11,21 @@ use crate::profile::{
     ResolvedProfile, ResolvedSample, key,
 };
 
-/// What of a stitched profile is shown.
+/// The part of a stitched profile that is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum View {
-    /// Programs and their time; what a query cost in the application, without the inside of the database:
-    /// the caller's stack ends in the query.
+    /// All programs except the database: a backend's sample is shown as the caller's stack, which ends in
+    /// the query. Backends' samples whose caller is not known are left out.
     App,
-    /// The database's processes alone: the query, then their stacks.
+    /// Only the database's processes: the query, followed by the backend's stack.
     Database,
-    /// The caller's stack, then the query, then the database's.
+    /// The caller's stack, then the query, then the backend's stack.
     #[default]
     Stitched,
 }
 
 impl View {
-    /// The profile as this view shows it. Runtime figures stay those of the recording.
+    /// The profile as this view shows it. The runtime figures remain those of the recording.
     pub fn of(self, profile: &ResolvedProfile) -> ResolvedProfile {
         let marks = Marks::find(profile);
         let show = |sample: &ResolvedSample| match self {
@@ -67,8 +67,8 @@ impl Marks {
         }
     }
 
-    /// Position of the query in a stack: what comes before it, leaf first, is the backend's, what comes
-    /// after it the caller's.
+    /// The position of the query in a stack, which is ordered leaf first: the frames before it are the
+    /// backend's, those after it the caller's.
     pub(super) fn query(&self, stack: &[LocationId]) -> Option<usize> {
         stack.iter().position(|id| marked(&self.query, *id))
     }
@@ -82,7 +82,7 @@ fn app(sample: &ResolvedSample, marks: &Marks) -> Option<ResolvedSample> {
     if sample.label(key::BACKEND).is_none() {
         return Some(sample.clone());
     }
-    // A caller that is not known is no application.
+    // Without a known caller, there is no application to which the sample belongs.
     sample.label(key::CALLER_PID)?;
     let query = marks.query(&sample.stack)?;
     Some(ResolvedSample {
@@ -102,7 +102,7 @@ fn database(sample: &ResolvedSample, marks: &Marks) -> Option<ResolvedSample> {
         .iter()
         .filter(|(name, _)| &**name != key::CALLER_COMM);
     Some(ResolvedSample {
-        // The process is the root.
+        // The process's own frame is left out, because its name is already the root.
         stack: stack.filter(|id| !marked(&marks.process, *id)).collect(),
         labels: labels.cloned().collect(),
         ..sample.clone()
@@ -137,18 +137,19 @@ pub fn fold_frames(profile: &ResolvedProfile) -> ResolvedProfile {
     }
 }
 
-/// What the places of a profile become. The old functions keep their numbers.
+/// The folded functions and locations of a profile. Functions that exist already keep their indices.
 struct Folded {
     functions: Vec<Function>,
-    /// The renamed, by their old numbers and new names.
+    /// Renamed functions, by the original function and the new name.
     renamed: HashMap<(FunctionId, String), FunctionId>,
-    /// By the old location and the lines that are left of it.
+    /// By the original location, and the lines of it that are left.
     locations: IndexMap<(LocationId, Vec<(FunctionId, u32)>), Location>,
 }
 
 impl Folded {
     fn stack(&mut self, profile: &ResolvedProfile, stack: &[LocationId]) -> Arc<[LocationId]> {
-        // With the position in the stack: a recursive function is at one place many times.
+        // The position in the stack is needed because a recursive function has the same location several
+        // times.
         let mut lines: Vec<(usize, LocationId, Line, &Function)> = Vec::new();
         for (position, id) in stack.iter().enumerate() {
             let Some(location) = profile.locations.get(id.0 as usize) else {
