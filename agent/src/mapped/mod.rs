@@ -5,4 +5,4 @@ mod code;
 mod objects;
 
 pub use code::Code;
-pub use objects::{Image, Mapped, Objects, OpenFailures};
+pub use objects::{Image, Mapped, Objects};

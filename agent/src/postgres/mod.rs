@@ -11,5 +11,5 @@ mod workers;
 pub use backends::{Backends, SampleAttribution, WindowQueries};
 pub use callers::{FoundCaller, KnownSend};
 pub use counts::Counts;
-pub use servers::{Facts, Server, Servers, is_likely_server};
+pub use servers::{Facts, Servers, is_likely_server};
 pub use workers::complete as complete_workers;
