@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::profile::{Caller, Phase, Unknown};
+use crate::profile::{Caller, DroppedCallers, Phase, Unknown};
 
 /// How well samples of client backends and their workers could be attributed.
 #[derive(Clone, Debug, Default)]
@@ -40,6 +40,14 @@ impl Counts {
             }
             Caller::None => {}
         }
+    }
+
+    /// Corrects the counts for samples whose callers' stacks were dropped to make room.
+    pub fn drop_callers(&mut self, dropped: DroppedCallers) {
+        let DroppedCallers { known, partial } = dropped;
+        self.with_caller = self.with_caller.saturating_sub(known);
+        self.with_partial_caller = self.with_partial_caller.saturating_sub(partial);
+        *self.unknown.entry(Unknown::Lost).or_default() += known + partial;
     }
 }
 

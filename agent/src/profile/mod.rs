@@ -19,6 +19,7 @@ pub use meta::{
     AgentCost, AttributionStats, CpuSeconds, KernelCost, MaxRss, RecordingMeta, Runtime,
     StackCopies, Ticks, UnwindTables,
 };
+pub use prune::{DroppedCallers, Pruned};
 pub use resolved::{
     ADDRESS_ONLY, CALLER_MODULE, FrameRef, Function, FunctionId, Labels, Line, Location,
     LocationId, Mapping, MappingId, PROCESS_MODULE, QUERY_MODULE, ResolvedProfile, ResolvedSample,

@@ -1,63 +1,88 @@
-//! Makes room in a [`Window`] that is nearly full: rare stacks are cut short, so that new ones are still counted whole.
+//! Makes room in a [`Window`] that is nearly full: rare stacks are cut short, and rare rows counted by program, so that new
+//! ones are still counted whole.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
+use agent_ebpf::sample::TraceContext;
 use foldhash::fast::RandomState;
-use indexmap::{IndexMap, IndexSet};
+use indexmap::IndexSet;
 
 use super::attribution::{Attribution, Backend, Caller, Unknown};
-use super::ids::StackId;
-use super::window::{MAX_FRAMES, MAX_ROWS, Node, RowKey, Tally, Window};
+use super::ids::{ProcessIndex, StackId};
+use super::window::{MAX_FRAMES, MAX_ROWS, Node, Rows, Window};
 
-/// Frames that one sample can need: those of its own two stacks, and of its caller's.
-const MOST_FRAMES: usize = 2048;
+/// Frames that one sample can need: those of its own stack, of the kernel's and of its caller's
+/// ([`agent_ebpf::limits`]), rounded up.
+const MOST_FRAMES: usize = 4096;
 
-/// Stacks of fewer samples than this are never asked to make room for others: a window that is full of such is full.
-const MOST_SAMPLES: u64 = 1 << 20;
+/// Samples between two prunings at least. What finds no room meanwhile is counted under
+/// [`STACK_TABLE_FULL`](super::STACK_TABLE_FULL): a process that never takes the same path twice fills what was freed within
+/// some hundred samples, and pruning takes a tenth of a second.
+const PAUSE: u64 = 1 << 15;
+
+/// Rare rows keep their stacks up to nodes of so many that these, with the programs, take a small part of the room.
+const COARSE_NODES: usize = MAX_ROWS / 16;
+
+/// What pruning did to the samples so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// Samples whose stack was cut short.
+    pub cut_short: u64,
+    /// Samples that are counted by program, without pid, thread, trace, application and client.
+    pub by_program: u64,
+}
+
+/// Samples whose caller's stack was dropped by one call of [`Window::prune`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DroppedCallers {
+    /// Of callers whose stack was whole.
+    pub known: u64,
+    /// Of callers whose stack was known in part.
+    pub partial: u64,
+}
 
 impl Window {
     /// Whether the next sample may find no room.
     pub fn is_nearly_full(&self) -> bool {
-        let is_full = |used: usize, room: usize, need: usize| used + need > room;
-        !self.is_exhausted
-            && (is_full(self.nodes.len(), self.max_nodes, MOST_FRAMES)
-                || is_full(self.frames.len(), MAX_FRAMES, MOST_FRAMES)
-                || is_full(self.rows.len(), MAX_ROWS, 1)
-                || is_full(self.attributions.len(), MAX_ROWS, 1))
+        let need = MOST_FRAMES.min(self.max_nodes / 4);
+        self.counters.samples >= self.prune_after
+            && (self.nodes.len() + need > self.max_nodes
+                || self.frames.len() + need > MAX_FRAMES
+                || self.rows.len() + 1 > MAX_ROWS
+                || self.attributions.len() + 1 > MAX_ROWS)
     }
 
-    /// Frees half of the room, by as little as that needs: stacks of few samples lose their leaf end ([`RowKey::is_cut`]), to
-    /// the frame that they share with enough others; and where rows are scarce, those of few samples lose their thread and
-    /// their trace. No sample is lost, and what has many samples stays as it is.
+    /// Frees about half of what is scarce, by as little as that needs. Where nodes or frames are, stacks of few samples lose
+    /// their leaf end ([`RowKey::is_cut`](super::RowKey::is_cut)), down to the frame that they share with enough others.
+    /// Where rows are, those of few samples are counted by program, and their stacks are cut as well. No sample is lost, and
+    /// what has many samples stays as it is.
     ///
     /// Every [`StackId`] that was given out before is void.
-    pub fn prune(&mut self) {
+    pub(crate) fn prune(&mut self) -> DroppedCallers {
+        self.prune_after = self.counters.samples + PAUSE;
+        self.is_crowded = true;
         let weights = self.weights();
-        let mut least = 2;
-        while least < MOST_SAMPLES && !self.has_room_for(&weights, least) {
-            least *= 2;
+        let nodes = Histogram::of(weights.iter().copied());
+        let is_scarce = |used: usize, room: usize| used > room - room / 4;
+        let mut least = 0;
+        if is_scarce(self.nodes.len(), self.max_nodes) {
+            least = nodes.least_for(self.max_nodes / 2);
         }
-        let stacks = self.keep_stacks(&weights, least);
+        if is_scarce(self.frames.len(), MAX_FRAMES) {
+            let frames = Histogram::of(self.heaviest_of_each_frame(&weights));
+            least = least.max(frames.least_for(MAX_FRAMES / 2));
+        }
         let mut least_row = 0;
-        loop {
-            let (rows, attributions) = self.keep_rows(&stacks, least_row);
-            if rows.len() <= MAX_ROWS / 2 && attributions.len() <= MAX_ROWS / 2 {
-                (self.rows, self.attributions) = (rows, attributions);
-                break;
-            }
-            least_row = (least_row * 2).max(2);
-            if least_row > MOST_SAMPLES {
-                (self.rows, self.attributions) = (rows, attributions);
-                self.is_exhausted = true;
-                break;
-            }
+        if is_scarce(self.rows.len().max(self.attributions.len()), MAX_ROWS) {
+            let rows = Histogram::of(self.rows.values().map(|tally| tally.samples));
+            least_row = rows.least_for(MAX_ROWS / 4);
         }
-        let is_cut = |(row, tally): (&RowKey, &Tally)| row.is_cut.then_some(tally.samples);
-        self.counters.cut_short = self.rows.iter().filter_map(is_cut).sum();
+        let least_of_rare = least.max(nodes.least_for(COARSE_NODES));
+        let stacks = self.keep_stacks(&weights, least, least_of_rare);
+        self.keep_rows(&stacks, least_row)
     }
 
-    /// For each node the samples at it and above it, and those for which it is a caller's.
+    /// For each node the number of samples at it and above it, and of those for which it is a caller's.
     fn weights(&self) -> Vec<u64> {
         let mut weights = vec![0u64; self.nodes.len()];
         let mut add = |stack: StackId, samples: u64| {
@@ -81,34 +106,29 @@ impl Window {
         weights
     }
 
-    fn has_room_for(&self, weights: &[u64], least: u64) -> bool {
-        let mut is_used = vec![false; self.frames.len()];
-        let (mut nodes, mut frames) = (0, 0);
-        for (node, _) in self
-            .nodes
-            .iter()
-            .zip(weights)
-            .filter(|(_, weight)| **weight >= least)
-        {
-            nodes += 1;
-            frames += usize::from(!std::mem::replace(&mut is_used[node.frame as usize], true));
+    /// For each frame the weight of its heaviest node.
+    fn heaviest_of_each_frame(&self, weights: &[u64]) -> impl Iterator<Item = u64> {
+        let mut heaviest = vec![0; self.frames.len()];
+        for (node, weight) in self.nodes.iter().zip(weights) {
+            let known = &mut heaviest[node.frame as usize];
+            *known = (*known).max(*weight);
         }
-        nodes <= self.max_nodes / 2 && frames <= MAX_FRAMES / 2
+        heaviest.into_iter()
     }
 
-    /// Keeps nodes of as many samples at least. What each node has become: the same, or the nearest that was kept.
-    fn keep_stacks(&mut self, weights: &[u64], least: u64) -> Vec<KeptStack> {
+    /// Keeps the nodes of at least `least` samples. Returns what each node has become: for other rows, and for rare ones.
+    fn keep_stacks(&mut self, weights: &[u64], least: u64, least_of_rare: u64) -> Vec<KeptNode> {
         let mut frames = IndexSet::with_hasher(RandomState::default());
         let mut nodes: IndexSet<Node, RandomState> = IndexSet::default();
-        let mut kept: Vec<KeptStack> = Vec::with_capacity(self.nodes.len());
+        let mut kept: Vec<KeptNode> = Vec::with_capacity(self.nodes.len());
         for (node, weight) in self.nodes.iter().zip(weights) {
-            let parent = kept_stack(&kept, node.parent);
-            kept.push(match *weight >= least {
-                // Its parent has at least as many.
+            let parent = kept_node(&kept, node.parent);
+            // The parent has at least as many samples, so it was kept as well.
+            let own = match *weight >= least {
                 true => {
                     let frame = frames.insert_full(self.frames[node.frame as usize]).0 as u32;
                     let node = Node {
-                        parent: parent.stack,
+                        parent: parent.own.stack,
                         frame,
                     };
                     KeptStack {
@@ -116,52 +136,130 @@ impl Window {
                         is_cut: false,
                     }
                 }
-                false => KeptStack {
-                    stack: parent.stack,
-                    is_cut: true,
-                },
-            });
+                false => parent.own.cut(),
+            };
+            let rare = match *weight >= least_of_rare {
+                true => own,
+                false => parent.rare.cut(),
+            };
+            kept.push(KeptNode { own, rare });
         }
         (self.frames, self.nodes) = (frames, nodes);
         kept
     }
 
-    /// The rows with the stacks that were kept. Those of fewer samples than `least` lose their thread and their trace.
-    fn keep_rows(
-        &self,
-        stacks: &[KeptStack],
-        least: u64,
-    ) -> (IndexMap<RowKey, Tally>, IndexSet<Attribution>) {
-        let mut rows: IndexMap<RowKey, Tally> = IndexMap::new();
-        let mut attributions = IndexSet::new();
-        let mut kept: HashMap<(u32, bool), u32> = HashMap::new();
-        for (row, tally) in &self.rows {
-            let mut row = *row;
+    /// The rows with the stacks that were kept. Those of fewer samples than `least` are counted by program.
+    fn keep_rows(&mut self, stacks: &[KeptNode], least: u64) -> DroppedCallers {
+        let rows = std::mem::take(&mut self.rows);
+        let old = std::mem::take(&mut self.attributions);
+        let mut kept = Rows::with_capacity_and_hasher(rows.len() / 2, RandomState::default());
+        let mut dropped = DroppedCallers::default();
+        // By index, for rows that are rare and for the others.
+        let mut known = [vec![None; old.len()], vec![None; old.len()]];
+        let mut pruned = Pruned {
+            cut_short: 0,
+            ..self.counters.pruned
+        };
+        for (mut row, tally) in rows {
             let is_rare = tally.samples < least;
-            let stack = kept_stack(stacks, row.stack);
+            let node = kept_node(stacks, row.stack);
+            let stack = if is_rare { node.rare } else { node.own };
             row.stack = stack.stack;
             row.is_cut |= stack.is_cut;
-            row.attribution = row.attribution.and_then(|index| {
-                if let Some(known) = kept.get(&(index, is_rare)) {
-                    return Some(*known);
+            if let Some(index) = row.attribution {
+                let index = index as usize;
+                let attribution = &old[index];
+                let is_dropped = caller_stack(attribution)
+                    .is_some_and(|stack| kept_node(stacks, stack).own.is_cut);
+                if is_dropped {
+                    dropped.add(attribution, tally.samples);
                 }
-                let attribution = self.attributions.get_index(index as usize)?;
-                let mut attribution = keep_attribution(attribution, stacks);
-                if is_rare {
-                    attribution.trace = Default::default();
+                let new = &mut known[usize::from(is_rare)][index];
+                if new.is_none() {
+                    let mut attribution = keep_attribution(attribution, stacks);
+                    if is_rare {
+                        attribution = self.by_program(attribution);
+                    }
+                    *new = Some(self.attributions.insert_full(attribution).0 as u32);
                 }
-                let new = attributions.insert_full(attribution).0 as u32;
-                kept.insert((index, is_rare), new);
-                Some(new)
-            });
-            if is_rare {
+                row.attribution = *new;
+            }
+            if is_rare && self.is_one(row.process) {
+                pruned.by_program += tally.samples;
+                row.process = self.program_of(row.process);
                 (row.tid, row.thread_name) = (0, [0; 16]);
             }
-            let known = rows.entry(row).or_default();
-            known.samples += tally.samples;
-            known.executions += tally.executions;
+            if row.is_cut {
+                pruned.cut_short += tally.samples;
+            }
+            let sum = kept.entry(row).or_default();
+            sum.samples += tally.samples;
+            sum.executions += tally.executions;
         }
-        (rows, attributions)
+        self.rows = kept;
+        self.counters.pruned = pruned;
+        dropped
+    }
+
+    /// An attribution that says nothing of a single process or connection.
+    fn by_program(&mut self, attribution: Attribution) -> Attribution {
+        let backend = attribution.backend.map(|backend| {
+            let mut backend = Backend::clone(&backend);
+            (backend.application, backend.client) = (Arc::from(""), Arc::from(""));
+            if let Caller::Known { process, .. }
+            | Caller::Partial { process, .. }
+            | Caller::Process { process, .. } = &mut backend.caller
+            {
+                *process = self.program_of(*process);
+            }
+            Arc::new(backend)
+        });
+        Attribution {
+            trace: TraceContext::default(),
+            backend,
+        }
+    }
+
+    /// The entry of the program that a process runs.
+    fn program_of(&mut self, process: ProcessIndex) -> ProcessIndex {
+        let Some(process) = self.processes.get(process.0 as usize) else {
+            return process;
+        };
+        let (name, exe) = (process.name.clone(), process.exe.clone());
+        self.program(&name, &exe)
+    }
+}
+
+/// How many things have how many samples.
+struct Histogram {
+    /// By the number of samples; the last slot has what has more.
+    counts: Vec<usize>,
+    total: usize,
+}
+
+impl Histogram {
+    /// Samples from which on they are not told apart.
+    const MOST: usize = 1 << 16;
+
+    fn of(samples: impl Iterator<Item = u64>) -> Histogram {
+        let mut counts = vec![0; Self::MOST + 1];
+        let mut total = 0;
+        for samples in samples {
+            counts[usize::try_from(samples).map_or(Self::MOST, |n| n.min(Self::MOST))] += 1;
+            total += 1;
+        }
+        Histogram { counts, total }
+    }
+
+    /// The smallest number of samples that at most `room` things have.
+    fn least_for(&self, room: usize) -> u64 {
+        let mut left = self.total;
+        let mut least = 0;
+        while left > room && least < Self::MOST {
+            left -= self.counts[least];
+            least += 1;
+        }
+        least as u64
     }
 }
 
@@ -173,12 +271,44 @@ struct KeptStack {
     is_cut: bool,
 }
 
-fn kept_stack(kept: &[KeptStack], stack: StackId) -> KeptStack {
+impl KeptStack {
+    fn cut(self) -> KeptStack {
+        KeptStack {
+            is_cut: true,
+            ..self
+        }
+    }
+}
+
+/// What the stack that ends in a node has become.
+#[derive(Clone, Copy, Debug)]
+struct KeptNode {
+    /// For rows that are not rare.
+    own: KeptStack,
+    /// For rare rows.
+    rare: KeptStack,
+}
+
+fn kept_node(kept: &[KeptNode], stack: StackId) -> KeptNode {
     let empty = KeptStack {
         stack: StackId::EMPTY,
         is_cut: false,
     };
-    kept.get(stack.0 as usize).copied().unwrap_or(empty)
+    kept.get(stack.0 as usize).copied().unwrap_or(KeptNode {
+        own: empty,
+        rare: empty,
+    })
+}
+
+impl DroppedCallers {
+    fn add(&mut self, attribution: &Attribution, samples: u64) {
+        let caller = attribution.backend.as_ref().map(|backend| &backend.caller);
+        match caller {
+            Some(Caller::Known { .. }) => self.known += samples,
+            Some(Caller::Partial { .. }) => self.partial += samples,
+            _ => {}
+        }
+    }
 }
 
 fn caller_stack(attribution: &Attribution) -> Option<StackId> {
@@ -189,36 +319,34 @@ fn caller_stack(attribution: &Attribution) -> Option<StackId> {
 }
 
 /// A caller's stack is kept whole or not at all: its leaf end says who asked.
-fn keep_attribution(attribution: &Attribution, stacks: &[KeptStack]) -> Attribution {
-    let Some(backend) = &attribution.backend else {
+fn keep_attribution(attribution: &Attribution, stacks: &[KeptNode]) -> Attribution {
+    let (Some(backend), Some(stack)) = (&attribution.backend, caller_stack(attribution)) else {
         return attribution.clone();
     };
-    let mut caller = backend.caller.clone();
-    if let Caller::Known { process, stack } | Caller::Partial { process, stack, .. } = &mut caller {
-        let kept = kept_stack(stacks, *stack);
-        *stack = kept.stack;
-        if kept.is_cut {
-            caller = Caller::Process {
+    let kept = kept_node(stacks, stack).own;
+    let mut backend = Backend::clone(backend);
+    match &mut backend.caller {
+        Caller::Known { process, .. } | Caller::Partial { process, .. } if kept.is_cut => {
+            backend.caller = Caller::Process {
                 process: *process,
                 reason: Unknown::Lost,
             };
         }
+        Caller::Known { stack, .. } | Caller::Partial { stack, .. } => *stack = kept.stack,
+        Caller::None | Caller::Process { .. } | Caller::Unknown(_) => {}
     }
     Attribution {
         trace: attribution.trace,
-        backend: Some(Arc::new(Backend {
-            caller,
-            ..Backend::clone(backend)
-        })),
+        backend: Some(Arc::new(backend)),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use agent_ebpf::sample::{Outcome, TraceContext};
+    use agent_ebpf::sample::Outcome;
 
     use super::*;
-    use crate::profile::{Frame, ModuleId, Phase, ProcessIndex, RawSample, WaitEvent};
+    use crate::profile::{Frame, ModuleId, Phase, Process, RawSample, WaitEvent};
 
     fn frame(address: u64) -> Frame {
         Frame {
@@ -241,6 +369,25 @@ mod tests {
         }
     }
 
+    fn attribution(caller: Caller) -> Attribution {
+        Attribution {
+            trace: TraceContext::default(),
+            backend: Some(Arc::new(Backend {
+                kind: Arc::from("client backend"),
+                port: 0,
+                query: None,
+                phase: Phase::Executing,
+                state: "active",
+                wait: WaitEvent::default(),
+                database: Arc::from(""),
+                user: Arc::from(""),
+                application: Arc::from(""),
+                client: Arc::from(""),
+                caller,
+            })),
+        }
+    }
+
     fn addresses(window: &Window, stack: StackId) -> Vec<u64> {
         let frames: Vec<Frame> = window.frames().copied().collect();
         window.stack(stack).map(|f| frames[f].address).collect()
@@ -249,36 +396,42 @@ mod tests {
     /// However many stacks come, the frequent ones stay whole, each sample is counted, and there is room for new ones.
     #[test]
     fn rare_stacks_are_cut() {
-        let mut window = Window::with_max_nodes(10_000);
+        const STACKS: u64 = 4 * MAX_FRAMES as u64;
+        let mut window = Window::new();
         let heavy = [frame(3), frame(2), frame(1)];
-        for number in 0..100_000 {
+        for number in 0..STACKS {
             if window.is_nearly_full() {
                 window.prune();
-                assert!(window.nodes.len() <= 5_000);
+                assert!(window.frames.len() <= MAX_FRAMES / 2);
             }
             window.add(&sample(&[frame(1_000_000 + number), frame(2), frame(1)], 1));
             window.add(&sample(&heavy, 1));
         }
-        assert!(!window.is_exhausted);
         assert_eq!(window.counters().stack_table_full, 0);
         let total: u64 = window.rows().map(|(_, tally)| tally.samples).sum();
-        assert_eq!(total, 200_000);
+        assert_eq!(total, 2 * STACKS);
         let of = |wanted: &[u64], cut: bool| {
             let rows = window.rows();
             let found = rows.filter(|(row, _)| row.is_cut == cut);
             let found = found.filter(|(row, _)| addresses(&window, row.stack) == wanted);
             found.map(|(_, tally)| tally.samples).sum::<u64>()
         };
-        assert_eq!(of(&[3, 2, 1], false), 100_000);
-        assert!(of(&[2, 1], true) > 90_000);
-        assert_eq!(of(&[2, 1], true), window.counters().cut_short);
+        assert_eq!(of(&[3, 2, 1], false), STACKS);
+        assert!(of(&[2, 1], true) > STACKS * 3 / 4);
+        assert_eq!(of(&[2, 1], true), window.counters().pruned.cut_short);
         assert_eq!(window.frames().len(), window.rows().len() + 1);
     }
 
-    /// Where rows are scarce, the rare ones lose their threads, and the others keep them.
+    /// Where rows are scarce, the rare ones are counted by program, and the others stay as they are.
     #[test]
-    fn rare_rows_lose_their_thread() {
+    fn rare_rows_are_counted_by_program() {
         let mut window = Window::new();
+        window.add_process(Process {
+            pid: 7,
+            name: "many".to_owned(),
+            exe: "/bin/many".to_owned(),
+            service: String::new(),
+        });
         let stack = [frame(1)];
         for tid in 1..=2 * MAX_ROWS as u32 {
             if window.is_nearly_full() {
@@ -294,38 +447,66 @@ mod tests {
         };
         assert_eq!(samples(1), Some(1 + 2 * MAX_ROWS as u64));
         assert!(samples(0).is_some_and(|samples| samples > MAX_ROWS as u64 / 2));
+        let rare = window.rows().find(|(row, _)| row.tid == 0);
+        let process = rare.map(|(row, _)| &window.processes()[row.process.0 as usize]);
+        let process = process.map(|process| (process.pid, process.exe.as_str()));
+        assert_eq!(process, Some((0, "/bin/many")));
         assert_eq!(window.counters().stack_table_full, 0);
+    }
+
+    /// However many processes, connections, threads and stacks there are, a window has room for more.
+    #[test]
+    fn a_window_never_ends() {
+        let mut window = Window::new();
+        for number in 0..3 * MAX_ROWS as u64 {
+            if window.is_nearly_full() {
+                window.prune();
+            }
+            let process = match window.is_crowded() {
+                true => None,
+                false => window.add_process(Process {
+                    pid: 1 + number as u32,
+                    name: "backend".to_owned(),
+                    exe: "/bin/backend".to_owned(),
+                    service: String::new(),
+                }),
+            };
+            let process = process.unwrap_or_else(|| window.program("backend", "/bin/backend"));
+            let caller = Caller::Process {
+                process,
+                reason: Unknown::Budget,
+            };
+            let mut attribution = attribution(caller);
+            if let Some(backend) = attribution.backend.as_mut().and_then(Arc::get_mut) {
+                backend.application = Arc::from(format!("application {number}"));
+                backend.client = Arc::from(format!("client {number}"));
+            }
+            attribution.trace.span = number.to_le_bytes();
+            let stack = [frame(number), frame(number / 3), frame(1)];
+            window.add(&RawSample {
+                process,
+                attribution: Some(attribution),
+                ..sample(&stack, 1 + number as u32)
+            });
+        }
+        assert_eq!(window.counters().stack_table_full, 0);
+        let total: u64 = window.rows().map(|(_, tally)| tally.samples).sum();
+        assert_eq!(total, 3 * MAX_ROWS as u64);
     }
 
     /// A caller's stack that many samples have is whole after pruning; one of a rare sample is said to be lost.
     #[test]
     fn callers_are_whole_or_lost() {
         let mut window = Window::with_max_nodes(10_000);
-        let attribution = |stack| Attribution {
-            trace: TraceContext::default(),
-            backend: Some(Arc::new(Backend {
-                kind: Arc::from("client backend"),
-                port: 0,
-                query: None,
-                phase: Phase::Executing,
-                state: "active",
-                wait: WaitEvent::default(),
-                database: Arc::from(""),
-                user: Arc::from(""),
-                application: Arc::from(""),
-                client: Arc::from(""),
-                caller: Caller::Known {
-                    process: ProcessIndex(7),
-                    stack,
-                },
-            })),
-        };
         for (leaf, samples) in [(100, 1), (200, 50)] {
             let stack = window.intern(&[frame(leaf), frame(leaf + 1)], &[]);
             let stack = stack.expect("room");
             for _ in 0..samples {
                 window.add(&RawSample {
-                    attribution: Some(attribution(stack)),
+                    attribution: Some(attribution(Caller::Known {
+                        process: ProcessIndex(7),
+                        stack,
+                    })),
                     ..sample(&[frame(1)], 1)
                 });
             }
@@ -353,5 +534,54 @@ mod tests {
             }
         );
         assert_eq!(addresses(&window, *stack), [200, 201]);
+    }
+
+    /// Processes that share their stacks, so that no stack is rare but each row: they are counted by program, and only where
+    /// rows are what is scarce.
+    #[test]
+    fn rows_that_share_stacks() {
+        let mut window = Window::new();
+        let (processes, stacks) = (1 << 10, MAX_ROWS as u64 >> 10);
+        for pid in 1..=processes {
+            let process = window.add_process(Process {
+                pid,
+                name: "worker".to_owned(),
+                exe: "/bin/worker".to_owned(),
+                service: String::new(),
+            });
+            let process = process.expect("room");
+            for number in 0..stacks {
+                window.add(&RawSample {
+                    process,
+                    ..sample(&[frame(number), frame(1)], pid)
+                });
+            }
+        }
+        assert!(window.is_nearly_full());
+        window.prune();
+        assert!(window.rows.len() <= MAX_ROWS / 2);
+        assert_eq!(window.counters().pruned.by_program, MAX_ROWS as u64);
+        assert!(!window.is_nearly_full(), "it is not tried for each sample");
+    }
+
+    /// Deep stacks fill the nodes, and rows, of which there are enough, stay as they are.
+    #[test]
+    fn what_is_not_scarce_stays() {
+        let mut window = Window::new();
+        let threads = MAX_ROWS as u32 / 2;
+        for tid in 1..=threads {
+            window.add(&sample(&[frame(1)], tid));
+        }
+        let mut number = 0;
+        while !window.is_nearly_full() {
+            let deep: Vec<Frame> = (0..1000).map(|depth| frame(depth ^ number << 8)).collect();
+            window.add(&sample(&deep, 1));
+            number += 1;
+        }
+        window.prune();
+        assert!(window.nodes.len() <= window.max_nodes / 2);
+        let of_threads = window.rows().filter(|(row, _)| row.tid > 1).count();
+        assert_eq!(of_threads, threads as usize - 1);
+        assert_eq!(window.counters().pruned.by_program, 0);
     }
 }

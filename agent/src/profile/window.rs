@@ -7,6 +7,7 @@
 //! Memory at the bounds: [`MAX_STACK_NODES`] × 24 B + [`MAX_FRAMES`] × 40 B + [`MAX_ROWS`] × 100 B,
 //! together about 50 MB, plus paths and names. A minute of a busy machine needs about a tenth of that.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::hash::BuildHasher;
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use indexmap::{IndexMap, IndexSet};
 
 use super::attribution::{Attribution, Query};
 use super::ids::{ModuleId, ProcessIndex, StackId};
+use super::prune::Pruned;
 use crate::file::{FileCopy, FileVersion, OpenFile, Snapshot};
 
 /// The maximum number of distinct nodes of the stack trie (12 MB). A minute of a whole machine at work has
@@ -47,7 +49,7 @@ pub const MAX_PROGRAMS: usize = 1 << 12;
 /// Name of the process under which samples are counted once there are [`MAX_PROGRAMS`] programs.
 pub const OTHER_PROCESSES: &str = "[other processes]";
 
-/// Name of the leaf of a stack that was cut short to make room ([`Window::prune`]).
+/// Name of the leaf of a stack that was cut short to make room (see `prune.rs`).
 pub const RARE_STACKS: &str = "[rare stacks]";
 
 /// Name of the stack under which samples are counted whose own stack finds no room in a full table.
@@ -222,35 +224,44 @@ pub struct Tally {
 }
 
 /// How many samples were received, and how many were affected by a bound.
+/// The counted rows.
+pub(super) type Rows = IndexMap<RowKey, Tally, RandomState>;
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WindowCounters {
     /// Samples received.
     pub samples: u64,
     /// Samples that were counted under [`STACK_TABLE_FULL`], because a table had reached its bound.
     pub stack_table_full: u64,
-    /// Samples whose stack was cut short to make room ([`Window::prune`]).
-    pub cut_short: u64,
+    /// What making room did to samples ([`Window::is_nearly_full`]).
+    pub pruned: Pruned,
 }
 
 /// The samples of a recording so far, interned and counted in bounded memory.
 #[derive(Debug)]
 pub struct Window {
     modules: Vec<Module>,
-    processes: Vec<Process>,
+    pub(super) processes: Vec<Process>,
+    /// Entries that stand for all processes of a program, by its name and executable.
+    programs: HashMap<(String, String), ProcessIndex>,
+    /// The entry that stands for the processes of programs beyond [`MAX_PROGRAMS`].
+    others: Option<ProcessIndex>,
     /// Each frame of each sample needs two lookups. With the standard library's hasher these took a quarter
     /// of the agent's CPU time. This hasher is seeded at random as well.
     pub(super) frames: IndexSet<Frame, RandomState>,
     pub(super) nodes: IndexSet<Node, RandomState>,
-    pub(super) rows: IndexMap<RowKey, Tally>,
-    pub(super) attributions: IndexSet<Attribution>,
+    pub(super) rows: Rows,
+    pub(super) attributions: IndexSet<Attribution, RandomState>,
     queries: Vec<Query>,
     /// Samples that are counted under [`STACK_TABLE_FULL`], by process and outcome; bounded by
     /// [`MAX_PROCESSES`].
     overflow: IndexMap<(ProcessIndex, Outcome), u64>,
     pub(super) counters: WindowCounters,
     pub(super) max_nodes: usize,
-    /// Pruning makes no room any more.
-    pub(super) is_exhausted: bool,
+    /// Samples after which the window may be pruned again.
+    pub(super) prune_after: u64,
+    /// See [`Window::is_crowded`].
+    pub(super) is_crowded: bool,
 }
 
 impl Default for Window {
@@ -270,15 +281,18 @@ impl Window {
         Window {
             modules: Vec::new(),
             processes: Vec::new(),
+            programs: HashMap::new(),
+            others: None,
             frames: IndexSet::default(),
             nodes: IndexSet::default(),
-            rows: IndexMap::new(),
-            attributions: IndexSet::new(),
+            rows: Rows::default(),
+            attributions: IndexSet::default(),
             queries: Vec::new(),
             overflow: IndexMap::new(),
             counters: WindowCounters::default(),
             max_nodes: max_nodes.min(MAX_STACK_NODES),
-            is_exhausted: false,
+            prune_after: 0,
+            is_crowded: false,
         }
     }
 
@@ -296,13 +310,31 @@ impl Window {
     /// Whether new processes should be counted together by program, because there are too many of them, or
     /// because rows take half of the room. Each sample of a short-lived process is a row of its own.
     pub fn is_crowded(&self) -> bool {
-        self.processes.len() >= MAX_PROCESSES || self.rows.len() >= MAX_ROWS / 2
+        self.is_crowded || self.processes.len() >= MAX_PROCESSES || self.rows.len() >= MAX_ROWS / 2
     }
 
-    /// Adds an entry that stands for all processes of a program, given by name and executable, or, for
-    /// `None`, for all other processes. It has no pid. The caller must add at most [`MAX_PROGRAMS`].
-    pub fn add_program(&mut self, program: Option<(&str, &str)>) -> ProcessIndex {
-        let (name, exe) = program.unwrap_or((OTHER_PROCESSES, ""));
+    /// The entry that stands for all processes of a program, given by name and executable. It has no pid. Beyond
+    /// [`MAX_PROGRAMS`] it is the one that stands for all other processes.
+    pub fn program(&mut self, name: &str, exe: &str) -> ProcessIndex {
+        let key = (name.to_owned(), exe.to_owned());
+        if let Some(index) = self.programs.get(&key) {
+            return *index;
+        }
+        if self.programs.len() >= MAX_PROGRAMS {
+            return match self.others {
+                Some(index) => index,
+                None => {
+                    let index = self.push_program(OTHER_PROCESSES, "");
+                    *self.others.insert(index)
+                }
+            };
+        }
+        let index = self.push_program(name, exe);
+        self.programs.insert(key, index);
+        index
+    }
+
+    fn push_program(&mut self, name: &str, exe: &str) -> ProcessIndex {
         self.processes.push(Process {
             pid: 0,
             name: name.to_owned(),
@@ -312,8 +344,13 @@ impl Window {
         ProcessIndex(self.processes.len() as u32 - 1)
     }
 
+    /// The number of programs some of whose processes are counted together.
+    pub fn programs(&self) -> usize {
+        self.programs.len()
+    }
+
     /// Whether an entry stands for a single process.
-    fn is_one(&self, index: ProcessIndex) -> bool {
+    pub(super) fn is_one(&self, index: ProcessIndex) -> bool {
         let process = self.processes.get(index.0 as usize);
         process.is_none_or(|process| process.pid != 0)
     }
@@ -541,7 +578,7 @@ mod tests {
             WindowCounters {
                 samples: 3,
                 stack_table_full: 1,
-                cut_short: 0
+                pruned: Pruned::default()
             }
         );
     }

@@ -9,7 +9,9 @@ use agent_ebpf::counters::Counter;
 
 use super::{Config, Recording, Session, open_window::OpenWindow};
 use crate::cost::{self, max_rss_bytes};
-use crate::profile::{AttributionStats, RecordingMeta, Runtime, StackCopies, Unknown};
+use crate::profile::{
+    AttributionStats, Pruned, RARE_STACKS, RecordingMeta, Runtime, StackCopies, Unknown,
+};
 
 /// When a recording was made, and how it ended.
 pub struct Course {
@@ -145,18 +147,27 @@ impl Session {
             ));
         }
         self.note_files(runtime, filled);
-        if filled.places.programs() > 0 {
+        if filled.places.window.programs() > 0 {
             runtime.note(format!(
                 "so many processes or rows were recorded that processes of {} programs which came later have no pid \
                  and are counted together by program",
-                filled.places.programs()
+                filled.places.window.programs()
             ));
         }
-        let cut_short = filled.places.window.counters().cut_short;
+        let Pruned {
+            cut_short,
+            by_program,
+        } = filled.places.window.counters().pruned;
         if cut_short > 0 {
             runtime.note(format!(
-                "more distinct stacks than there is room for: {cut_short} samples of rare ones lost their leaf end, which is shown as {}",
-                crate::profile::RARE_STACKS
+                "more distinct stacks than there is room for: {cut_short} samples of rare ones lost their leaf end, which is shown as \
+                 {RARE_STACKS}"
+            ));
+        }
+        if by_program > 0 {
+            runtime.note(format!(
+                "more processes, threads and connections than there is room for: {by_program} samples of rare ones are counted by \
+                 program"
             ));
         }
         if self.tables.servers.refused > 0 {

@@ -191,7 +191,7 @@ impl Ingest {
         servers: &Servers,
     ) -> Option<TableRequest> {
         let header = &sample.header;
-        self.open.places.make_room();
+        self.open.make_room();
         let mut kernel = std::mem::take(&mut self.kernel_frames);
         kernel.clear();
         if sample.header.kernel_frames > 0 {

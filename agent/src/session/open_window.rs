@@ -1,12 +1,12 @@
 //! The window that is being filled.
 
-use std::{collections::HashMap, path::Path, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use crate::{
     postgres::{Counts, KnownSend, complete_workers},
     profile::{
-        Caller, Frame, MAX_MODULES, MAX_PROGRAMS, Module, ModuleId, ModuleKey, ProcessIndex, Query,
-        SharedFrame, SharedModule, SharedProcess, SharedStack, Source, StackId, Unknown, Window,
+        Caller, Frame, MAX_MODULES, Module, ModuleId, ModuleKey, ProcessIndex, Query, SharedFrame,
+        SharedModule, SharedProcess, SharedStack, Source, StackId, Unknown, Window,
     },
     query::{self, TextMode, Texts},
 };
@@ -41,6 +41,15 @@ impl OpenWindow {
         }
     }
 
+    /// Sees to it that the next sample finds room. Called when nobody holds a stack's index but the window.
+    pub fn make_room(&mut self) {
+        if self.places.window.is_nearly_full() {
+            let dropped = self.places.window.prune();
+            self.places.callers.clear();
+            self.counts.drop_callers(dropped);
+        }
+    }
+
     /// Gives the silent samples of parallel workers what they were for, when all samples were added.
     pub fn complete_workers(&mut self) {
         complete_workers(&mut self.places.window, &mut self.counts);
@@ -69,12 +78,8 @@ pub struct Places {
     unknown_module: ModuleId,
     /// By incarnation.
     processes: HashMap<u64, ProcessIndex>,
-    /// Those that stand for all processes of a program, by its name and path.
-    programs: HashMap<(String, PathBuf), ProcessIndex>,
-    /// Stands for the processes of programs for which there was no room.
-    others: Option<ProcessIndex>,
     /// Stacks of callers that were placed, by their address in memory, which is theirs as long as they are held here.
-    callers: HashMap<*const SharedFrame, (SharedStack, Option<StackId>)>,
+    callers: HashMap<*const SharedFrame, (SharedStack, StackId)>,
 }
 
 impl Places {
@@ -90,17 +95,7 @@ impl Places {
             modules,
             unknown_module,
             processes: HashMap::new(),
-            programs: HashMap::new(),
-            others: None,
             callers: HashMap::new(),
-        }
-    }
-
-    /// Sees to it that the next sample finds room. Called when nobody holds a stack's index but the window.
-    pub fn make_room(&mut self) {
-        if self.window.is_nearly_full() {
-            self.window.prune();
-            self.callers.clear();
         }
     }
 
@@ -144,29 +139,8 @@ impl Places {
                 self.processes.insert(shared.incarnation, index);
                 index
             }
-            None => self.program(&process.name, Path::new(&process.exe)),
+            None => self.window.program(&process.name, &process.exe),
         }
-    }
-
-    /// Stands for all processes of a program that are not told apart.
-    pub fn program(&mut self, name: &str, exe: &Path) -> ProcessIndex {
-        let key = (name.to_owned(), exe.to_owned());
-        if let Some(index) = self.programs.get(&key) {
-            return *index;
-        }
-        if self.programs.len() >= MAX_PROGRAMS {
-            let window = &mut self.window;
-            return *self.others.get_or_insert_with(|| window.add_program(None));
-        }
-        let path = exe.to_string_lossy();
-        let index = self.window.add_program(Some((name, &path)));
-        self.programs.insert(key, index);
-        index
-    }
-
-    /// Programs whose processes were not all told apart.
-    pub fn programs(&self) -> usize {
-        self.programs.len()
     }
 
     /// Corrects the service of a process that is in this window.
@@ -192,7 +166,7 @@ impl Places {
 
     fn stack(&mut self, shared: &SharedStack) -> Option<StackId> {
         if let Some((_, stack)) = self.callers.get(&shared.as_ptr()) {
-            return *stack;
+            return Some(*stack);
         }
         let frames: Vec<Frame> = shared
             .iter()
@@ -203,11 +177,14 @@ impl Places {
             })
             .collect();
         let stack = self.window.intern(&frames, &[]);
-        if self.callers.len() >= MAX_PLACED {
-            self.callers.clear();
+        // There may be room again later, so what found none is not remembered.
+        if let Some(stack) = stack {
+            if self.callers.len() >= MAX_PLACED {
+                self.callers.clear();
+            }
+            self.callers
+                .insert(shared.as_ptr(), (Arc::clone(shared), stack));
         }
-        self.callers
-            .insert(shared.as_ptr(), (Arc::clone(shared), stack));
         stack
     }
 }

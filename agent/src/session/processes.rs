@@ -102,7 +102,8 @@ impl Processes {
         }
         // What is counted by its program is not asked for anything.
         if places.window.is_crowded() {
-            return places.program(&process.name, &process.exe);
+            let exe = process.exe.to_string_lossy();
+            return places.window.program(&process.name, &exe);
         }
         let ask = process.forked.map(|forked| forked.saturating_add(SETTLED));
         let ask = ask.filter(|ask| time < *ask);
@@ -277,7 +278,7 @@ mod tests {
             index(pid, &format!("program {pid}"));
         }
         assert_eq!(index(gone - 4, "c"), index(gone - 5, "d"));
-        assert_eq!(places.programs(), MAX_PROGRAMS);
+        assert_eq!(places.window.programs(), MAX_PROGRAMS);
         for tid in [5, 6] {
             places.window.add(&sample(late, tid));
         }
