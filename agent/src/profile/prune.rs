@@ -1,4 +1,5 @@
-//! Makes room in a [`Window`] that is nearly full: rare stacks are cut short, so that new ones are still counted whole.
+//! Makes room in a [`Window`] that is nearly full: rare stacks are cut short, so that new stacks are still
+//! counted in full.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,14 +11,16 @@ use super::attribution::{Attribution, Backend, Caller, Unknown};
 use super::ids::StackId;
 use super::window::{MAX_FRAMES, MAX_ROWS, Node, RowKey, Tally, Window};
 
-/// Frames that one sample can need: those of its own two stacks, and of its caller's.
+/// Maximum number of frames that one sample can need: those of its own kernel and user stacks, and those of
+/// its caller's stack.
 const MOST_FRAMES: usize = 2048;
 
-/// Stacks of fewer samples than this are never asked to make room for others: a window that is full of such is full.
+/// Stacks with at least this many samples are never cut short. A window in which every stack has so many
+/// samples is full.
 const MOST_SAMPLES: u64 = 1 << 20;
 
 impl Window {
-    /// Whether the next sample may find no room.
+    /// Whether there may be no room for the next sample.
     pub fn is_nearly_full(&self) -> bool {
         let is_full = |used: usize, room: usize, need: usize| used + need > room;
         !self.is_exhausted
@@ -27,11 +30,12 @@ impl Window {
                 || is_full(self.attributions.len(), MAX_ROWS, 1))
     }
 
-    /// Frees half of the room, by as little as that needs: stacks of few samples lose their leaf end ([`RowKey::is_cut`]), to
-    /// the frame that they share with enough others; and where rows are scarce, those of few samples lose their thread and
-    /// their trace. No sample is lost, and what has many samples stays as it is.
+    /// Frees at least half of the room with the least possible loss. Stacks with few samples lose their
+    /// leaf end ([`RowKey::is_cut`]), up to the frame that they share with enough other samples. If rows
+    /// are scarce, those with few samples lose their thread and their trace. No sample is lost, and stacks
+    /// and rows with many samples stay as they are.
     ///
-    /// Every [`StackId`] that was given out before is void.
+    /// Every [`StackId`] that was returned before is invalid afterwards.
     pub fn prune(&mut self) {
         let weights = self.weights();
         let mut least = 2;
@@ -57,7 +61,8 @@ impl Window {
         self.counters.cut_short = self.rows.iter().filter_map(is_cut).sum();
     }
 
-    /// For each node the samples at it and above it, and those for which it is a caller's.
+    /// The weight of each node: the number of samples whose stack, or whose caller's stack, ends at the
+    /// node or passes through it.
     fn weights(&self) -> Vec<u64> {
         let mut weights = vec![0u64; self.nodes.len()];
         let mut add = |stack: StackId, samples: u64| {
@@ -71,7 +76,7 @@ impl Window {
                 add(stack, tally.samples);
             }
         }
-        // A node comes after its parent.
+        // Every node comes after its parent.
         for index in (0..weights.len()).rev() {
             let parent = self.nodes[index].parent.0 as usize;
             if parent < index {
@@ -96,7 +101,8 @@ impl Window {
         nodes <= self.max_nodes / 2 && frames <= MAX_FRAMES / 2
     }
 
-    /// Keeps nodes of as many samples at least. What each node has become: the same, or the nearest that was kept.
+    /// Keeps the nodes with at least `least` samples. Returns for each node what it has become: the same
+    /// node, or the nearest ancestor that was kept.
     fn keep_stacks(&mut self, weights: &[u64], least: u64) -> Vec<KeptStack> {
         let mut frames = IndexSet::with_hasher(RandomState::default());
         let mut nodes: IndexSet<Node, RandomState> = IndexSet::default();
@@ -104,7 +110,7 @@ impl Window {
         for (node, weight) in self.nodes.iter().zip(weights) {
             let parent = kept_stack(&kept, node.parent);
             kept.push(match *weight >= least {
-                // Its parent has at least as many.
+                // Its parent has at least as many samples, so it was kept too.
                 true => {
                     let frame = frames.insert_full(self.frames[node.frame as usize]).0 as u32;
                     let node = Node {
@@ -126,7 +132,8 @@ impl Window {
         kept
     }
 
-    /// The rows with the stacks that were kept. Those of fewer samples than `least` lose their thread and their trace.
+    /// The rows and attributions with the stacks that were kept. Rows with fewer samples than `least` lose
+    /// their thread and their trace.
     fn keep_rows(
         &self,
         stacks: &[KeptStack],
@@ -165,7 +172,7 @@ impl Window {
     }
 }
 
-/// What a stack has become.
+/// What a stack has become by pruning.
 #[derive(Clone, Copy, Debug)]
 struct KeptStack {
     stack: StackId,
@@ -188,7 +195,8 @@ fn caller_stack(attribution: &Attribution) -> Option<StackId> {
     }
 }
 
-/// A caller's stack is kept whole or not at all: its leaf end says who asked.
+/// Converts an attribution to the stacks that were kept. A caller's stack is kept whole or not at all,
+/// because its leaf end shows which code sent the statement.
 fn keep_attribution(attribution: &Attribution, stacks: &[KeptStack]) -> Attribution {
     let Some(backend) = &attribution.backend else {
         return attribution.clone();
@@ -246,7 +254,8 @@ mod tests {
         window.stack(stack).map(|f| frames[f].address).collect()
     }
 
-    /// However many stacks come, the frequent ones stay whole, each sample is counted, and there is room for new ones.
+    /// However many stacks are added, the frequent ones stay whole, every sample is counted, and there is
+    /// room for new ones.
     #[test]
     fn rare_stacks_are_cut() {
         let mut window = Window::with_max_nodes(10_000);
@@ -275,7 +284,7 @@ mod tests {
         assert_eq!(window.frames().len(), window.rows().len() + 1);
     }
 
-    /// Where rows are scarce, the rare ones lose their threads, and the others keep them.
+    /// If rows are scarce, the rare ones lose their thread, and the others keep it.
     #[test]
     fn rare_rows_lose_their_thread() {
         let mut window = Window::new();
@@ -297,7 +306,8 @@ mod tests {
         assert_eq!(window.counters().stack_table_full, 0);
     }
 
-    /// A caller's stack that many samples have is whole after pruning; one of a rare sample is said to be lost.
+    /// A caller's stack with many samples is still whole after pruning; that of a rare sample is reported
+    /// as lost.
     #[test]
     fn callers_are_whole_or_lost() {
         let mut window = Window::with_max_nodes(10_000);
