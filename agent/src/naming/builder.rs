@@ -63,8 +63,8 @@ impl Builder {
         id
     }
 
-    /// A location that does not stand for code. It is in a module of its own, or in the module for its
-    /// kind.
+    /// A location that does not stand for code. It is in a module of its own, or in the module for its kind
+    /// (process, query, caller).
     pub fn mark(&mut self, module: &str, name: &str) -> LocationId {
         let mapping = self.mapping(module, None, false);
         let lines = self.lines(&[NamedFunction {

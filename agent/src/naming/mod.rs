@@ -4,9 +4,9 @@
 //! (`postgres+0x31e800`), and such frames are counted separately. Memory stays moderate, because modules
 //! are named one after the other, and what was read for a module is dropped before the next.
 //!
-//! The files come from other users and may be hostile. The agent therefore reads none of them itself. It
-//! asks a child process that runs under resource limits ([`Namer`], [`serve_names`]), looks names up by
-//! [`crate::symbolize`], and is killed when it takes too long.
+//! The files come from other users and may be hostile. The agent therefore reads none of them itself, but
+//! asks a child process ([`Namer`], [`serve_names`]). The child runs under resource limits, looks names up
+//! by [`crate::symbolize`], and is killed when it takes too long.
 
 mod builder;
 mod child;

@@ -26,7 +26,7 @@ pub struct Progress<'a> {
     pub module: &'a str,
 }
 
-/// Names every frame of the window, in this process. For files that are known to be harmless.
+/// Names every frame of the window, in this process. Only for files that are known to be harmless.
 ///
 /// This cannot fail. Frames of files that cannot be read are named by module and address, and a note in
 /// [`Runtime::notes`] says so.

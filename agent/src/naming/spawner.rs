@@ -66,8 +66,7 @@ impl Spawner {
         })
     }
 
-    /// Starts a namer with this standard input. It is killed when this is dropped, if it has not ended
-    /// before.
+    /// Starts a namer with this standard input. If it still runs when the spawner is dropped, it is killed.
     pub(super) fn namer(&self, input: OwnedFd) -> io::Result<Child> {
         wire::send(&self.inputs, &[0], &[input.as_fd()])?;
         self.requests.send(()).map_err(io::Error::other)?;

@@ -30,10 +30,10 @@ impl Window {
                 || is_full(self.attributions.len(), MAX_ROWS, 1))
     }
 
-    /// Frees at least half of the room with the least possible loss. Stacks with few samples lose their
-    /// leaf end ([`RowKey::is_cut`]), up to the frame that they share with enough other samples. If rows
-    /// are scarce, those with few samples lose their thread and their trace. No sample is lost, and stacks
-    /// and rows with many samples stay as they are.
+    /// Frees half of the room, if possible, with the least loss. Stacks with few samples lose their leaf
+    /// end ([`RowKey::is_cut`]), up to the frame that they share with enough other samples. If rows are
+    /// scarce, those with few samples lose their thread and their trace. No sample is lost, and stacks and
+    /// rows with many samples stay as they are.
     ///
     /// Every [`StackId`] that was returned before is invalid afterwards.
     pub fn prune(&mut self) {

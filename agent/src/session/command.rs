@@ -51,8 +51,8 @@ impl HeldCommand {
         // live until the exec.
         unsafe {
             child.pre_exec(move || {
-                // With this copy open, the read below would not end if the agent exits without releasing
-                // the command.
+                // If the child kept this copy of the pipe's writing end open, the read below would never
+                // end if the agent exited without releasing the command.
                 libc::close(release_fd);
                 let pid = libc::getpid().to_le_bytes();
                 libc::write(pid_fd, pid.as_ptr().cast(), pid.len());

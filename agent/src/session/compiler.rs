@@ -24,8 +24,8 @@ use crate::{
     unwind::{self, Table},
 };
 
-/// How long compiling a table may take. That of Debian's Chromium, with 4 million rows, takes half a second
-/// on the development machine.
+/// How long compiling a table may take. That of Debian's Chromium, with 4 million rows, takes about half a
+/// second.
 const BUDGET: Duration = Duration::from_secs(10);
 
 /// How long the thread may take to react after that. A thread that does not react is blocked on a file.

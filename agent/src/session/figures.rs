@@ -45,7 +45,7 @@ impl Session {
         let count = |counter| self.kernel.counter(counter);
         log::debug!(
             "kernel: {} samples, {} ns by its own clock, {} user frames, {} processes without room; {} stacks \
-             continued here; {} blocks in use; {} files unreadable",
+             continued in user space; {} blocks in use; {} files unreadable",
             count(Counter::Sampled),
             count(Counter::SampleNanos),
             count(Counter::UserFrames),

@@ -167,8 +167,7 @@ impl Ingest {
 
     /// Keeps a stack copy for the sample that follows.
     pub fn stack_copy(&mut self, copy: &StackCopy<'_>) {
-        // A copy is evicted only when very many wait. Its sample was dropped because the ring buffer was
-        // full.
+        // When so many copies wait, the sample of the oldest was dropped because the ring buffer was full.
         if self.copies.len() >= MAX_COPIES {
             let evicted = self.copies.remove(0);
             self.spare(evicted.bytes);

@@ -71,7 +71,7 @@ const CLOSE_EVERY: u64 = 10_000_000_000;
 /// once after it has stopped.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Interval at which state is removed that belongs to processes that have ended without an event.
+/// Interval at which the agent removes the state of processes that have ended without an event.
 const RECONCILE_EVERY: Duration = Duration::from_secs(5);
 
 /// How long the command may take to end after it was sent the signal that ended the recording.
@@ -111,8 +111,8 @@ pub fn record(
     progress: impl FnMut(Progress),
 ) -> Result<Recording> {
     check_processes(&config.pids)?;
-    // The command is forked before any file is opened whose path another process chose. It would inherit
-    // such files and close them at its exec, which may block forever.
+    // The command is forked before any file is opened whose path another process chose: it would inherit
+    // such files, and closing them at its exec may block forever.
     let held = if config.command.is_empty() {
         None
     } else {
@@ -123,7 +123,8 @@ pub fn record(
         )
     };
     let mut session = Session::open(config)?;
-    // These come after the fork of the command, which must not inherit the raised limit and priority.
+    // The limit of open files and the priority are raised after the command was forked, so that it does not
+    // inherit them.
     raise_file_limit();
     cost::go_first();
     session.select(config, held.as_ref())?;
@@ -414,8 +415,8 @@ impl Session {
             }
             let selected = self.kernel.select_process(pid);
             self.note_refusal(selected);
-            // If the process has ended by now, its exit event may have come before the call above. If it
-            // ends later, the exit event removes it. (See `PlacedSpace::write`.)
+            // If the process has ended by now, its exit event may have been handled before it was selected,
+            // so it is deselected here. If it ends later, it is deselected after the exit event.
             if !exists(pid) {
                 self.kernel.deselect_process(pid);
             }

@@ -1,5 +1,5 @@
-//! The sampled processes, by incarnation, with their services. A process is asked for its service once, and
-//! the answer is used for every window.
+//! The sampled processes, by incarnation, with their services. A process is asked for its service only a
+//! few times in its life, and the answer is used for every window.
 
 use std::{
     collections::{HashMap, HashSet},

@@ -60,11 +60,11 @@ struct Loaded {
     base_svma: u64,
 }
 
-/// How long a table is kept that no address space refers to. A program that is started again and again
-/// (such as a compiler) should find its tables still loaded.
+/// How long a table is kept that no address space refers to, nanoseconds. A program that is started again
+/// and again (such as a compiler) should find its tables still loaded.
 const UNUSED_FOR: u64 = 60 * SECOND;
 
-/// Interval at which unused tables are freed and failures are retried.
+/// Interval at which unused tables are freed and failures are retried, nanoseconds.
 const LOOK_EVERY: u64 = 10 * SECOND;
 
 /// A second in nanoseconds.
@@ -729,7 +729,7 @@ mod tests {
         tables.free_unused(60 * SECOND, &roots);
         assert_eq!(kept(&tables), [1]);
         tables.pool.settle(60 * SECOND);
-        assert_eq!(tables.blocks_in_use(), 7, "they rest");
+        assert_eq!(tables.blocks_in_use(), 7, "retired blocks are not free yet");
         tables.pool.settle(60 * SECOND + 1);
         assert_eq!(tables.blocks_in_use(), 4);
         // The process ends, and its address space is still remembered. A minute later the other table is

@@ -1,4 +1,4 @@
-//! Checks that a file is refused by before a symbol reader sees it.
+//! The checks that a file must pass before a symbol reader sees it.
 //!
 //! Any process on the machine may be sampled, so any file may be made to do harm. The header of a
 //! compressed section claims how much memory the section needs, and a failed allocation ends the whole

@@ -10,8 +10,8 @@ use super::names::{Named, cut};
 use super::{NamedFunction, Options};
 
 /// Maximum size of a function, bytes. Kallsyms gives no sizes, so a symbol reaches to the next one, which
-/// can be gigabytes behind the last symbol of a region (module memory, BPF programs that are not listed).
-/// The longest functions of a distribution's kernel have about 100 KiB.
+/// can be gigabytes away behind the last symbol of a region (module memory, BPF programs that are not
+/// listed). The longest functions of a distribution's kernel are about 100 KiB long.
 const MAX_FUNCTION: usize = 256 * 1024;
 
 /// Looks up every address (sorted) in kallsyms.

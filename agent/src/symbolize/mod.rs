@@ -28,7 +28,8 @@ use std::path::PathBuf;
 
 use crate::profile::Module;
 
-/// Where functions start, according to the unwind tables. It provides names for functions without a symbol.
+/// Provides the starts of functions according to the unwind tables. Functions without a symbol are named by
+/// their start.
 pub trait FunctionStarts {
     /// For each svma of the module, the start (svma) of the function that covers it according to its FDE;
     /// `None` where no FDE covers it. One answer for each address, in order. This is called once for each

@@ -149,8 +149,9 @@ impl Read for FromStart<'_> {
 /// memory used is proportional to the number of addresses, not to the size of the map.
 ///
 /// # Errors
-/// The reader fails, or the names take too much memory: when more than 64 MiB of names have been read since the last
-/// count, those that still apply are counted, and more than 32 MiB of them are an error. Malformed content is not.
+/// The reader fails, or the names take too much memory. (Whenever 64 MiB of names have been read, those
+/// that later lines have not replaced are added up, and more than 32 MiB of them are an error.) Malformed
+/// lines are not an error.
 pub fn find_in_perf_map(
     mut reader: impl BufRead,
     addresses: &[u64],
