@@ -21,8 +21,8 @@ use crate::symbolize::{FunctionStarts, Options, Stage, name_module};
 /// GiB (`guard::MAX_UNPACKED`), and its reader needs about half as much again.
 const MAX_MEMORY: u64 = 6 << 30;
 
-/// The limit on private memory is never below this, even on a machine with little memory, bytes. The debug
-/// information of a large C++ program needs it.
+/// Lower bound of the limit on private memory, bytes, for machines with little memory. The debug
+/// information of a large C++ program needs this much.
 const MIN_MEMORY: u64 = 512 << 20;
 
 /// Limit on address space, bytes. Files are mapped: a debug file of up to 8 GiB and its alternate file,

@@ -43,7 +43,7 @@ impl Coverage {
         self.counted.remove(&id);
     }
 
-    /// Notes how many mappings of a process exceed the bound of the kernel's tables.
+    /// Notes that this many mappings of a process were left out of its address space in the kernel.
     pub fn left_out(&mut self, pid: u32, mappings: u64) {
         if mappings > self.sum.mappings_left_out {
             self.sum.mappings_left_out = mappings;

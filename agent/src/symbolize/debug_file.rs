@@ -76,10 +76,7 @@ pub(super) fn find(origin: &Origin<'_>, options: &Options<'_>) -> Found {
         return found;
     };
     if name.components().count() != 1 || name.file_name().is_none() {
-        found.refuse(
-            name,
-            "is given by a path, but only a plain file name is allowed",
-        );
+        found.refuse(name, "is a path, but only a plain file name is allowed");
         return found;
     }
     let place = std::fs::read_link(own_path(origin.file)).unwrap_or_default();
