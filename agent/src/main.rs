@@ -1,4 +1,4 @@
-//! flamestorm: parses, resolves, runs.
+//! The binary `flamestorm`: parses the arguments, runs the subcommand, and sets the exit status.
 
 mod cli;
 mod commands;
@@ -21,14 +21,15 @@ use cli::{Cli, Command};
 
 /// Exit status when something failed.
 const FAILED: u8 = 1;
-/// Exit status for a wrong call, as clap gives it.
+/// Exit status for wrong arguments, the same as clap's.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let started = clock::now();
     return_large_allocations();
     let cli = Cli::parse();
-    // The namer says what went wrong in its answers only: its log would be in the words of hostile files.
+    // The namer reports problems only in its answers. It has no log, because hostile files could determine
+    // the log's text.
     if !matches!(cli.command, Command::NameFunctions) {
         log_to_stderr();
     }
@@ -52,7 +53,7 @@ fn main() -> ExitCode {
     ExitCode::from(status_of(result))
 }
 
-/// The exit status of a result; an error is printed.
+/// Prints the error of a result, and returns the exit status.
 fn status_of(result: Result<u8>) -> u8 {
     let error = match result {
         Ok(status) => return status,
@@ -65,7 +66,7 @@ fn status_of(result: Result<u8>) -> u8 {
     FAILED
 }
 
-/// The log, with nothing in it that a terminal obeys.
+/// Sends the log to standard error, without control characters that a terminal would interpret.
 fn log_to_stderr() {
     let default = env_logger::Env::default().default_filter_or("warn");
     let mut builder = env_logger::Builder::from_env(default);
@@ -76,20 +77,20 @@ fn log_to_stderr() {
     builder.init();
 }
 
-/// Makes every allocation of 128 KiB and more a mapping of its own, which goes back to the kernel when
-/// it is freed. By default glibc raises that limit with the first large block that is freed (the
-/// kernel's type information, 5 MB), and what comes after stays in the heap for good.
+/// Makes every allocation of 128 KiB and more a mapping of its own, which is returned to the kernel when it
+/// is freed. By default glibc raises this threshold when the first large block is freed (here the kernel's
+/// type information, 5 MB), and later blocks below the new threshold stay in the heap for good.
 fn return_large_allocations() {
-    // SAFETY: sets a parameter of the allocator, before there is another thread.
+    // SAFETY: this sets a parameter of the allocator, before another thread exists.
     unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 128 * 1024) };
 }
 
-/// What to do when the kernel refuses.
+/// Advice for the user when the kernel refuses something.
 fn hint() -> &'static str {
     // SAFETY: a query without side effects.
     if unsafe { libc::geteuid() } == 0 {
-        "`flamestorm doctor` tells what this machine lacks and how to mend it."
+        "`flamestorm doctor` reports what this machine lacks and how to fix that."
     } else {
-        "Recording needs root: try it with sudo. `flamestorm doctor` tells what else is missing."
+        "Recording needs root: try sudo. `flamestorm doctor` reports what else is missing."
     }
 }

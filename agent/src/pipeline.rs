@@ -1,5 +1,5 @@
-//! The way of a recording after its last sample: saved without names first, because naming takes long and reads files
-//! of others; then named.
+//! What happens to a recording after its last sample. It is first saved without names, because naming takes
+//! long and reads files that other users wrote; then it is named.
 
 use crate::{
     cost,
@@ -10,20 +10,21 @@ use crate::{
     symbolize::Options,
 };
 
-/// Follows a recording through the pipeline, and may end naming early.
+/// Observes the stages of the pipeline, and may end naming early.
 pub trait Observer {
-    /// The recording was saved without names: where, or why not.
+    /// The recording was saved without names, or could not be saved.
     fn saved(&self, unnamed: Result<&Unnamed, &OutputError>);
 
-    /// A file's functions are going to be named.
+    /// The functions of a file are going to be named.
     fn naming(&self, progress: Progress<'_>);
 
-    /// Whether to go on naming. Asked several times a second.
+    /// Whether to continue naming. Called at least ten times a second.
     fn go_on(&self) -> bool;
 }
 
-/// Saves the recording, then names every frame, and completes the figures with what that cost. The caller drops the saved
-/// recording, which removes it, when the outputs are written.
+/// Saves the recording, names every frame, and completes the measurements with the cost of that. The saved
+/// recording is returned too; dropping it removes it, which the caller does when the outputs have been
+/// written.
 pub fn name_functions(
     recording: Recording,
     outputs: &Outputs,
@@ -41,7 +42,7 @@ pub fn name_functions(
     profile.runtime = runtime.clone();
     profile
         .runtime
-        .note("functions were not named: the recording was saved before");
+        .note("functions have no names, because the recording was saved before naming");
     let unnamed = outputs.write_unnamed(&profile);
     observer.saved(unnamed.as_ref());
     drop(profile);

@@ -1,9 +1,9 @@
-//! A bounded map that forgets what was not used for long.
+//! A bounded map that evicts entries that have not been used for long.
 
 use std::{collections::HashMap, hash::Hash};
 
-/// The values of the keys that were used last. The least recently used go first, half of them at once, which
-/// needs no list in order of use.
+/// A map of the most recently used keys. The least recently used keys are evicted, half of the map at once,
+/// which needs no list in order of use.
 #[derive(Debug)]
 pub struct Recent<K, V> {
     young: HashMap<K, V>,
@@ -12,7 +12,8 @@ pub struct Recent<K, V> {
 }
 
 impl<K: Copy + Eq + Hash, V: Clone> Recent<K, V> {
-    /// At least the last `half` keys that were used are kept, and never more than twice as many.
+    /// Makes an empty map. It keeps at least the `half` most recently used keys, and never more than twice
+    /// as many.
     pub fn new(half: usize) -> Self {
         Recent {
             young: HashMap::new(),
@@ -21,7 +22,7 @@ impl<K: Copy + Eq + Hash, V: Clone> Recent<K, V> {
         }
     }
 
-    /// The value of a key.
+    /// The value of a key, which counts as used by this.
     pub fn get(&mut self, key: &K) -> Option<V> {
         if let Some(value) = self.young.get(key) {
             return Some(value.clone());
@@ -45,7 +46,7 @@ impl<K: Copy + Eq + Hash, V: Clone> Recent<K, V> {
 mod tests {
     use super::*;
 
-    /// However many keys come, no more than two halves are kept.
+    /// However many keys are inserted, no more than two halves are kept.
     #[test]
     fn bounded() {
         let mut recent = Recent::new(10);
@@ -56,7 +57,7 @@ mod tests {
         }
     }
 
-    /// What is used stays, what is not goes; a value that was replaced does not come back.
+    /// Keys that are used are kept, others are evicted, and a replaced value does not come back.
     #[test]
     fn the_least_recently_used_go() {
         let mut recent = Recent::new(2);

@@ -1,15 +1,16 @@
-//! The signals that end a recording.
+//! The handling of the signals that end a recording.
 
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicUsize},
 };
 
-/// Signals that end a recording: the first ends the recording, the next ends naming early, one more ends the agent.
+/// The signals that have arrived. The first signal ends the recording, the next one ends naming early, and
+/// a further one ends the agent.
 pub struct Signals {
-    /// The last signal; 0 when there was none, or when it was seen to.
+    /// The number of the last signal; 0 if none has arrived, or it has been handled.
     pub last: Arc<AtomicUsize>,
-    /// Whether the next signal ends the agent as usual.
+    /// Whether the next signal has its default action, which ends the agent.
     pub by_default: Arc<AtomicBool>,
 }
 

@@ -1,4 +1,4 @@
-//! What a command writes to the terminal beside its result.
+//! What a subcommand writes to the terminal besides its result.
 
 use std::{
     io::IsTerminal as _,
@@ -8,17 +8,20 @@ use std::{
 
 use flamestorm::report::printable;
 
-/// How often a line is written where standard error is no terminal.
+/// Interval at which a progress line is written if standard error is not a terminal.
 const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 
-/// One line on standard error that says how far things are. Where that is no terminal, lines of the recording's
-/// progress are left out, and of those that follow one is written every ten seconds.
+/// The status line on standard error, which shows progress. If standard error is not a terminal, progress
+/// lines are written as ordinary lines, at most one every ten seconds, and the caller leaves out those of
+/// the recording.
 pub struct StatusLine {
+    /// Whether standard error is a terminal.
     pub terminal: bool,
     last: Option<(Instant, String)>,
 }
 
 impl StatusLine {
+    /// Makes a status line. Nothing is printed yet.
     pub fn new() -> StatusLine {
         StatusLine {
             terminal: std::io::stderr().is_terminal(),
@@ -26,13 +29,13 @@ impl StatusLine {
         }
     }
 
-    /// A line that stays.
+    /// Prints a line that stays.
     pub fn say(&mut self, text: &str) {
         self.clear();
         eprintln!("flamestorm: {}", printable(text));
     }
 
-    /// Replaces the line that does not stay.
+    /// Replaces the progress line.
     pub fn update(&mut self, text: &str) {
         if self.terminal {
             if self.last.as_ref().is_none_or(|(_, last)| last != text) {
@@ -49,6 +52,7 @@ impl StatusLine {
         }
     }
 
+    /// Removes the progress line.
     pub fn clear(&mut self) {
         if self.terminal {
             eprint!("\r\x1b[K");
@@ -57,18 +61,27 @@ impl StatusLine {
     }
 }
 
-/// Standard output kept back from the recorded command: what it writes there goes to standard error.
+/// Keeps standard output apart from the recorded command, whose standard output goes to standard error
+/// instead.
 pub struct StdoutApart {
     stdout: OwnedFd,
 }
 
 impl StdoutApart {
+    /// Makes standard output refer to standard error, until [`StdoutApart::restore`].
+    ///
+    /// # Errors
+    /// A descriptor cannot be duplicated.
     pub fn new() -> std::io::Result<StdoutApart> {
         let stdout = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?;
         rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
         Ok(StdoutApart { stdout })
     }
 
+    /// Restores standard output.
+    ///
+    /// # Errors
+    /// The descriptor cannot be duplicated.
     pub fn restore(self) -> std::io::Result<()> {
         Ok(rustix::stdio::dup2_stdout(&self.stdout)?)
     }

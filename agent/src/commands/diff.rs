@@ -1,4 +1,4 @@
-//! `flamestorm diff`: what grew and what shrank between two recordings.
+//! `flamestorm diff`: compares two recordings, and shows what grew and what shrank.
 
 use std::io::Write as _;
 
@@ -42,7 +42,7 @@ pub fn diff(arguments: &cli::Diff) -> Result<u8> {
         tell_difference(&difference, sort, &written, outputs.uses_stdout())
     };
     match told {
-        // The reader has seen enough (`| head`).
+        // The reader of the pipe has closed it (`| head`), which is not an error.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
         told => told.context("cannot write to standard output")?,
     }
@@ -52,7 +52,8 @@ pub fn diff(arguments: &cli::Diff) -> Result<u8> {
     Ok(if written.errors.is_empty() { 0 } else { FAILED })
 }
 
-/// The table of a difference, on standard error where standard output has the stacks.
+/// Prints the table of a difference: on standard output, or on standard error if the stacks are written to
+/// standard output.
 fn tell_difference(
     difference: &diff::Difference,
     sort: diff::SortBy,

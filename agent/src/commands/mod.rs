@@ -1,4 +1,4 @@
-//! What the subcommands do, and what they print.
+//! The subcommands, and what they print.
 
 mod diff;
 mod record;
@@ -19,7 +19,7 @@ pub use self::{
 };
 use crate::{FAILED, cli::SummaryForm};
 
-/// Standard output can carry one thing.
+/// Checks that at most one output is written to standard output.
 fn check_streams(outputs: &Outputs, form: SummaryForm) -> Result<()> {
     if outputs.uses_stdout() && form == SummaryForm::Json {
         bail!(
@@ -29,7 +29,7 @@ fn check_streams(outputs: &Outputs, form: SummaryForm) -> Result<()> {
     Ok(())
 }
 
-/// Tells what was found, and the status to end with.
+/// Prints the summary and the errors. Returns the exit status.
 fn print(
     profile: &ResolvedProfile,
     shown: &ResolvedProfile,
@@ -59,7 +59,7 @@ fn print(
         }
     };
     match told {
-        // The reader has seen enough (`| head`).
+        // The reader of the pipe has closed it (`| head`), which is not an error.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
         told => told.context("cannot write the summary")?,
     }

@@ -23,7 +23,8 @@ use crate::{
     terminal::{StatusLine, StdoutApart},
 };
 
-/// Records, names and writes. `started`: when the agent started, nanoseconds; `group`: the process group of the command.
+/// Records, names functions and writes the outputs. Returns the exit status. `started` is when the agent
+/// was started, nanoseconds; `group` is the process group of the command.
 pub fn record(arguments: &cli::Record, started: u64, group: libc::pid_t) -> Result<u8> {
     let config = match arguments.config(started) {
         Ok(config) => session::Config {
@@ -45,7 +46,7 @@ pub fn record(arguments: &cli::Record, started: u64, group: libc::pid_t) -> Resu
         .then(StdoutApart::new)
         .transpose()
         .context("cannot send the command's output to standard error")?;
-    // Before any file is opened that somebody else chose.
+    // This comes before any file is opened whose path another process chose, see [`Spawner`].
     let spawner = Spawner::start().context("cannot prepare the thread that starts namers")?;
     let mut status = StatusLine::new();
     let until = match (config.duration, config.command.is_empty()) {
@@ -56,7 +57,8 @@ pub fn record(arguments: &cli::Record, started: u64, group: libc::pid_t) -> Resu
     let target = config.target();
     let recording = session::record(&config, &signals.last, |progress| {
         let elapsed = progress.elapsed.as_secs();
-        // Not before: who waits for this line starts what is to be recorded.
+        // This line is printed only now, when sampling has started, because a script may wait for it before
+        // it starts the work that is to be recorded.
         if elapsed == 0 {
             status.say(&format!(
                 "recording {target} at {} Hz {until}",
@@ -71,7 +73,7 @@ pub fn record(arguments: &cli::Record, started: u64, group: libc::pid_t) -> Resu
         apart.restore().context("standard output is lost")?;
     }
     let command_status = recording.command_status.unwrap_or(0);
-    // A second signal while the recording ended asked for what the first did.
+    // A second signal that arrived while the recording was being finished asked for the same as the first.
     signals.last.store(0, Ordering::Relaxed);
     let naming = Naming::new(&mut status, &signals);
     let (profile, unnamed) = pipeline::name_functions(recording, &outputs, &spawner, &naming);
@@ -80,7 +82,7 @@ pub fn record(arguments: &cli::Record, started: u64, group: libc::pid_t) -> Resu
     let written = outputs.write(&profile, &shown);
     status.clear();
     match unnamed {
-        // Nothing else was kept of the recording.
+        // No other copy of the recording exists.
         Some(unnamed) if !written.errors.is_empty() && written.rescued.is_none() => unnamed.keep(),
         unnamed => drop(unnamed),
     }
@@ -98,17 +100,17 @@ pub fn record(arguments: &cli::Record, started: u64, group: libc::pid_t) -> Resu
     })
 }
 
-/// How long naming takes before it says where the recording is meanwhile.
+/// How long naming may take before the path of the saved recording is printed.
 const LONG_NAMING: Duration = Duration::from_secs(3);
 
-/// Prints how naming goes on, and ends it early on a signal.
+/// Prints the progress of naming, and ends naming early on a signal.
 struct Naming<'a> {
     status: RefCell<&'a mut StatusLine>,
     signals: &'a Signals,
     started: Instant,
-    /// The last line of progress.
+    /// The last progress line.
     line: RefCell<String>,
-    /// Path of the recording without names.
+    /// Path of the recording that was saved without names.
     saved: RefCell<Option<PathBuf>>,
     /// Whether that path was printed.
     is_path_known: Cell<bool>,

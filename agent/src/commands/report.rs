@@ -1,4 +1,4 @@
-//! `flamestorm report` and `flamestorm queries`: a recording read again.
+//! `flamestorm report` and `flamestorm queries`, which read a saved recording.
 
 use std::io::Write as _;
 
@@ -8,7 +8,7 @@ use flamestorm::report::{self, Outputs, Style};
 use super::{check_streams, print};
 use crate::cli;
 
-/// Prints the table of a recording and writes its pictures.
+/// Prints the table of a recording and writes its outputs. Returns the exit status.
 pub fn report(arguments: &cli::Report) -> Result<u8> {
     let outputs = Outputs::parse(&arguments.output)?;
     check_streams(&outputs, arguments.summary)?;
@@ -27,7 +27,7 @@ pub fn report(arguments: &cli::Report) -> Result<u8> {
     )
 }
 
-/// Prints the queries of a recording.
+/// Prints the queries of a recording. Returns the exit status.
 pub fn queries(arguments: &cli::Queries) -> Result<u8> {
     let loaded = report::load(&arguments.file)?;
     let profile = report::filter(&loaded, &arguments.filter)
@@ -38,7 +38,7 @@ pub fn queries(arguments: &cli::Queries) -> Result<u8> {
         writeln!(stdout.lock(), "{}", serde_json::to_string(&queries)?)
     } else if queries.is_empty() {
         bail!(
-            "{}: no sample belongs to a query; was PostgreSQL at work while it was recorded?",
+            "{}: no sample belongs to a query; was PostgreSQL executing queries during the recording?",
             arguments.file.display()
         );
     } else {

@@ -1,4 +1,4 @@
-//! Interning: what becomes a [`ResolvedProfile`], each thing once.
+//! Interns the parts of a [`ResolvedProfile`], so that each is stored once.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -63,13 +63,13 @@ impl Builder {
         id
     }
 
-    /// A place that stands for something else than code: the only one of a module of its own, or of the
-    /// module of its kind.
+    /// A location that does not stand for code. It is in a module of its own, or in the module for its kind
+    /// (process, query, caller).
     pub fn mark(&mut self, module: &str, name: &str) -> LocationId {
         let mapping = self.mapping(module, None, false);
         let lines = self.lines(&[NamedFunction {
             name: name.to_owned(),
-            // Not a name for want of a symbol.
+            // The system name marks this name as a real one, and not as a replacement for a missing symbol.
             system_name: name.to_owned(),
             file: String::new(),
             line: 0,

@@ -1,4 +1,5 @@
-//! The namer child: reads debug information that others wrote, under limits, and answers with names.
+//! The namer child: reads debug information that other users wrote, under resource limits, and answers with
+//! names.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -16,23 +17,25 @@ use crate::file::OpenFile;
 use crate::profile::{Module, Source};
 use crate::symbolize::{FunctionStarts, Options, Stage, name_module};
 
-/// Memory of its own (heap, unpacked sections): compressed debug information may unpack to 4 GiB
-/// (`guard::MAX_UNPACKED`), and its reader needs about half as much again.
+/// Limit on private memory (heap, unpacked sections), bytes. Compressed debug information may unpack to 4
+/// GiB (`guard::MAX_UNPACKED`), and its reader needs about half as much again.
 const MAX_MEMORY: u64 = 6 << 30;
 
-/// At least so much memory where the machine has little: a large C++ program's debug information needs it.
+/// Lower bound of the limit on private memory, bytes, for machines with little memory. The debug
+/// information of a large C++ program needs this much.
 const MIN_MEMORY: u64 = 512 << 20;
 
-/// Address space: files are mapped, a debug file of up to 8 GiB and its alternate beside the memory above.
+/// Limit on address space, bytes. Files are mapped: a debug file of up to 8 GiB and its alternate file,
+/// besides the private memory.
 const MAX_ADDRESS_SPACE: u64 = 32 << 30;
 
-/// CPU seconds for one module: the debug information of a browser takes about half a minute.
+/// Limit on CPU time for one module, seconds. The debug information of a browser takes about half a minute.
 const MAX_CPU_SECONDS: u64 = 120;
 
-/// Answers requests on standard input, a socket, until the agent closes it.
+/// Answers requests on standard input, which is a socket, until the agent closes it.
 ///
 /// # Errors
-/// The limits cannot be set, or the agent has gone.
+/// The limits cannot be set, a request is malformed, or the connection to the agent fails.
 pub fn serve_names(function_starts: &dyn FunctionStarts) -> io::Result<()> {
     limit()?;
     let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
@@ -53,11 +56,12 @@ pub fn serve_names(function_starts: &dyn FunctionStarts) -> io::Result<()> {
     }
 }
 
-/// Bounds what a hostile file can make of this process.
+/// Sets limits on what a hostile file can make this process do.
 fn limit() -> io::Result<()> {
-    // Set by the agent already, but a program with capabilities of its own loses it when it begins.
+    // The agent has set this already, but an exec clears it if the program has file capabilities
+    // (prctl(2), `PR_SET_PDEATHSIG`).
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    // The kernel kills it first where memory is short. A failure changes nothing else.
+    // When memory is short, the kernel kills this process first. A failure to set this has no other effect.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     let half = std::fs::read_to_string("/proc/meminfo")
         .ok()
@@ -71,7 +75,7 @@ fn limit() -> io::Result<()> {
     let memory = half.map_or(MIN_MEMORY, |half| half.clamp(MIN_MEMORY, MAX_MEMORY));
     for (resource, limit) in [
         (Resource::Core, 0),
-        // It writes no file.
+        // It writes no files.
         (Resource::Fsize, 0),
         (Resource::Data, memory),
         (Resource::As, MAX_ADDRESS_SPACE),
@@ -88,7 +92,7 @@ fn limit() -> io::Result<()> {
     Ok(())
 }
 
-/// Allows the CPU time of one module more. At its end the kernel kills the process.
+/// Raises the limit on CPU time by that of one module. At the limit the kernel kills the process.
 fn limit_cpu() -> io::Result<()> {
     let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     let maximum = getrlimit(Resource::Cpu).maximum;
@@ -162,7 +166,8 @@ fn tell(socket: &mut UnixStream, answer: &Answer) -> io::Result<()> {
     socket.write_all(&wire::framed(answer)?)
 }
 
-/// Bytes that a file has on its disk, as the kernel knows them without asking a server: holes take no time to read.
+/// The number of bytes that a file occupies on its disk, as the kernel knows it without asking a server.
+/// Holes do not count, because they take no time to read.
 pub(super) fn stored_bytes(file: &File) -> u64 {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let found = statx(file, c"", flags, StatxFlags::SIZE | StatxFlags::BLOCKS);
@@ -171,10 +176,10 @@ pub(super) fn stored_bytes(file: &File) -> u64 {
     })
 }
 
-/// The argument with which the agent starts itself as a namer.
+/// The subcommand with which the agent starts itself as a namer.
 pub const NAMER_ARGUMENT: &str = "name-functions";
 
-/// The program of the namer: this one, whatever its name is now.
+/// The program of the namer: this program, even if its file has been renamed or removed.
 pub(super) fn program() -> PathBuf {
     PathBuf::from("/proc/self/exe")
 }

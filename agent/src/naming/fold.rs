@@ -1,15 +1,15 @@
-//! Stacks of async Rust as a programmer thinks of them.
+//! Shows stacks of async Rust as a programmer thinks of them.
 //!
-//! An async function runs at the bottom of a chain of polls: between two functions that somebody
-//! wrote stand ten of tokio, hyper, tower and the standard library that only pass the call on. And
-//! the function itself is called `{{closure}}`. Here are the rules that leave out the one and rename
-//! the other; they look at nothing but demangled names.
+//! An async function runs at the bottom of a chain of polls. Between two functions that a programmer wrote
+//! there are about ten of tokio, hyper, tower and the standard library that only pass the call on, and the
+//! function itself is called `{{closure}}`. The rules here leave out the former and rename the latter. They
+//! only look at demangled names.
 
 use std::borrow::Cow;
 
-/// Modules whose functions only call what they were given. A frame of these is left out unless it is
-/// the leaf. What does work of its own is not here: `tokio::runtime::io` (epoll), `tokio::net`,
-/// `hyper::proto::h1::conn`.
+/// Modules whose functions only call what they were given. A frame in one of them is left out, unless it is
+/// the leaf. Modules that do work of their own are not listed, for example `tokio::runtime::io` (epoll),
+/// `tokio::net` and `hyper::proto::h1::conn`.
 const PLUMBING: [&str; 34] = [
     "axum::handler::",
     "axum::middleware::",
@@ -47,7 +47,7 @@ const PLUMBING: [&str; 34] = [
     "tracing::instrument::",
 ];
 
-/// Traits whose implementations in [`ADAPTERS`] only call what they wrap.
+/// Traits whose implementations for types of [`ADAPTERS`] only call what they wrap.
 const POLLED: [&str; 11] = [
     "axum::handler::Handler",
     "core::future::future::Future",
@@ -62,8 +62,8 @@ const POLLED: [&str; 11] = [
     "tower_service::Service",
 ];
 
-/// Crates of wrappers, beside type parameters (`F`, `&mut F`). A future of any other crate is
-/// somebody's work, and stays.
+/// Crates that contain wrapper types. A type parameter (`F`, `&mut F`) counts as a wrapper too. A future of
+/// any other crate does work of its own and is kept.
 const ADAPTERS: [&str; 19] = [
     "alloc",
     "axum",
@@ -86,15 +86,15 @@ const ADAPTERS: [&str; 19] = [
     "tracing",
 ];
 
-/// What a frame is called, or `None` where it is only plumbing.
+/// The name to show for a frame, or `None` if the frame is only plumbing.
 ///
-/// `name` is a demangled Rust name; one that no rule knows comes back as it is, so names of other
-/// languages may be given as well. `is_leaf` tells the innermost frame of a stack (a leaf may be a
-/// kernel's frame; then no other is one): it is never left out, since the CPU time was spent there,
-/// be it in `tokio::time`.
+/// `name` is a demangled Rust name. A name that no rule matches is returned unchanged, so names of other
+/// languages may be passed too. `is_leaf` says whether the frame is the innermost of its stack (if that is
+/// a kernel frame, no user frame is). The leaf is never left out, because the CPU time was spent there,
+/// even if that was in `tokio::time`.
 ///
-/// An async function and the closures in it get the function's name. To see each of them once in a
-/// stack use [`fold`].
+/// An async function and the closures in it get the same name, that of the function. Use [`fold`] to show
+/// them only once in a stack.
 pub fn readable(name: &str, is_leaf: bool) -> Option<Cow<'_, str>> {
     if !is_leaf && is_plumbing(name) {
         return None;
@@ -102,9 +102,9 @@ pub fn readable(name: &str, is_leaf: bool) -> Option<Cow<'_, str>> {
     Some(shortened(name))
 }
 
-/// A stack, leaf first, without plumbing: for each frame that stays its index in `names` and what it
-/// is called. Where a function calls its own closures (`f`, `f::{{closure}}`) the innermost stays;
-/// one that calls itself stays twice.
+/// A stack, leaf first, without plumbing. For each frame that is kept it contains the frame's index in
+/// `names` and the name to show. Where a function calls its own closures (`f`, `f::{{closure}}`), only the
+/// innermost frame is kept. A function that calls itself is kept twice.
 pub fn fold<'a>(names: &[&'a str]) -> Vec<(usize, Cow<'a, str>)> {
     let mut shown: Vec<(usize, Cow<'a, str>)> = Vec::new();
     let mut callee = "";
@@ -132,7 +132,7 @@ fn is_plumbing(name: &str) -> bool {
     PLUMBING.iter().any(|module| name.starts_with(module))
 }
 
-/// A type that wraps another: one of [`ADAPTERS`], or nothing but a parameter.
+/// Whether a type is a wrapper: a type of [`ADAPTERS`], or a bare type parameter.
 fn is_adapter(implementor: &str) -> bool {
     let mut name = implementor;
     for prefix in ["&", "mut ", "dyn "] {
@@ -152,7 +152,7 @@ fn implementation(name: &str) -> Option<(&str, &str)> {
     for (at, byte) in inside.bytes().enumerate() {
         match byte {
             b'<' | b'(' | b'[' => depth += 1,
-            // Not that of an arrow.
+            // The `>` of `->` closes nothing.
             b'>' if last != b'-' => depth -= 1,
             b')' | b']' => depth -= 1,
             b' ' if depth == 0 && inside[at..].starts_with(" as ") => {
@@ -168,7 +168,7 @@ fn implementation(name: &str) -> Option<(&str, &str)> {
     None
 }
 
-/// The name without what the compiler added behind it.
+/// The name without the suffixes that the compiler added.
 fn shortened(name: &str) -> Cow<'_, str> {
     let mut short = name;
     loop {
@@ -223,7 +223,7 @@ fn without_numbered(name: &str) -> &str {
 mod tests {
     use super::*;
 
-    /// A recorded stack of the product service that sends its query, root first.
+    /// A recorded stack of the product service at the send of its query, root first.
     const SEARCH: &[&str] = &[
         "clone3",
         "start_thread",
@@ -277,7 +277,7 @@ mod tests {
         "__libc_send",
     ];
 
-    /// What is left of it is what people wrote.
+    /// Folding leaves the functions that programmers wrote.
     #[test]
     fn a_recorded_stack() {
         let leaf_first: Vec<&str> = SEARCH.iter().rev().copied().collect();
@@ -306,7 +306,8 @@ mod tests {
         }
     }
 
-    /// Names that stay, whole or shortened; also what does work of its own in the same crates.
+    /// Names that are kept, unchanged or shortened, including functions that do work of their own in the
+    /// listed crates.
     #[test]
     fn shown() {
         for (name, expected) in [
@@ -345,7 +346,7 @@ mod tests {
                 "<alloc::vec::Vec<T> as core::clone::Clone>::clone",
                 "<alloc::vec::Vec<T> as core::clone::Clone>::clone",
             ),
-            // Nothing would be left, or it is not the compiler's.
+            // Either nothing would be left, or the suffix is not the compiler's.
             ("{{closure}}", "{{closure}}"),
             ("{async_fn#0}", "{async_fn#0}"),
             ("shop::{impl#3}", "shop::{impl#3}"),
@@ -361,7 +362,7 @@ mod tests {
         }
     }
 
-    /// Plumbing by the new mangling, with all types written out.
+    /// Plumbing is also recognized in the new mangling, which spells out all types.
     #[test]
     fn hidden() {
         for name in [
@@ -375,7 +376,7 @@ mod tests {
         }
     }
 
-    /// The CPU time was spent in the leaf, so it stays, whatever it is.
+    /// A leaf is kept even if it is plumbing, because the CPU time was spent in it.
     #[test]
     fn leaves_stay() {
         for name in [
@@ -388,7 +389,7 @@ mod tests {
         }
     }
 
-    /// Recursion is no closure, however its frames are called.
+    /// Recursive calls are not mistaken for a function and its closures.
     #[test]
     fn recursion_stays() {
         let walk = "shop::walk::{{closure}}";

@@ -1,12 +1,12 @@
-//! From a recorded [`Window`](crate::profile::Window) to a profile with names.
+//! Turns a recorded [`Window`](crate::profile::Window) into a profile with names.
 //!
-//! Two promises: a frame is never without a name (without a symbol it is called after its module and its function's start,
-//! `postgres+0x31e800`, and that is counted apart); and memory stays moderate, since modules are named one after the other, and
-//! what was read for one is dropped before the next.
+//! Every frame gets a name: without a symbol it is named after its module and the start of its function
+//! (`postgres+0x31e800`), and such frames are counted separately. Memory stays moderate, because modules
+//! are named one after the other, and what was read for a module is dropped before the next.
 //!
-//! The files were written by others and may be hostile. The agent therefore reads none of them: it asks a child process
-//! with limits ([`Namer`], [`serve_names`]), which looks names up by [`crate::symbolize`] and is killed when it takes too
-//! long.
+//! The files come from other users and may be hostile. The agent therefore reads none of them itself, but
+//! asks a child process ([`Namer`], [`serve_names`]). The child runs under resource limits, looks names up
+//! by [`crate::symbolize`], and is killed when it takes too long.
 
 mod builder;
 mod child;

@@ -1,4 +1,5 @@
-//! The agent's side of naming: one child process at a time, asked module by module, killed when it fails.
+//! The agent's side of naming: one child process at a time, which is asked for one module after the other
+//! and killed when it fails.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -21,43 +22,44 @@ use super::wire::{self, Answer, Kind, Request};
 use crate::profile::{Module, Source};
 use crate::symbolize::{Named, Options, bytes_of, memory_file};
 
-/// Time for any module: a hundred times what a small one takes, so that a busy machine is no reason to fail.
+/// Time for any module: a hundred times what a small one takes, so that none fails merely because the
+/// machine is busy.
 const BASE: Duration = Duration::from_secs(10);
 
-/// Time for a module whose account has spent [`PATIENCE`] on modules that failed, or when all have spent
-/// [`PATIENCE_WITH_ALL`].
+/// Time for a module once the failed modules of its account have taken [`PATIENCE`], or those of all
+/// accounts [`PATIENCE_WITH_ALL`].
 const SHORT_BASE: Duration = Duration::from_secs(2);
 
-/// Time that modules of one account which fail may take together before its others are given less.
+/// Total time that the failed modules of one account may take before its other modules are given less time.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Time that modules of all accounts which fail may take together before the others are given less.
+/// Total time that the failed modules of all accounts may take before all others are given less time.
 const PATIENCE_WITH_ALL: Duration = Duration::from_secs(120);
 
-/// Time that modules of one account which fail may take together before its others are left out.
+/// Total time that the failed modules of one account may take before its other modules are left unnamed.
 const MAX_WASTED: Duration = Duration::from_secs(60);
 
-/// Bytes of a file for which a module is given one second more. Symbols and debug information are read at ten
-/// times that speed by an idle CPU.
+/// Bytes of a file for which a module is given another second. An idle CPU reads symbols and debug
+/// information at ten times that speed.
 const BYTES_A_SECOND: u64 = 16 << 20;
 
-/// Most time for one module: the debug information of a browser takes about a minute on a slow machine.
+/// Maximum time for one module. The debug information of a browser takes about a minute on a slow machine.
 const MAX_MODULE: Duration = Duration::from_secs(120);
 
-/// Most time for all modules: beyond it the recording is written with the names found so far.
+/// Maximum time for all modules. After that the recording is written with the names found so far.
 const MAX_NAMING: Duration = Duration::from_secs(600);
 
-/// How long a killed child is waited for. Only one that hangs in the kernel (a dead network file system)
-/// takes longer.
+/// How long the agent waits for a killed child to end. Only a child that is blocked in the kernel (on a
+/// dead network file system) takes longer.
 const KILL_WAIT: Duration = Duration::from_secs(1);
 
-/// Children that may be left hanging in the kernel: each keeps its memory.
+/// Maximum number of children that are left blocked in the kernel. Each keeps its memory.
 const MAX_ABANDONED: usize = 16;
 
-/// Children that the files of one account may leave hanging.
+/// Maximum number of children that the files of one account may leave blocked in the kernel.
 const MAX_ABANDONED_OF_ACCOUNT: usize = 2;
 
-/// How often the owner is asked whether to go on.
+/// Interval at which `go_on` is called.
 const TICK: Duration = Duration::from_millis(100);
 
 /// Why a module has no names.
@@ -69,7 +71,7 @@ enum Failure {
     Ended(String),
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// The owner wants no more.
+    /// `go_on` returned false.
     #[error("naming was ended early")]
     Interrupted,
 }
@@ -80,20 +82,21 @@ impl From<Errno> for Failure {
     }
 }
 
-/// What the failure of a module counts against: whoever may have caused it.
+/// The account that a module's failure is charged to: the party that may have caused it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Account {
-    /// The owner of a local file, by user id; 0 as well for what is no file.
+    /// The owner of a local file, by user id. A module that is not a file counts as root's (0).
     User(u32),
-    /// The device of another file, whose server may call anybody its owner.
+    /// The device of a file that is not local, whose server may report any owner.
     Device(u32, u32),
-    /// The directory of debug files in another mount namespace, by device and inode: anything may lie there.
+    /// The directory of debug files in another mount namespace, by device and inode: the container may have
+    /// put any file there.
     DebugDir(u32, u32, u64),
 }
 
 impl Account {
     fn of(module: &Module) -> Account {
-        // What the kernel knows without asking a server.
+        // Only what the kernel knows without asking a server is read, so this cannot block.
         let facts = |file: &File| {
             let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
             statx(file, c"", flags, StatxFlags::UID | StatxFlags::INO).ok()
@@ -131,13 +134,13 @@ impl fmt::Display for Account {
     }
 }
 
-/// What the failed modules of an account have cost.
+/// The cost of an account's failed modules.
 #[derive(Debug, Default)]
 struct Charge {
     wasted: Duration,
-    /// Children left hanging in the kernel.
+    /// Children that were left blocked in the kernel.
     abandoned: usize,
-    /// Modules that were not asked for because of that.
+    /// Modules that were left unnamed because the cost was too high.
     left_out: usize,
 }
 
@@ -156,7 +159,7 @@ struct NamerChild {
 enum Ended {
     ByItself(ExitStatus),
     Killed,
-    /// It hangs in the kernel.
+    /// It is blocked in the kernel.
     Never,
 }
 
@@ -164,24 +167,25 @@ enum Ended {
 pub struct Namer<'a> {
     spawner: &'a Spawner,
     options: Options<'a>,
-    /// Called at least every 100 ms while the child works; false ends naming.
+    /// Called at least every 100 ms while the child works. If it returns false, naming ends.
     go_on: &'a mut dyn FnMut() -> bool,
     child: Option<NamerChild>,
     charges: HashMap<Account, Charge>,
-    /// Time that modules which failed have taken.
+    /// Total time that failed modules have taken.
     wasted: Duration,
-    /// Children left hanging in the kernel.
+    /// Children that were left blocked in the kernel.
     abandoned: usize,
     ends: Instant,
-    /// Why no more modules are asked for.
+    /// The reason why no more modules are named.
     over: Option<String>,
     left_out: usize,
 }
 
 impl<'a> Namer<'a> {
-    /// A namer whose child is started with the first module. Of the options the function starts are the child's
-    /// own (see [`serve_names`](super::serve_names)). `go_on` is called at least ten times a second while the child
-    /// works; when it returns false, what has no name yet gets none.
+    /// Makes a namer. Its child is started for the first module. The `function_starts` of the options are
+    /// not used; the child has its own (see [`serve_names`](super::serve_names)). `go_on` is called at
+    /// least ten times a second while the child works. When it returns false, the modules that have no
+    /// names yet get none.
     pub fn new(
         spawner: &'a Spawner,
         options: Options<'a>,
@@ -201,7 +205,7 @@ impl<'a> Namer<'a> {
         }
     }
 
-    /// What the reader should know of modules that were not asked for.
+    /// Notes for the reader about modules that were left unnamed.
     pub(super) fn notes(&self) -> impl Iterator<Item = String> {
         let charged = self
             .charges
@@ -214,7 +218,7 @@ impl<'a> Namer<'a> {
         let over = self.over.iter().cloned();
         let all = charged.chain(over.map(|reason| (reason, self.left_out)));
         all.map(|(reason, files)| {
-            format!("{reason}: {files} files are named by module and address only")
+            format!("{reason}: functions of {files} files are named by module and address only")
         })
     }
 
@@ -247,14 +251,15 @@ impl<'a> Namer<'a> {
         let Err(failure) = self.ask(module, addresses, base, &mut named) else {
             return named;
         };
-        // An exit says more than a closed socket.
+        // The child's exit status tells more about the failure than the closed socket does.
         let ended = self.end_child();
         let is_abandoned = matches!(ended, Ended::Never);
         self.wasted += start.elapsed();
         self.abandoned += usize::from(is_abandoned);
         let charge = self.charges.entry(account).or_default();
         charge.wasted += start.elapsed();
-        // Else it may hang on a file of a module before, which it closes when it ends.
+        // Only after a timeout is this module's file the one that blocks the child. Otherwise the child may
+        // be blocked on the file of an earlier module, which it closes when it exits.
         charge.abandoned += usize::from(is_abandoned && matches!(failure, Failure::TimedOut(_)));
         if matches!(failure, Failure::Interrupted) {
             self.over = Some("naming was ended early".to_owned());
@@ -270,7 +275,7 @@ impl<'a> Namer<'a> {
         let hung = self.abandoned;
         if hung >= MAX_ABANDONED {
             self.over = Some(format!(
-                "{hung} processes that read symbols hang in the kernel"
+                "{hung} processes that read symbols are blocked in the kernel"
             ));
         }
         named
@@ -338,7 +343,7 @@ impl<'a> Namer<'a> {
     }
 
     fn start_child(&mut self) -> io::Result<()> {
-        // One that ended between two modules is no module's fault.
+        // If the child ended between two modules, no module is to blame.
         if let Some(child) = &mut self.child
             && child.process.try_wait()?.is_some()
         {
@@ -356,12 +361,13 @@ impl<'a> Namer<'a> {
         Ok(())
     }
 
-    /// Kills the child, or abandons one that hangs in the kernel.
+    /// Ends the child: waits a moment if it is exiting, else kills it, and abandons it if it is blocked in
+    /// the kernel.
     fn end_child(&mut self) -> Ended {
         let Some(mut child) = self.child.take() else {
             return Ended::Killed;
         };
-        // A child that closed its socket is about to end.
+        // A child that has closed its socket is about to exit.
         let mut by_itself = None;
         for _ in 0..10 {
             by_itself = child.process.try_wait().ok().flatten();
@@ -470,7 +476,7 @@ fn send_request(
     let mut sent = 0;
     while sent < bytes.len() {
         let files: &[_] = if sent == 0 { &files } else { &[] };
-        // The length goes alone, since the child takes it and the files at once.
+        // The length is sent alone, because the child receives it and the files in one call.
         let end = if sent < 4 { 4 } else { bytes.len() };
         match send(&bytes[sent..end], files)? {
             Ok(count) => sent += count,
@@ -490,7 +496,7 @@ fn receive_answer(
     let length = wire::length(header)?;
     let mut body = Vec::new();
     while body.len() < length {
-        // Memory only for what has come.
+        // The buffer grows as the data arrives, so that a false length does not cost memory.
         let start = body.len();
         body.resize(length.min(start + (1 << 20)), 0);
         receive_exact(socket, &mut body[start..], &mut wait)?;

@@ -1,4 +1,4 @@
-//! A [`Window`] becomes a [`ResolvedProfile`], module by module.
+//! Converts a [`Window`] into a [`ResolvedProfile`], module by module.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -15,21 +15,21 @@ use crate::profile::{
 };
 use crate::symbolize::{Named, NamedFunction, Options, name_module};
 
-/// How far symbolising has come.
+/// Progress of symbolization.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress<'a> {
-    /// Modules done.
+    /// Modules that are done.
     pub done: usize,
     /// Modules in all.
     pub modules: usize,
-    /// The module that comes next; empty at the end.
+    /// The module that is next; empty at the end.
     pub module: &'a str,
 }
 
-/// Names every frame of the window, in this process: for files that are known to be good.
+/// Names every frame of the window, in this process. Only for files that are known to be harmless.
 ///
-/// There is no error: what cannot be read is named by module and address, and said in
-/// [`Runtime::notes`].
+/// This cannot fail. Frames of files that cannot be read are named by module and address, and a note in
+/// [`Runtime::notes`] says so.
 pub fn resolve(
     window: Window,
     options: &Options<'_>,
@@ -56,7 +56,7 @@ pub fn resolve_apart(
     profile
 }
 
-/// Names every frame by module and address, which takes no time and reads nothing.
+/// Names every frame by module and address only, which is fast and reads no files.
 pub fn resolve_unnamed(window: &Window, meta: RecordingMeta) -> ResolvedProfile {
     resolve_by(window, &mut |_, _| Named::default(), meta, &mut |_| {})
 }
@@ -99,7 +99,7 @@ fn locate(
         let module = window.modules().get(id.0 as usize);
         module.is_some_and(|module| matches!(module.source, Source::Kernel))
     };
-    // The kernel last: readers of pprof take the first mapping for the main program.
+    // The kernel is last, because pprof takes the first mapping for the main program.
     let mut by_module: BTreeMap<(bool, ModuleId), Vec<(usize, Frame)>> = BTreeMap::new();
     for (index, frame) in window.frames().enumerate() {
         by_module
@@ -126,7 +126,7 @@ fn locate(
             (module, mapping, frames)
         })
         .collect();
-    // What may not answer is read last, when it can keep nothing else from being read.
+    // Files that may not answer are read last, so that they cannot keep others from being read.
     order.sort_by_key(|(module, ..)| !module.is_local);
     let mut locations = vec![LocationId(u32::MAX); window.frames().len()];
     for (done, (module, mapping, frames)) in order.into_iter().enumerate() {
@@ -153,7 +153,7 @@ fn locate(
     locations
 }
 
-/// Names for the lookup addresses of a module's frames: every one gets at least one.
+/// Names for the lookup addresses of a module's frames, at least one for each address.
 fn name_frames(
     module: &Module,
     frames: &[(usize, Frame)],
@@ -186,8 +186,8 @@ fn name_frames(
     names
 }
 
-/// A module whose file holds what was recorded: the copy of one that was overwritten since, which leads to no debug
-/// files, or nothing where there is no copy.
+/// The module with a file that has the recorded contents. If the file has been overwritten since, this is
+/// its copy, without debug files, or no file if there is no copy.
 fn as_recorded(module: &Module) -> Cow<'_, Module> {
     match &module.source {
         Source::File(file) if !is_as_recorded(module, file) => Cow::Owned(Module {
@@ -205,8 +205,8 @@ fn as_recorded(module: &Module) -> Cow<'_, Module> {
     }
 }
 
-/// Whether a file still holds the code that was recorded. One that was renamed or removed since has another time of
-/// change, but not of modification.
+/// Whether a file still has the code that was recorded. Renaming or removing a file changes its ctime, but
+/// not its mtime, so only size and mtime are compared.
 fn is_as_recorded(module: &Module, file: &File) -> bool {
     let Some(recorded) = module.version else {
         return true;
@@ -215,7 +215,8 @@ fn is_as_recorded(module: &Module, file: &File) -> bool {
         .is_ok_and(|now| (now.size, now.modified) == (recorded.size, recorded.modified))
 }
 
-/// The name of a frame without a symbol: by its function's start, else by its address.
+/// The name of a frame without a symbol: module and start of the function, or module and address if the
+/// start is not known.
 fn by_module(module: &Module, address: u64, start: Option<u64>) -> NamedFunction {
     let system_name = match start {
         Some(_) => String::new(),
@@ -284,7 +285,7 @@ fn samples(
         .collect()
 }
 
-/// Puts above a backend's stack what asked for it: the backend's process, the query, the caller's stack.
+/// Appends to a backend's stack the backend's process, the query, and the caller's stack.
 fn stitch(
     window: &Window,
     locations: &[LocationId],
@@ -317,7 +318,7 @@ fn stitch(
     }
 }
 
-/// Labels of an attribution. A backend's service is its caller's.
+/// The labels of an attribution. A backend's service is that of its caller.
 fn attributed(
     builder: &mut Builder,
     window: &Window,
@@ -400,7 +401,7 @@ fn push_label(
     }
 }
 
-/// The samples that found the stack table full: one frame that says so.
+/// The samples that found the stack table full, each with a single frame that says so.
 fn overflowed(window: &Window, builder: &mut Builder, period: u64) -> Vec<ResolvedSample> {
     if window.overflow().len() == 0 {
         return Vec::new();
@@ -453,7 +454,7 @@ fn labels(
     .collect()
 }
 
-/// The name up to its NUL; bytes that are no UTF-8 are replaced.
+/// The name up to its NUL. Invalid UTF-8 is replaced.
 fn thread_name(bytes: &[u8; 16]) -> String {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(16);
     String::from_utf8_lossy(&bytes[..end]).into_owned()

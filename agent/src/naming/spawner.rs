@@ -1,8 +1,9 @@
-//! A thread that starts namers, and has no files of others open.
+//! A thread that starts namers, and that has none of the agent's files open.
 //!
-//! A child gets its parent's open files and closes them when it runs its program. A FUSE server may let that wait for
-//! ever (fs/fuse/file.c, `fuse_flush`), and with it whoever starts the child. So the thread has a table of open files of
-//! its own (unshare(2), `CLONE_FILES`), made before the agent opens any file that somebody else chose.
+//! A child inherits its parent's open files and closes them at its exec. A FUSE server may block that
+//! forever (fs/fuse/file.c, `fuse_flush`), and with it the thread that starts the child. This thread
+//! therefore has its own table of open files (unshare(2), `CLONE_FILES`), made before the agent opens any
+//! file whose path another process chose.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,17 +24,18 @@ use super::wire;
 pub struct Spawner {
     /// One message for each child to start.
     requests: Sender<()>,
-    /// Passes the child's standard input to the thread, in whose table descriptors that were opened later do not exist.
+    /// Passes the child's standard input to the thread. Descriptors that were opened later than the
+    /// thread's table do not exist in it.
     inputs: UnixStream,
     children: Receiver<io::Result<Child>>,
 }
 
 impl Spawner {
-    /// Starts the thread. Files that are open now stay open until it ends, which is when this is dropped; one descriptor
-    /// stays in the caller's table.
+    /// Starts the thread. Files that are open now stay open until the thread ends, which is when this is
+    /// dropped. One descriptor stays in the caller's table.
     ///
     /// # Errors
-    /// No thread, no socket, or no table of files of its own.
+    /// The thread, its socket or its own table of files cannot be made.
     pub fn start() -> io::Result<Spawner> {
         let (inputs, received) = UnixStream::pair()?;
         let (requests, wanted) = mpsc::channel();
@@ -64,7 +66,7 @@ impl Spawner {
         })
     }
 
-    /// Starts a namer. It ends at the latest when this is dropped.
+    /// Starts a namer with this standard input. If it still runs when the spawner is dropped, it is killed.
     pub(super) fn namer(&self, input: OwnedFd) -> io::Result<Child> {
         wire::send(&self.inputs, &[0], &[input.as_fd()])?;
         self.requests.send(()).map_err(io::Error::other)?;
@@ -86,10 +88,10 @@ fn start_namer(input: OwnedFd) -> io::Result<Child> {
         .stdin(Stdio::from(input))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        // Ctrl-C is the agent's business.
+        // In a process group of its own it does not receive the terminal's Ctrl-C, which the agent handles.
         .process_group(0);
-    // Before it runs another program: wherever it is stopped, it ends with the thread that started it.
-    // SAFETY: this makes one system call, in the child.
+    // This is set before the exec, so that the child ends with the thread that started it, wherever it is
+    // blocked.
     unsafe {
         command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
     }
@@ -100,7 +102,7 @@ fn start_namer(input: OwnedFd) -> io::Result<Child> {
 mod tests {
     use super::*;
 
-    /// What is opened after its start is not open in the thread.
+    /// Files that are opened after the thread was started are not open in it.
     #[test]
     fn has_files_of_its_own() {
         let spawner = Spawner::start().unwrap();
@@ -115,7 +117,7 @@ mod tests {
             });
             (name.trim() == "spawner").then(|| temporary.count())
         });
-        // Tests beside this one have spawners too.
+        // Other tests that run at the same time have spawners too.
         assert!(counts.min().unwrap() < 64);
         drop(spawner);
     }

@@ -1,4 +1,5 @@
-//! What the agent and its namer child say to each other: a length, then JSON; open files beside it.
+//! The messages between the agent and its namer child: a length, then JSON. Open files are sent beside
+//! them.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -16,39 +17,40 @@ use serde::{Deserialize, Serialize};
 
 use crate::symbolize::NamedFunction;
 
-/// Largest message: names of all frames that a recording can have, at 500 bytes each.
+/// Largest message, bytes: the names of all frames that a recording can have, at 500 bytes each.
 pub(super) const MAX_MESSAGE: usize = 128 << 20;
 
-/// Files that go with a request at most: the module's, and its container's debug directory.
+/// Maximum number of files that are sent with a request: the module's file, and its container's directory
+/// of debug files.
 pub(super) const MAX_FILES: usize = 2;
 
-/// What a module is.
+/// The kind of a module.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Kind {
-    /// An ELF file, which goes with the request.
+    /// An ELF file, which is sent with the request.
     File,
     /// The kernel.
     Kernel,
-    /// Just-in-time compiled code; its perf map goes with the request if it was opened.
+    /// Just-in-time compiled code. Its perf map is sent with the request if it was opened earlier.
     Jit {
         /// The process.
         pid: u32,
-        /// Where its map is.
+        /// Path of its perf map.
         perf_map: PathBuf,
     },
 }
 
-/// The look-up of a module's addresses.
+/// A request to look up the addresses of a module.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Request {
     pub name: String,
     pub kind: Kind,
     pub build_id: Option<Vec<u8>>,
-    /// Whether to close the file cannot wait for a server.
+    /// Whether closing the file cannot block on a server.
     pub file_is_local: bool,
-    /// Whether the first file is the module's.
+    /// Whether the module's file is sent; it is the first one.
     pub has_file: bool,
-    /// Whether the last file is its container's debug directory.
+    /// Whether the container's directory of debug files is sent; it is the last one.
     pub has_debug_dir: bool,
     pub debug_dirs: Vec<PathBuf>,
     pub debug_info: bool,
@@ -56,22 +58,22 @@ pub(super) struct Request {
     pub addresses: Vec<u64>,
 }
 
-/// What the child answers, in this order.
+/// The child's answers to a request, in this order.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Answer {
     /// One function start per address.
     Starts(Vec<Option<u64>>),
-    /// It will read a file of so many bytes, which takes its time.
+    /// It is going to read a file with this many bytes, which may take long.
     Reading(u64),
-    /// The end of the request.
+    /// The names. This answer is the last one.
     Names(Packed),
 }
 
-/// Names by address, each text once.
+/// Names by address, with each text stored once.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Packed {
     texts: Vec<String>,
-    /// Address, and per function name, system name, file (indices into `texts`) and line.
+    /// The address, and for each function its name, system name, file (indices into `texts`) and line.
     names: Vec<(u64, Vec<[u32; 4]>)>,
     pub notes: Vec<String>,
 }
@@ -96,7 +98,7 @@ impl Packed {
         }
     }
 
-    /// `None`: an index that points nowhere.
+    /// The names by address; `None` if an index is out of range.
     pub fn unpack(&self) -> Option<BTreeMap<u64, Vec<NamedFunction>>> {
         let text = |index: u32| Some(self.texts.get(index as usize)?.clone());
         let function = |[name, system_name, file, line]: &[u32; 4]| {
@@ -115,27 +117,27 @@ impl Packed {
     }
 }
 
-/// A message's bytes with their length before them.
+/// The bytes of a message, preceded by their length.
 pub(super) fn framed(message: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; 4];
     serde_json::to_writer(&mut bytes, message)?;
     let length = bytes.len() - 4;
     if length > MAX_MESSAGE {
-        return Err(io::Error::other("its names do not fit into memory"));
+        return Err(io::Error::other("they do not fit into one message"));
     }
     bytes[..4].copy_from_slice(&(length as u32).to_le_bytes());
     Ok(bytes)
 }
 
-/// A message's length, if it is within the bound.
+/// Decodes the length of a message. Fails if it exceeds [`MAX_MESSAGE`].
 pub(super) fn length(header: [u8; 4]) -> io::Result<usize> {
     match u32::from_le_bytes(header) as usize {
         length if length <= MAX_MESSAGE => Ok(length),
-        _ => Err(io::Error::other("the answer is too long")),
+        _ => Err(io::Error::other("the message is too long")),
     }
 }
 
-/// Sends bytes, the files with the first of them. Returns how many bytes were taken.
+/// Sends bytes, and the files along with the first byte. Returns the number of bytes that were sent.
 pub(super) fn send(
     socket: impl AsFd,
     bytes: &[u8],
@@ -146,12 +148,13 @@ pub(super) fn send(
     if !files.is_empty() {
         control.push(SendAncillaryMessage::ScmRights(files));
     }
-    // Without a signal where the other side has gone.
+    // If the peer has closed the socket, this gives an error instead of SIGPIPE.
     let flags = SendFlags::NOSIGNAL;
     sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags)
 }
 
-/// Receives the first bytes of a message, and the files that come with them. 0 bytes: the other side has gone.
+/// Receives the first bytes of a message, and the files that are sent with them. Returns 0 bytes if the
+/// peer has closed the socket.
 pub(super) fn receive(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Vec<File>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -159,7 +162,9 @@ pub(super) fn receive(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize,
     let flags = RecvFlags::CMSG_CLOEXEC;
     let received = recvmsg(socket, &mut buffers, &mut control, flags)?;
     if received.flags.contains(ReturnFlags::CTRUNC) {
-        return Err(io::Error::other("files were lost on the way"));
+        return Err(io::Error::other(
+            "the files sent with the message were truncated",
+        ));
     }
     let mut files = Vec::new();
     for message in control.drain() {
@@ -175,7 +180,7 @@ mod tests {
     use super::*;
     use std::io::{Read, Seek, Write};
 
-    /// What is packed is unpacked; an index that points nowhere is refused.
+    /// Names survive packing and unpacking; an index that is out of range is refused.
     #[test]
     fn names_round_trip() {
         let function = |name: &str| NamedFunction {
@@ -195,7 +200,7 @@ mod tests {
         assert_eq!(packed.unpack(), None);
     }
 
-    /// Open files go along, and lengths beyond the bound are refused.
+    /// Open files are sent along with the bytes, and lengths beyond the bound are refused.
     #[test]
     fn files_go_along() {
         let (here, there) = std::os::unix::net::UnixStream::pair().unwrap();

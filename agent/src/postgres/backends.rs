@@ -1,5 +1,5 @@
-//! What PostgreSQL's backends said, brought together with their samples: the query without its literals,
-//! names, and the caller.
+//! Joins the records of PostgreSQL's backends with their samples: finds the query without its literals, the
+//! names of database and role, and the caller.
 
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
@@ -27,53 +27,53 @@ use crate::{
     recent::Recent,
 };
 
-/// Executions that one half of [`Recent`] tells apart. An execution that was sampled before half a million others counts
-/// again when it is sampled after them.
+/// The number of executions that one half of [`Recent`] remembers. If half a million other executions were
+/// sampled between two samples of an execution, it is counted again.
 const MAX_EXECUTIONS: usize = 1 << 19;
 
-/// Backends whose last words are kept in one half of [`Recent`], 3 KiB each at most.
+/// The number of backends whose last record one half of [`Recent`] keeps, at most 3 KiB each.
 const MAX_WORDS: usize = 4096;
 
-/// What a backend said of itself.
+/// A backend's record: its status, and the text of its statement.
 struct Words {
     header: BackendHeader,
     text: Vec<u8>,
 }
 
-/// What a sample was for.
+/// The result of [`Backends::attribute`].
 #[derive(Debug, Default)]
 pub struct SampleAttribution {
-    /// Set where anything is known.
+    /// The attribution; `None` if nothing is known.
     pub attribution: Option<Attribution>,
-    /// Whether it is the first sample of an execution of its statement.
+    /// Whether the sample is the first one of an execution of its statement.
     pub starts_execution: bool,
 }
 
-/// What is known of backends beyond a window.
+/// What is known about backends independently of a window.
 pub struct Backends {
     /// When the recording began, nanoseconds.
     since: u64,
-    /// Words that wait for their sample.
+    /// Records whose sample has not been read yet.
     pending: Vec<Words>,
-    /// The last words of each backend by pid: they hold until it has others.
+    /// The last record of each backend, by pid. It is valid until the backend sends another one.
     last: Recent<u32, Rc<Words>>,
     callers: Callers,
     executions: Recent<u64, ()>,
     names: Names,
 }
 
-/// What a window knows of queries, for the attribution of its samples.
+/// The parts of a window that are needed to attribute its samples.
 pub struct WindowQueries<'a> {
     /// The queries.
     pub texts: &'a mut Texts,
     /// How well samples could be attributed.
     pub counts: &'a mut Counts,
-    /// Gives callers their place in the window.
+    /// Converts callers to the indices of the window.
     pub place: PlaceCaller<'a>,
 }
 
 impl Backends {
-    /// Nothing is known yet.
+    /// Starts without any records; the recording begins now.
     pub fn new() -> Backends {
         Backends {
             since: now(),
@@ -85,9 +85,10 @@ impl Backends {
         }
     }
 
-    /// Keeps what a backend said for the sample that follows.
+    /// Keeps a backend's record for the sample that follows.
     pub fn said(&mut self, backend: &kernel::BackendRecord<'_>) {
-        // One a CPU: what an older record waits for was refused by a full buffer.
+        // Each CPU has at most one record that waits. The sample of an older one was dropped because the
+        // ring buffer was full.
         self.pending
             .retain(|old| old.header.cpu != backend.header.cpu);
         self.pending.push(Words {
@@ -96,7 +97,7 @@ impl Backends {
         });
     }
 
-    /// Takes note of what the wall clock shows.
+    /// Updates the offset of the wall clock.
     pub fn set_clock(&mut self, clock: WallClock) {
         self.callers.clock = clock;
     }
@@ -106,7 +107,7 @@ impl Backends {
         self.callers.keep(cpu, time, send);
     }
 
-    /// What a sample was for.
+    /// Finds out what a sample's work was for: its statement, caller and trace.
     pub fn attribute(
         &mut self,
         sample: &SampleHeader,
@@ -130,7 +131,8 @@ impl Backends {
         }
         let server = servers.get(header.server);
         let version = server.and_then(|server| server.version);
-        // The index may become another server's; names and queries are kept by number.
+        // The index may be reused for another server. Names and queries are stored by the server's number,
+        // which is not.
         header.server = server.map_or(0, |server| server.number);
         let said = BackendStatus::new(&header, &words.text, version);
         let watched_since = server.and_then(|server| server.watched_since);
@@ -152,12 +154,12 @@ impl Backends {
         }
     }
 
-    /// What the backend said of itself, with this sample or before.
+    /// The backend's record that applies to a sample: the one that was sent with it, or the last one.
     fn words(&mut self, sample: &SampleHeader, counts: &mut Counts) -> Option<Rc<Words>> {
         if sample.is_backend_unchanged != 0 {
             let last = self.last.get(&sample.pid);
             if last.is_none() {
-                // So many others were sampled since that it is forgotten.
+                // So many other backends were sampled since that the record was evicted.
                 counts.samples += 1;
                 counts.for_clients += 1;
             }
@@ -202,7 +204,9 @@ impl Backends {
         }
     }
 
-    /// Whether this is the first sample of an execution: by its send; by its start, where there is none.
+    /// Whether this is the first sample of an execution. An execution is identified by its send, or by the
+    /// statement's start if the send is not known. The samples of parallel workers count as those of their
+    /// leader.
     fn starts_execution(&mut self, header: &BackendHeader) -> bool {
         let mut hasher = DefaultHasher::new();
         header.server.hash(&mut hasher);
@@ -224,11 +228,12 @@ impl Backends {
 }
 
 fn query_of(said: &BackendStatus<'_>, texts: &mut Texts) -> QueryIndex {
-    // Query ids are made of the tables' numbers, which are a database's own. (It stays where it is when
-    // the rest of the status is being written.)
+    // Query ids are computed from the OIDs of tables, which are only unique within a database. (The
+    // database in the status does not change, so it can be used even if the status was being written.)
     let database = half(&said.header.status, status::DATABASE);
     let scope = u64::from(said.header.server) << 32 | u64::from(database);
-    // `track_activity_query_size` is usually a power of two, one byte of which is the NUL.
+    // The server truncates texts to `track_activity_query_size` bytes, usually a power of two, of which one
+    // byte is the NUL.
     let is_cut = said.text.len() >= 127 && (said.text.len() + 1).is_power_of_two();
     let query = texts.insert(scope, said.query_id(), said.text, is_cut);
     QueryIndex(query.0)

@@ -1,4 +1,4 @@
-//! Who asked: the stacks of sends to servers, and which of them a backend's sample was for.
+//! Callers: keeps the stacks of sends to servers, and finds the one that a backend's sample belongs to.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
@@ -15,34 +15,35 @@ use foldhash::fast::RandomState;
 use super::status::{BackendStatus, word};
 use crate::profile::{Caller, ProcessIndex, SharedProcess, SharedStack, StackId, Unknown};
 
-/// Sends whose stacks are kept at most; the oldest are evicted. A query that runs longer than this many others need to
-/// be sampled loses its caller: half an hour at a hundred new statements a second.
+/// Maximum number of sends whose stacks are kept; the oldest are evicted. A query loses its caller if it
+/// runs longer than it takes to sample this many other statements: half an hour at a hundred new statements
+/// a second.
 const MAX_SENDS: usize = 1 << 17;
 
-/// Frames of distinct stacks that are kept at most, 24 bytes each: 24 MiB. An application has a few hundred stacks; more is
-/// somebody who makes them.
+/// Maximum number of frames of distinct stacks that are kept, 24 bytes each (24 MiB). An application has a
+/// few hundred distinct stacks; only a program that makes stacks on purpose reaches the bound.
 const MAX_FRAMES: usize = 1 << 20;
 
-/// A send, named by its CPU and its time.
+/// Identifies a send by its CPU and its time.
 type SendKey = (u32, u64);
 
-/// A send whose stack is known, in terms that outlive a window: the kernel hands a stack over once, and the statement may
-/// run for many windows.
+/// A send whose stack is known, in a form that does not depend on a window. The kernel hands each stack
+/// over only once, and the statement may run for many windows.
 #[derive(Clone, Debug)]
 pub struct KnownSend {
-    /// Who sent.
+    /// The process that sent.
     pub process: Arc<SharedProcess>,
-    /// From where.
+    /// The stack of the send.
     pub stack: SharedStack,
-    /// How the walk ended.
+    /// How the walk of the stack ended.
     pub outcome: Outcome,
 }
 
 impl KnownSend {
-    /// The caller, in terms of a window in which process and stack have these numbers.
+    /// Converts it to a caller in a window, in which the process and the stack have these indices.
     pub fn caller(&self, process: ProcessIndex, stack: StackId) -> Caller {
         match self.outcome {
-            // Of a very deep stack the root end is missing, not the caller.
+            // A very deep stack lacks its root end, but the caller is at the leaf end.
             Outcome::Complete | Outcome::CompleteByFramePointer | Outcome::TooDeep => {
                 Caller::Known { process, stack }
             }
@@ -55,7 +56,7 @@ impl KnownSend {
     }
 }
 
-/// The caller of a statement, before it is given its place in a window.
+/// The caller of a statement, independent of a window.
 #[derive(Debug)]
 pub enum FoundCaller {
     /// A send whose stack is known.
@@ -64,28 +65,28 @@ pub enum FoundCaller {
     Process {
         /// Its pid.
         pid: u32,
-        /// Name of the thread that sent, ended by NUL.
+        /// Name of the thread that sent, terminated by NUL.
         comm: [u8; 16],
         /// Why the stack is not known.
         reason: Unknown,
     },
-    /// Not known.
+    /// Neither the process nor its stack is known.
     Unknown(Unknown),
 }
 
-/// Gives a caller its place in the window that is being filled.
+/// Converts a caller to the indices of the window that is being filled.
 pub type PlaceCaller<'a> = &'a mut dyn FnMut(FoundCaller) -> Caller;
 
 /// The sends whose stacks are known.
 #[derive(Debug, Default)]
 pub struct Callers {
-    /// What the wall clock shows.
+    /// The offset of the wall clock.
     pub clock: WallClock,
     sends: HashMap<SendKey, KnownSend>,
     oldest: VecDeque<SendKey>,
-    /// Each stack once, and how many sends have it.
+    /// Each distinct stack, with the number of sends that have it.
     stacks: HashMap<SharedStack, usize, RandomState>,
-    /// In these stacks.
+    /// Total number of frames in `stacks`.
     frames: usize,
 }
 
@@ -136,8 +137,8 @@ impl Callers {
         }
     }
 
-    /// Who asked for a backend's statement. Sends to its server were watched from `watched_since` on
-    /// (nanoseconds).
+    /// Finds the caller of a backend's statement. The sends to its server have been observed since
+    /// `watched_since` (nanoseconds).
     pub fn of(&self, said: &BackendStatus<'_>, client: &str, watched_since: u64) -> FoundCaller {
         let header = said.header;
         let start = word(&header.status, status::STATEMENT_START).cast_signed();
@@ -214,7 +215,8 @@ mod tests {
         }
     }
 
-    /// A caller is known when its stack's end is proven, or too deep to be reached; else a part of it is.
+    /// A caller is known if the end of its stack is proven or the stack is too deep; otherwise it is
+    /// partial.
     #[test]
     fn partial_callers() {
         for outcome in Outcome::ALL {
@@ -225,7 +227,8 @@ mod tests {
         }
     }
 
-    /// Equal stacks are kept once; at the bound of sends the oldest goes, and its stack with its last send.
+    /// Equal stacks are kept once. At the bound of sends the oldest one is evicted, and a stack is evicted
+    /// with its last send.
     #[test]
     fn sends_are_evicted() {
         let mut callers = Callers::default();
@@ -240,7 +243,7 @@ mod tests {
         assert_eq!(callers.sends.len(), MAX_SENDS);
     }
 
-    /// At the bound of frames as many old sends go as are needed.
+    /// At the bound of frames, as many of the oldest sends are evicted as necessary.
     #[test]
     fn frames_are_bounded() {
         let mut callers = Callers::default();

@@ -1,4 +1,5 @@
-//! PostgreSQL as it is seen from outside: servers, what their backends say at samples, who asked, and for what.
+//! PostgreSQL as seen from outside: which processes are servers, what their backends were doing when they
+//! were sampled, and which callers sent the statements.
 
 mod backends;
 mod callers;

@@ -1,5 +1,5 @@
 //! The stages of a recording's data. Samples from the kernel are counted in a [`Window`];
-//! [`symbolize`](crate::symbolize) adds names and makes it a [`ResolvedProfile`], which is the input of
+//! [`naming`](crate::naming) adds names and converts it into a [`ResolvedProfile`], which is the input of
 //! every encoder.
 //!
 //! Nothing here does I/O. Each stage is a type, and no stage changes its input.

@@ -1,19 +1,20 @@
-//! What outlives a window: named by identity, not by an index into a window.
+//! Types for what lives longer than a window. They refer to modules, processes and frames by identity, not
+//! by an index into a window.
 
 use std::sync::Arc;
 
 use super::window::{Module, Process};
 
-/// Identity of a module. It is never used again for another.
+/// Identity of a module. It is never reused for another module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ModuleKey {
     /// The kernel.
     Kernel,
     /// Addresses outside every mapping.
     Unknown,
-    /// A file in one version, or the vDSO, by its number.
+    /// One version of a file, or the vDSO, by its object number.
     File(u32),
-    /// Code that a process compiled just in time, by the process's incarnation.
+    /// Code that a process compiled just in time, by the incarnation of the process.
     Jit(u64),
 }
 
@@ -29,13 +30,13 @@ pub struct SharedModule {
 /// A process with its identity.
 #[derive(Clone, Debug)]
 pub struct SharedProcess {
-    /// A process from one exec to the next; a number is never used again.
+    /// The process's incarnation, which changes with every fork, exec and new name. It is never reused.
     pub incarnation: u64,
     /// The process.
     pub process: Process,
 }
 
-/// As [`Frame`](super::Frame), with the module itself in place of its index in a window.
+/// Like [`Frame`](super::Frame), but with the module itself instead of its index in a window.
 #[derive(Clone, Debug)]
 pub struct SharedFrame {
     /// The module.
@@ -66,5 +67,5 @@ impl std::hash::Hash for SharedFrame {
     }
 }
 
-/// A stack in terms that outlive a window, leaf first.
+/// A stack that does not depend on a window, leaf first.
 pub type SharedStack = Arc<[SharedFrame]>;

@@ -1,4 +1,4 @@
-//! `-- COMMAND`: started so that it is recorded from its first instruction.
+//! Starts `-- COMMAND` so that it can be recorded from its first instruction.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -10,31 +10,31 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-/// A command that was forked and waits just before its exec.
+/// A command that was forked and is held just before its exec.
 pub struct HeldCommand {
     pid: u32,
     release: std::fs::File,
     spawning: JoinHandle<io::Result<Child>>,
 }
 
-/// A pipe, reading end first. Both ends close on exec.
+/// Makes a pipe; the reading end is returned first. Both ends close on exec.
 fn pipe() -> io::Result<(std::fs::File, std::fs::File)> {
     let mut ends = [0; 2];
     // SAFETY: the array holds two descriptors, which the call fills.
     if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: both were just opened and belong to nobody else.
+    // SAFETY: both were just opened and are owned by nothing else.
     let [read, write] = ends.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     Ok((read.into(), write.into()))
 }
 
 impl HeldCommand {
-    /// Forks the command, into a process group if one is given. It goes on when [`HeldCommand::release`] is called, and ends when this is
-    /// dropped.
+    /// Forks the command, into a process group if one is given. It continues when [`HeldCommand::release`]
+    /// is called, and exits if this is dropped before that.
     ///
     /// # Errors
-    /// No pipe, no fork.
+    /// A pipe cannot be made, or the fork fails.
     pub fn start(command: &[String], group: Option<i32>) -> io::Result<HeldCommand> {
         let (mut tells_pid, pid_to) = pipe()?;
         let (waits, release) = pipe()?;
@@ -51,7 +51,8 @@ impl HeldCommand {
         // live until the exec.
         unsafe {
             child.pre_exec(move || {
-                // Else the pipe would not end when the agent does.
+                // If the child kept this copy of the pipe's writing end open, the read below would never
+                // end if the agent exited without releasing the command.
                 libc::close(release_fd);
                 let pid = libc::getpid().to_le_bytes();
                 libc::write(pid_fd, pid.as_ptr().cast(), pid.len());
@@ -62,7 +63,7 @@ impl HeldCommand {
                 }
             });
         }
-        // `spawn` returns after the exec, so it waits in a thread of its own.
+        // `spawn` returns only after the exec, so it is called in a separate thread.
         let spawning = thread::spawn(move || {
             let spawned = child.spawn();
             drop((pid_to, waits));
@@ -70,7 +71,7 @@ impl HeldCommand {
         });
         let mut pid = [0; 4];
         if tells_pid.read_exact(&mut pid).is_err() {
-            // It did not get as far as telling its pid: spawn knows why.
+            // The child failed before it could write its pid. `spawn` returns the reason.
             let failed = join(spawning).err();
             return Err(failed.unwrap_or_else(|| io::Error::other("the command did not start")));
         }
@@ -81,12 +82,12 @@ impl HeldCommand {
         })
     }
 
-    /// Its pid.
+    /// The pid of the command.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Lets it go on to its exec.
+    /// Lets the command continue with its exec.
     ///
     /// # Errors
     /// The program cannot be executed.
@@ -98,12 +99,14 @@ impl HeldCommand {
 }
 
 fn join(spawning: JoinHandle<io::Result<Child>>) -> io::Result<Child> {
-    spawning
-        .join()
-        .unwrap_or_else(|_| Err(io::Error::other("the starting thread failed")))
+    spawning.join().unwrap_or_else(|_| {
+        Err(io::Error::other(
+            "the thread that starts the command panicked",
+        ))
+    })
 }
 
-/// The status to end with, as a shell would give it: the command's own, or 128 + the signal.
+/// The exit status of the agent, as a shell would report it: the command's own status, or 128 + the signal.
 pub fn exit_code(status: ExitStatus) -> u8 {
     let code = status
         .code()
@@ -122,14 +125,14 @@ mod tests {
         exit_code(held.release().unwrap().wait().unwrap())
     }
 
-    /// The status is handed on, also that of a signal.
+    /// The command's exit status is passed on, or its signal as 128 + its number.
     #[test]
     fn status() {
         assert_eq!(run(&["sh", "-c", "exit 7"]), 7);
         assert_eq!(run(&["sh", "-c", "kill -TERM $$"]), 128 + 15);
     }
 
-    /// It does not run before it is released, and does not stay when it never is.
+    /// A held command does not run before it is released, and exits if it never is.
     #[test]
     fn held_and_dropped() {
         let file = std::env::temp_dir().join(format!("held-{}", std::process::id()));
@@ -140,7 +143,7 @@ mod tests {
         assert!(!file.exists());
     }
 
-    /// A program that does not exist is an error that says so.
+    /// A program that does not exist is reported as `NotFound`.
     #[test]
     fn no_such_program() {
         let held = HeldCommand::start(&["/nonexistent/program".to_owned()], None).unwrap();

@@ -1,8 +1,8 @@
-//! The thread that compiles tables, and the queue before it.
+//! The thread that compiles tables, and its queue.
 //!
-//! To read a file may block for ever, and a file can be made to be slow. A table that takes too long is given up; a
-//! thread that does not even notice that is abandoned, and another takes its place. Abandoned threads count against a
-//! bound.
+//! Reading a file may block forever, and a file can be made so that compiling it is slow. A table that
+//! takes too long is given up. A thread that does not react to that is abandoned and replaced. The number
+//! of abandoned threads is bounded.
 
 use std::{
     collections::HashMap,
@@ -24,25 +24,26 @@ use crate::{
     unwind::{self, Table},
 };
 
-/// How long a table may take. That of Debian's Chromium, of 4 million rows, takes half a second here.
+/// How long compiling a table may take. That of Debian's Chromium, with 4 million rows, takes about half a
+/// second.
 const BUDGET: Duration = Duration::from_secs(10);
 
-/// How long after that the thread has to notice. One that does not waits for a file.
+/// How long the thread may take to react after that. A thread that does not react is blocked on a file.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Abandoned threads at most that have not ended. While there are as many no tables are compiled; the samples are unwound in
-/// user space.
+/// Maximum number of abandoned threads that have not ended. When it is reached, no tables are compiled, and
+/// samples are unwound in user space.
 const MAX_ABANDONED: usize = 8;
 
-/// An object's table, or why there is none.
+/// An object and its table, or the reason why it has none.
 pub type Compiled = (ObjectId, Result<Table, unwind::Error>);
 
 /// How urgent a table is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Urgency {
-    /// A process that uses the object was seen at work.
+    /// A process that uses the object was sampled.
     Wanted,
-    /// It may be needed.
+    /// The table may be needed later.
     Likely,
 }
 
@@ -54,27 +55,27 @@ struct Job {
     image: Image,
 }
 
-/// A request to the thread.
+/// A message to the thread.
 enum Message {
     Make(Job),
-    /// The object's table is wanted. When it is being made, or was made and not yet taken up, there is nothing
-    /// to do.
+    /// Makes the object's table urgent. This has no effect if the table is being compiled or is finished.
     Hurry(ObjectId),
 }
 
-/// The job that a thread is at.
+/// The job that a thread is working on.
 #[derive(Clone)]
 struct Current {
     id: ObjectId,
     since: Instant,
-    /// Set when the table is given up.
+    /// Set to make the compiler give up the table.
     give_up: Arc<AtomicBool>,
 }
 
-/// The job that a thread is at, seen from both sides.
+/// The job that a thread is working on, shared by the thread and [`Compiler`].
 type CurrentJob = Arc<Mutex<Option<Current>>>;
 
-/// The way to a thread and back. The thread ends with this value, if it does not wait for a file.
+/// A compiler thread and the channels to and from it. The thread ends when this is dropped, unless it is
+/// blocked on a file.
 struct Thread {
     messages: mpsc::Sender<Message>,
     done: mpsc::Receiver<Compiled>,
@@ -82,14 +83,14 @@ struct Thread {
     handle: JoinHandle<()>,
 }
 
-/// Compiles tables beside everything else.
+/// Compiles tables in a thread of its own.
 pub struct Compiler {
     thread: Option<Thread>,
-    /// Jobs that are not finished: another thread begins with them again.
+    /// Jobs that are not finished. If the thread is replaced, the new one is given all of them.
     asked: HashMap<ObjectId, Job>,
-    /// Tables that were given up and not reported yet.
+    /// Tables that were given up and are not reported yet.
     given_up: Vec<(ObjectId, unwind::Error)>,
-    /// Threads that were abandoned and had not ended when it was last looked.
+    /// Abandoned threads that had not ended when they were last checked.
     abandoned: Vec<JoinHandle<()>>,
 }
 
@@ -104,13 +105,13 @@ impl Compiler {
         }
     }
 
-    /// Threads that were abandoned and have not ended.
+    /// The number of abandoned threads that have not ended.
     pub fn abandoned(&self) -> usize {
         let stuck = |thread: &&JoinHandle<()>| !thread.is_finished();
         self.abandoned.iter().filter(stuck).count()
     }
 
-    /// Asks for the table of an object, which may be needed. False: nothing is compiled now.
+    /// Requests the table of an object. Returns false if nothing can be compiled now.
     pub fn ask(&mut self, id: ObjectId, image: &Image) -> bool {
         let job = Job {
             urgency: Urgency::Likely,
@@ -125,7 +126,7 @@ impl Compiler {
         true
     }
 
-    /// A table that was asked for is wanted at once.
+    /// Makes a requested table urgent.
     pub fn hurry(&mut self, id: ObjectId) {
         if let (Some(thread), Some(job)) = (&self.thread, self.asked.get_mut(&id))
             && job.urgency != Urgency::Wanted
@@ -135,7 +136,7 @@ impl Compiler {
         }
     }
 
-    /// A table that is finished, or was given up.
+    /// The next table that is finished or was given up, if any.
     pub fn finished(&mut self) -> Option<Compiled> {
         self.watch();
         if let Some((id, error)) = self.given_up.pop() {
@@ -146,7 +147,7 @@ impl Compiler {
         Some(compiled)
     }
 
-    /// Gives up a table that takes too long, and the thread if that does not help.
+    /// Gives up a table that takes too long, and replaces the thread if it does not react.
     fn watch(&mut self) {
         let Some(thread) = &self.thread else {
             self.abandoned.retain(|thread| !thread.is_finished());
@@ -190,7 +191,7 @@ impl Compiler {
 }
 
 impl Thread {
-    /// `None`: the system gives no thread.
+    /// Starts a thread; `None` if the system refuses to.
     fn start() -> Option<Thread> {
         let (messages, todo) = mpsc::channel();
         let (finished, done) = mpsc::channel();
@@ -218,7 +219,7 @@ impl Thread {
     }
 }
 
-/// Compiles a table where it can be seen how long it takes.
+/// Compiles a table, and shows [`Compiler`] what is being compiled and since when.
 fn run(job: &Job, seen: &CurrentJob) -> Result<Table, unwind::Error> {
     let start = Instant::now();
     let give_up = Arc::new(AtomicBool::new(false));
@@ -232,7 +233,7 @@ fn run(job: &Job, seen: &CurrentJob) -> Result<Table, unwind::Error> {
         since: start,
         give_up: Arc::clone(&give_up),
     }));
-    // A file that makes the compiler panic has no table; the next one has.
+    // If a file makes the compiler panic, only that file's table is missing.
     let table = catch_unwind(AssertUnwindSafe(|| compile(&job.image, &give_up)));
     show(None);
     log::debug!(
@@ -244,7 +245,7 @@ fn run(job: &Job, seen: &CurrentJob) -> Result<Table, unwind::Error> {
     table.unwrap_or(Err(unwind::Error::Panicked))
 }
 
-/// The jobs that have come.
+/// The jobs that wait to be compiled.
 struct Queue {
     todo: mpsc::Receiver<Message>,
     waiting: Vec<Job>,
@@ -258,8 +259,8 @@ impl Queue {
         }
     }
 
-    /// The next: what is wanted before what may be, and the shortest first, so that most programs do not wait
-    /// for the tables of the few large ones. `None` when nobody asks any more.
+    /// Waits for the next job: urgent ones first, then those of the smallest files, so that most programs
+    /// do not wait for the tables of a few large ones. Returns `None` when no more requests can arrive.
     fn next(&mut self) -> Option<Job> {
         while self.waiting.is_empty() {
             let message = self.todo.recv().ok()?;
@@ -299,8 +300,8 @@ fn compile(image: &Image, give_up: &AtomicBool) -> Result<Table, unwind::Error> 
 mod tests {
     use super::*;
 
-    /// While too many threads wait for files, what is asked for is refused, or reported as to be tried again; when they have
-    /// ended, another thread compiles.
+    /// While too many threads are blocked on files, requests are refused, and waiting ones are reported as
+    /// unavailable, so that they are retried. When the threads have ended, another thread compiles.
     #[test]
     fn abandoned_threads_that_end() {
         let mut compiler = Compiler::new();
@@ -313,7 +314,7 @@ mod tests {
             })
         };
         compiler.abandoned = (0..MAX_ABANDONED - 1).map(|_| hang()).collect();
-        // The thread that compiles is the last that may be: it is given a job that began long ago.
+        // The current thread is the last one that is allowed. It is given a job that began long ago.
         let (messages, _todo) = mpsc::channel();
         let (_finished, done) = mpsc::channel();
         let current = Current {
@@ -356,8 +357,8 @@ mod tests {
         assert_eq!(compiled.0, ObjectId(2));
     }
 
-    /// What a process at work waits for goes first, then the small; what is wanted while it is made, or when it
-    /// is there, is not made once more.
+    /// Tables of sampled processes come first, then those of small files. A table that becomes urgent while
+    /// it is being compiled or after it is finished is not compiled again.
     #[test]
     fn order() {
         let (messages, todo) = mpsc::channel();

@@ -1,39 +1,39 @@
-//! What is asked of a recording.
+//! The parameters of a recording.
 
 use std::time::Duration;
 
 use crate::kernel::Senders;
 
-/// Names that `--comm` takes at most: the size of the kernel's map.
+/// Maximum number of names for `--comm`: the size of the kernel's map.
 pub const MAX_NAMES: usize = agent_ebpf::limits::MAX_TARGET_NAMES as usize;
 
 /// What to record.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
-    /// Processes, with the children they will have.
+    /// Pids of the processes to record. Their future children are recorded too.
     pub pids: Vec<u32>,
-    /// Names of processes or threads.
+    /// Names of the processes or threads to record.
     pub names: Vec<String>,
     /// Samples per second and CPU.
     pub frequency: u32,
-    /// The process group that the command joins; `None`: this process's.
+    /// The process group that the command joins; `None`: the agent's own.
     pub process_group: Option<i32>,
-    /// How long; `None` until a signal, or until the command ends.
+    /// How long to record; `None`: until a signal arrives or the command ends.
     pub duration: Option<Duration>,
     /// A command to start and record.
     pub command: Vec<String>,
-    /// Stacks that each CPU may take in one second at sends to PostgreSQL servers.
+    /// Maximum number of stacks that each CPU may take per second at sends to PostgreSQL servers.
     pub callers_per_second: u32,
-    /// Where sends are to be seen; `None`: at the cheapest place that the kernel has.
+    /// Where sends are observed; `None`: at the cheapest place that the kernel supports.
     pub senders: Option<Senders>,
-    /// Whether the texts of queries keep their literals.
+    /// Whether query texts keep their literals.
     pub full_query_text: bool,
-    /// When the agent was started ([`now`](super::now)).
+    /// When the agent was started, nanoseconds ([`now`](super::now)).
     pub started: u64,
 }
 
 impl Config {
-    /// Whether less than the whole machine is recorded.
+    /// Whether only selected processes are recorded, and not the whole machine.
     pub fn has_target(&self) -> bool {
         !(self.pids.is_empty() && self.names.is_empty() && self.command.is_empty())
     }
@@ -43,7 +43,7 @@ impl Config {
         1_000_000_000 / u64::from(self.frequency.max(1))
     }
 
-    /// What is recorded, for titles.
+    /// A description of what is recorded, for titles.
     pub fn target(&self) -> String {
         let pids = self.pids.iter().map(|pid| format!("pid {pid}"));
         let names = self.names.iter().map(|name| format!("comm {name}"));

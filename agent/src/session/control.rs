@@ -1,4 +1,4 @@
-//! What happens to processes, in the order in which it happened.
+//! The events of processes (fork, exec, exit, new mappings), applied in the order in which they happened.
 
 use std::collections::VecDeque;
 
@@ -11,53 +11,55 @@ use crate::{
     process::{MappingReader, Registry},
 };
 
-/// Events by time. Each CPU has its buffer, and they are read one after the other: of what happened after the first
-/// was read, some is there and some is not, so it waits until the next time.
+/// Events ordered by time. Each CPU has its own buffer, and the buffers are read one after the other. Of
+/// the events that happen after the first buffer was read, some are in this read and some are not, so all
+/// of them wait for the next read.
 #[derive(Debug, Default)]
 struct Events {
     queue: VecDeque<Event>,
-    /// Everything that happened up to this time (nanoseconds) is in the queue.
+    /// All events up to this time (nanoseconds) are in the queue.
     until: u64,
 }
 
 impl Events {
-    /// Adds what was read, when the reading began at `until`.
+    /// Adds the events of a read that began at `until`.
     fn add(&mut self, read: impl IntoIterator<Item = Event>, until: u64) {
         self.queue.extend(read);
-        // What waited and what came, each mostly in order: this is cheap.
+        // The queue and the new events are each nearly sorted already, so sorting is cheap.
         self.queue.make_contiguous().sort_by_key(|event| event.time);
         self.until = until;
     }
 
-    /// The next event up to `time`, if nothing that was not read can come before it.
+    /// Takes the next event up to `time`, unless an event that was not read yet may precede it.
     fn next(&mut self, time: u64) -> Option<Event> {
         let time = time.min(self.until);
         self.queue.pop_front_if(|event| event.time <= time)
     }
 }
 
-/// What happens to processes: read, put in order, and taken up as far as the samples have come.
+/// Reads the events of processes, orders them, and applies them up to the time of the sample that is being
+/// processed.
 pub struct Control {
-    /// Where the events come from.
+    /// The source of the events.
     pub lifecycle: LifecycleEvents,
-    /// The processes as they are after what was taken up.
+    /// The processes, after the events that were applied so far.
     pub registry: Registry,
-    /// Events read and not yet taken up.
+    /// Events that were read and are not applied yet.
     events: Events,
-    /// Processes whose address space is another than before.
+    /// Processes whose address space has changed.
     pub changed: Vec<u32>,
     /// Processes that have ended.
     pub ended: Vec<u32>,
-    /// Processes that came to have a selected name.
+    /// Processes that got a selected name after the recording had begun.
     pub selected_late: Vec<u32>,
-    /// Processes of which something may have been missed.
+    /// Processes whose events may have been missed.
     pub repair: Repair,
-    /// Names that are selected.
+    /// The names of the processes to sample.
     names: Vec<String>,
 }
 
 impl Control {
-    /// Nothing taken up yet; `names` are selected.
+    /// Starts without any event applied. `names` are the names of the processes to sample.
     pub fn new(lifecycle: LifecycleEvents, names: Vec<String>) -> Control {
         Control {
             lifecycle,
@@ -71,15 +73,16 @@ impl Control {
         }
     }
 
-    /// Everything that happened up to this time (nanoseconds) has been read.
+    /// The time (nanoseconds) up to which all events have been read.
     pub fn read_until(&self) -> u64 {
         self.events.until
     }
 
-    /// Takes up everything that happened up to `time`, and is sure to be all.
+    /// Applies the events up to `time`, as far as it is certain that none of them is missing.
     pub fn advance(&mut self, time: u64) {
         if time >= self.events.until {
-            // The time first: what is not read now happened later.
+            // The time is taken before the buffers are read, so every event that this read misses is later
+            // than `until`.
             let until = now();
             let mut fresh = Vec::new();
             self.lifecycle.read(&mut fresh);
@@ -90,17 +93,18 @@ impl Control {
         }
     }
 
-    /// Notes that a sample shows something to have been missed.
+    /// Notes a sample that shows that an event was missed.
     pub fn sampled(&mut self, sample: &Sample<'_>) {
         let header = &sample.header;
-        // One that is on its way out has no memory any more.
+        // A process that is exiting has no address space any more (`mm` is 0), and is no evidence.
         let lives_again = header.mm != 0 && self.registry.has_ended(header.pid);
         if lives_again || sample.outcome == Outcome::UnknownMapping {
             self.repair.missed(header.pid, header.time);
         }
     }
 
-    /// Events that wait, and processes that wait for being read again or are watched for it.
+    /// The numbers of known and ended processes, waiting events, processes to be read again, and processes
+    /// whose misses are counted.
     pub fn sizes(&self) -> [(&'static str, u64); 5] {
         let (known, ended) = self.registry.sizes();
         let (queued, watched) = self.repair.sizes();
@@ -113,7 +117,7 @@ impl Control {
         ]
     }
 
-    /// A CPU has gone offline: what it has still told is kept.
+    /// Stops following a CPU that has gone offline. The events that are left in its buffer are kept.
     pub fn leave_cpu(&mut self, cpu: u32) {
         let until = now();
         let mut rest = Vec::new();
@@ -121,8 +125,8 @@ impl Control {
         self.events.add(rest, until);
     }
 
-    /// Does once in a while what no event asks for: ends what has ended, and reads again a few of the processes of
-    /// which events were missed.
+    /// Handles what no event reports: ends processes whose last thread has ended, and reads again some of
+    /// the processes whose events were missed.
     pub fn settle(&mut self, read: MappingReader<'_>) {
         for pid in self.registry.incomplete() {
             self.repair.incomplete(pid, self.events.until);
@@ -140,7 +144,8 @@ impl Control {
         }
     }
 
-    /// Ends the processes that are gone though nothing told so, and looks for losses that nothing told of.
+    /// Ends the processes that no longer exist although no event has reported their end, and asks the
+    /// kernel for losses that it has not reported yet.
     pub fn end_missing(&mut self) {
         self.lifecycle.ask_for_losses();
         self.ended.extend(self.registry.end_missing());
@@ -185,15 +190,15 @@ mod tests {
             .collect()
     }
 
-    /// The first CPU's buffer is read, then something happens on both CPUs, then the second's is read: neither is
-    /// taken up before the other is there.
+    /// The first CPU's buffer is read, then something happens on both CPUs, then the second CPU's buffer is
+    /// read: neither event is applied before both have been read.
     #[test]
     fn the_edge_of_a_read() {
         let mut events = Events::default();
-        // Read from time 10 on: of what came later only the second CPU's 12 is there.
+        // The read begins at time 10. Of the later events only the second CPU's event at 12 is in it.
         events.add([at(3), at(9), at(4), at(12)], 10);
         assert_eq!(taken(&mut events, u64::MAX), [3, 4, 9]);
-        // The first CPU's 11 comes with the next read.
+        // The first CPU's event at 11 comes with the next read.
         events.add([at(11), at(15), at(13)], 14);
         assert_eq!(taken(&mut events, 11), [11]);
         assert_eq!(taken(&mut events, u64::MAX), [12, 13]);
@@ -201,7 +206,7 @@ mod tests {
         assert_eq!(taken(&mut events, 20), [15]);
     }
 
-    /// Events of one time keep the order of their buffer.
+    /// Events with equal times keep the order of their buffer.
     #[test]
     fn events_of_one_time() {
         let mut events = Events::default();

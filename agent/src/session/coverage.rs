@@ -1,4 +1,4 @@
-//! What the compiled tables cover, counted file by file.
+//! How much code the compiled tables cover, summed over files.
 
 use std::collections::HashSet;
 
@@ -11,12 +11,12 @@ use crate::{process::ObjectId, profile::UnwindTables, unwind::Table};
 pub struct Coverage {
     counted: HashSet<ObjectId>,
     sum: UnwindTables,
-    /// The process of which most mappings were left out.
+    /// The process with the most mappings that were left out.
     pub most_mapped: u32,
 }
 
 impl Coverage {
-    /// Counts a file's table, once: it may have been freed and compiled again.
+    /// Counts a file's table, once per file: a table may be freed and compiled again.
     pub fn add(&mut self, id: ObjectId, table: &Table) {
         if !self.counted.insert(id) {
             return;
@@ -33,17 +33,17 @@ impl Coverage {
         }
     }
 
-    /// Counts a file without a table, once.
+    /// Counts a file whose table could not be compiled or loaded, once per file.
     pub fn add_failed(&mut self, id: ObjectId) {
         self.sum.failed += u64::from(self.counted.insert(id));
     }
 
-    /// The object was closed: its number does not come again.
+    /// Forgets an object that was closed; its number is not used again.
     pub fn forget(&mut self, id: ObjectId) {
         self.counted.remove(&id);
     }
 
-    /// A process had so many mappings more than the kernel can be told.
+    /// Notes that this many mappings of a process were left out of its address space in the kernel.
     pub fn left_out(&mut self, pid: u32, mappings: u64) {
         if mappings > self.sum.mappings_left_out {
             self.sum.mappings_left_out = mappings;
@@ -51,7 +51,7 @@ impl Coverage {
         }
     }
 
-    /// The figures.
+    /// The sums, and the share of unsupported code.
     pub fn figures(&self) -> UnwindTables {
         let mut figures = self.sum.clone();
         let unsupported: u64 = figures.unsupported_bytes.values().sum();

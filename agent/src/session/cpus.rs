@@ -1,25 +1,26 @@
-//! CPUs that come online and go offline while a recording lasts.
+//! CPUs that come online and go offline during a recording.
 
 use std::time::{Duration, Instant};
 
 use super::control::Control;
 use crate::kernel::{Kernel, cpus_online};
 
-/// How often it is looked which CPUs are online.
+/// Interval at which the list of online CPUs is read.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The CPUs of a recording.
 pub struct Cpus {
     began: Instant,
     looked: Instant,
-    /// CPU time that there was beyond that of the CPUs that are there at the end, seconds.
+    /// Correction of the CPU time, seconds: the time of CPUs that went offline, minus the time before other
+    /// CPUs came online. It is added to the time of the CPUs that are online at the end.
     beyond: f64,
-    /// CPUs that are not sampled, and why.
+    /// Online CPUs that cannot be sampled, with the reason.
     unsampled: Vec<(u32, String)>,
 }
 
 impl Cpus {
-    /// The recording begins now.
+    /// Notes the present time as the beginning of the recording.
     pub fn new() -> Cpus {
         let began = Instant::now();
         Cpus {
@@ -30,7 +31,8 @@ impl Cpus {
         }
     }
 
-    /// Samples the CPUs that have come online, about once a second.
+    /// Starts to sample the CPUs that have come online, and stops following those that have gone offline.
+    /// Does so at most once a second.
     pub fn settle(&mut self, kernel: &mut Kernel, control: &mut Control) {
         if self.looked.elapsed() < LOOK_EVERY {
             return;
@@ -67,12 +69,12 @@ impl Cpus {
         }
     }
 
-    /// Time of all CPUs in a recording of this length, seconds; `now` is the number of them at its end.
+    /// The time of all CPUs in a recording of this length, seconds. `now` is the number of CPUs at its end.
     pub fn seconds(&self, duration: Duration, now: usize) -> f64 {
         duration.as_secs_f64() * now as f64 + self.beyond
     }
 
-    /// What the reader of a profile should know.
+    /// Notes for the reader of the profile: the CPUs that are not sampled.
     pub fn notes(&self) -> impl Iterator<Item = String> {
         self.unsampled.iter().map(|(cpu, reason)| {
             format!("CPU {cpu} came online during the recording and is not sampled: {reason}")

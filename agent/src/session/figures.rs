@@ -1,4 +1,4 @@
-//! The figures of a recording that has ended.
+//! The circumstances and measurements of a finished recording.
 
 use std::{
     collections::BTreeMap,
@@ -13,22 +13,23 @@ use crate::profile::{
     AttributionStats, Pruned, RARE_STACKS, RecordingMeta, Runtime, StackCopies, Unknown,
 };
 
-/// When a recording was made, and how it ended.
+/// When a recording was made, how it ended, and what was measured from outside the session.
 pub struct Course {
     /// When it began.
     pub start: SystemTime,
-    /// How long it was.
+    /// How long it lasted.
     pub duration: Duration,
-    /// CPU time that the hypervisor took away meanwhile.
+    /// CPU time that the hypervisor took away during the recording, seconds; `None` if that could not be
+    /// read.
     pub steal_seconds: Option<f64>,
     /// CPU time of the agent until the first sample could be unwound, seconds.
     pub startup_cpu: f64,
-    /// Exit status of the command, if there was one.
+    /// Exit status of the command, if one was recorded.
     pub command_status: Option<u8>,
 }
 
 impl Session {
-    /// What was recorded, with its circumstances and figures.
+    /// The recording, with its circumstances and measurements.
     pub fn into_recording(mut self, config: &Config, course: &Course) -> Recording {
         let filled = self.rotate();
         self.log_counters(&filled);
@@ -46,7 +47,7 @@ impl Session {
         let count = |counter| self.kernel.counter(counter);
         log::debug!(
             "kernel: {} samples, {} ns by its own clock, {} user frames, {} processes without room; {} stacks \
-             continued here; {} blocks in use; {} files unreadable",
+             continued in user space; {} blocks in use; {} files unreadable",
             count(Counter::Sampled),
             count(Counter::SampleNanos),
             count(Counter::UserFrames),
@@ -108,14 +109,14 @@ impl Session {
         runtime.agent.cpu_seconds.recording = cost::cpu_seconds() - course.startup_cpu;
         runtime.agent.max_rss_bytes.recording = max_rss_bytes();
         runtime.kernel.map_bytes = self.kernel.map_bytes();
-        // By the program's own clock, so that ticks which were no samples do not count.
+        // The program measures its own time, so that ticks which did not become samples do not count.
         let nanos = count(Counter::SampleNanos).saturating_sub(count(Counter::BackendNanos));
         runtime.kernel.run_ns_per_sample = mean(nanos, count(Counter::Sampled));
         self.note_bounds(&mut runtime, filled);
         runtime
     }
 
-    /// How much the kernel's maps and the agent hold at the end.
+    /// The number of entries in the kernel's maps and in the agent's collections, at the end.
     fn sizes(&self) -> BTreeMap<String, u64> {
         let mut sizes = self.kernel.entries();
         let held = self.control.sizes().into_iter();
@@ -128,19 +129,19 @@ impl Session {
         sizes
     }
 
-    /// Says which bounds were reached.
+    /// Adds notes about the bounds that were reached.
     fn note_bounds(&self, runtime: &mut Runtime, filled: &OpenWindow) {
         let unsent: u64 = runtime.stack_copies.refused.values().sum();
         if unsent > 0 {
             runtime.note(format!(
-                "{unsent} stacks of processes that were not known yet could not be completed: more than {} a second \
-                 and CPU, or no room",
+                "{unsent} stacks of processes that were not known yet could not be completed, because more than {} stack \
+                 copies a second were needed on one CPU, or because the ring buffer was full",
                 agent_ebpf::limits::STACK_COPIES_PER_SECOND
             ));
         }
         if runtime.unwind_tables.mappings_left_out > 0 {
             runtime.note(format!(
-                "{} mappings of pid {} were left out: the kernel is told {} of each process",
+                "{} mappings of pid {} were left out, because at most {} mappings of a process fit into the kernel's tables",
                 runtime.unwind_tables.mappings_left_out,
                 self.tables.most_mapped(),
                 agent_ebpf::limits::MAX_MAPPINGS
@@ -149,8 +150,8 @@ impl Session {
         self.note_files(runtime, filled);
         if filled.places.window.programs() > 0 {
             runtime.note(format!(
-                "so many processes or rows were recorded that processes of {} programs which came later have no pid \
-                 and are counted together by program",
+                "there were so many processes and threads that later processes of {} programs have no pid of their own, \
+                 but are counted together by program",
                 filled.places.window.programs()
             ));
         }
@@ -160,19 +161,19 @@ impl Session {
         } = filled.places.window.counters().pruned;
         if cut_short > 0 {
             runtime.note(format!(
-                "more distinct stacks than there is room for: {cut_short} samples of rare ones lost their leaf end, which is shown as \
-                 {RARE_STACKS}"
+                "there were more distinct stacks than fit into memory: {cut_short} samples of rare stacks lost their leaf \
+                 end, which is shown as {RARE_STACKS}"
             ));
         }
         if by_program > 0 {
             runtime.note(format!(
-                "more processes, threads and connections than there is room for: {by_program} samples of rare ones are counted by \
-                 program"
+                "there were more processes, threads and connections than fit into memory: {by_program} samples of rare \
+                 ones are counted by program"
             ));
         }
         if self.tables.servers.refused > 0 {
             runtime.note(format!(
-                "more than {} PostgreSQL servers at the same time: {} others had to wait for a place, and their samples \
+                "more than {} PostgreSQL servers ran at the same time: {} others had to wait for a free place, and their samples \
                  had no queries until then",
                 agent_ebpf::limits::MAX_SERVERS,
                 self.tables.servers.refused
@@ -180,8 +181,8 @@ impl Session {
         }
         for (program, runs) in runtime.skipped_runs.clone() {
             runtime.note(format!(
-                "the kernel skipped {runs} runs of {program}, because another, or a call of the agent, was under way on the same CPU: senders of as \
-                 many messages, or as many events of processes, are not known"
+                "the kernel skipped {runs} runs of {program}, because another run or a system call of the agent was in progress on the same CPU: the senders of as \
+                 many messages, or as many events of processes, may be missing"
             ));
         }
         for note in self.cpus.notes() {
@@ -189,26 +190,26 @@ impl Session {
         }
         if let (refused, Some(reason)) = &self.refused {
             runtime.note(format!(
-                "the kernel refused {refused} updates of tables; the first: {reason}"
+                "the kernel refused {refused} updates of its tables; the first reason: {reason}"
             ));
         }
     }
 
-    /// Says which files could not be read, and what helps.
+    /// Adds notes about files and processes that could not be read, with remedies where there are any.
     fn note_files(&self, runtime: &mut Runtime, filled: &OpenWindow) {
         let failures = self.objects.failures;
         if failures.no_descriptors > 0 {
             runtime.note(format!(
                 "the limit of open files ({}) was reached {} times: code in files that could not be opened has \
-                 neither whole stacks nor names; raise the limit (`ulimit -n`, systemd: LimitNOFILE=)",
+                 neither complete stacks nor names; raise the limit (`ulimit -n`, systemd: LimitNOFILE=)",
                 file_limit(),
                 failures.no_descriptors
             ));
         }
         if failures.too_large > 0 {
             runtime.note(format!(
-                "files of FUSE file systems were too large to be read {} times (64 MiB each, 128 MiB of a file system, \
-                 512 MiB in all): code in them has neither whole stacks nor names",
+                "{} times, files of FUSE file systems were too large to be read (the limits are 64 MiB for a file, 128 MiB for a file \
+                 system, 512 MiB in total): code in them has neither complete stacks nor names",
                 failures.too_large
             ));
         }
@@ -216,19 +217,19 @@ impl Session {
         let waiting = self.objects.pool.overdue() + self.tables.abandoned();
         if pool.refused + filled.not_continued > 0 || waiting > 0 {
             runtime.note(format!(
-                "{} files or processes did not answer in time (a dead network file system, FUSE?), {waiting} of them \
-                 not at all; {} were not asked therefore, and {} stacks could not be completed",
+                "{} files or processes did not answer in time (a dead network file system, FUSE?), and {waiting} have still \
+                 not answered; {} further ones were not asked because of that, and {} stacks could not be completed",
                 pool.overdue, pool.refused, filled.not_continued,
             ));
         }
         for subject in self.objects.pool.unanswered() {
             runtime.note(format!(
-                "{subject} does not answer: code there has neither whole stacks nor names"
+                "{subject} does not answer: code there has neither complete stacks nor names"
             ));
         }
         if pool.panicked > 0 {
             runtime.note(format!(
-                "{} files or processes could not be read because of a fault of this program; please report it",
+                "{} files or processes could not be read because of a bug in this program; please report it",
                 pool.panicked
             ));
         }
@@ -268,7 +269,7 @@ impl Session {
     }
 }
 
-/// Files that this process may have open.
+/// The limit of open files of this process.
 fn file_limit() -> u64 {
     rustix::process::getrlimit(rustix::process::Resource::Nofile)
         .current
@@ -280,7 +281,7 @@ fn by_cause<C: FromIterator<(String, u64)>, const N: usize>(numbers: [(&str, u64
     numbers.into_iter().map(named).collect()
 }
 
-/// `None` of nothing.
+/// The mean; `None` if `number` is 0.
 fn mean(sum: u64, number: u64) -> Option<f64> {
     (number > 0).then(|| sum as f64 / number as f64)
 }

@@ -1,5 +1,5 @@
-//! From a sample as the kernel sent it to a counted stack: addresses told apart by object, and the
-//! rest of the stack unwound here when the kernel could not.
+//! Turns a sample, as the kernel sent it, into a counted stack: finds the module of each address, and
+//! unwinds the rest of the stack from its copy if the kernel could not.
 
 use std::{
     collections::HashMap,
@@ -34,7 +34,7 @@ use crate::{
     unwind,
 };
 
-/// A stack copy that waits for its sample.
+/// A stack copy whose sample has not been read yet.
 struct PendingStackCopy {
     cpu: u32,
     time: u64,
@@ -45,38 +45,41 @@ struct PendingStackCopy {
     bytes: Vec<u8>,
 }
 
-/// Stack copies that wait at most: two a CPU of the largest machines.
+/// Maximum number of waiting stack copies: two for each CPU of the largest machines.
 const MAX_COPIES: usize = 1024;
 
-/// Buffers of used copies that are kept, 64 KiB each: more wait for their samples only in a burst of new processes.
+/// Maximum number of buffers that are kept for reuse, 64 KiB each. Only in a burst of new processes do more
+/// copies wait for their samples.
 const MAX_SPARE: usize = 16;
 
-/// The window that is being filled, and what is needed to fill it and the next ones.
+/// The window that is being filled, and the state that is needed to fill it and later windows.
 pub struct Ingest {
     /// The window that is being filled.
     pub open: OpenWindow,
     mode: TextMode,
-    /// Modules of this window and the one before, and of callers.
+    /// The modules of this window and the previous one, and those of kept callers' stacks.
     modules: HashMap<ModuleKey, Arc<SharedModule>>,
     processes: Processes,
-    /// Stack copies that wait for their samples: at most one a CPU and kind of walk.
+    /// Stack copies whose samples have not been read yet: at most one for each CPU and kind of walk, unless
+    /// samples were lost.
     copies: Vec<PendingStackCopy>,
-    /// Buffers of copies that were used.
+    /// Buffers of used copies, for reuse.
     spare: Vec<Vec<u8>>,
-    /// What PostgreSQL's backends said.
+    /// The records of PostgreSQL's backends.
     pub backends: Backends,
     kernel_frames: Vec<Frame>,
     user_frames: Vec<Frame>,
     addresses: Vec<UserAddress>,
-    /// When the first sample whose user stack was walked to an end, proven or not, was taken, nanoseconds.
+    /// When the first sample was taken whose user stack was walked to an end (proven or guessed),
+    /// nanoseconds.
     pub first_unwound: Option<u64>,
-    /// The code of the process whose stack was unwound here last.
+    /// The code of the process whose stack was last unwound here.
     code: Option<(Rc<AddressSpace>, Arc<Code>)>,
-    /// Time for walks in this thread.
+    /// The time that walks in this thread may take.
     walks: Allowance,
 }
 
-/// A frame's address, before its module has a place in a window.
+/// A frame's address, before its module has an index in a window.
 #[derive(Clone, Copy, Debug)]
 struct UserAddress {
     module: ModuleKey,
@@ -84,16 +87,17 @@ struct UserAddress {
     exact: bool,
 }
 
-/// Time that something may take: a quarter of all time, and what it did not take lately.
+/// A bound on the time that an activity takes: a quarter of the time that passes. Unused time is saved up
+/// to a limit.
 #[derive(Debug)]
 struct Allowance {
-    /// Time taken that is not made up for yet.
+    /// Time that was spent and has not been regained yet.
     taken: Duration,
     updated: Instant,
 }
 
 impl Allowance {
-    /// What may be taken at once.
+    /// The time that may be spent at once.
     const MOST: Duration = Duration::from_millis(100);
 
     fn new() -> Allowance {
@@ -116,17 +120,17 @@ impl Allowance {
     }
 }
 
-/// What the kernel should be told after a sample.
+/// A request for tables, because the kernel lacked knowledge when it took a sample.
 #[derive(Clone, Copy, Debug)]
 pub struct TableRequest {
-    /// A process that the kernel did not know, or not well enough.
+    /// The process, which the kernel did not know, or did not know completely.
     pub pid: u32,
-    /// The address space in which it was sampled.
+    /// The kernel's identity of the address space in which it was sampled.
     pub mm: u64,
 }
 
 impl Ingest {
-    /// Nothing counted yet. `full_text`: queries keep their literals.
+    /// Starts with an empty window. If `full_text`, query texts keep their literals.
     pub fn new(full_text: bool) -> Ingest {
         let mode = match full_text {
             true => TextMode::Full,
@@ -149,7 +153,7 @@ impl Ingest {
         }
     }
 
-    /// Ends the window that is being filled, and begins the next.
+    /// Ends the window that is being filled, and begins the next one.
     pub fn rotate(&mut self, registry: &Registry, pool: &mut WorkerPool) -> OpenWindow {
         self.open.complete_workers();
         self.processes
@@ -161,9 +165,9 @@ impl Ingest {
         filled
     }
 
-    /// Keeps a stack for the sample that follows.
+    /// Keeps a stack copy for the sample that follows.
     pub fn stack_copy(&mut self, copy: &StackCopy<'_>) {
-        // The sample for a copy that has waited this long was dropped, because the ring buffer was full.
+        // When so many copies wait, the sample of the oldest was dropped because the ring buffer was full.
         if self.copies.len() >= MAX_COPIES {
             let evicted = self.copies.remove(0);
             self.spare(evicted.bytes);
@@ -182,7 +186,7 @@ impl Ingest {
         });
     }
 
-    /// Counts a sample. `Some` when the kernel lacked knowledge of the process.
+    /// Counts a sample. Returns `Some` if the kernel lacked knowledge of the process.
     pub fn sample(
         &mut self,
         sample: &Sample<'_>,
@@ -196,8 +200,7 @@ impl Ingest {
         kernel.clear();
         if sample.header.kernel_frames > 0 {
             let module = self.place(ModuleKey::Kernel, objects, header.pid);
-            // The kernel's own first entry is the interrupted instruction; the others are return
-            // addresses.
+            // The first kernel frame is the interrupted instruction; the others are return addresses.
             let frames = sample.kernel_frames().enumerate();
             kernel.extend(frames.map(|(i, address)| Frame {
                 module,
@@ -242,7 +245,7 @@ impl Ingest {
         wanted(sample)
     }
 
-    /// Keeps the stack of a send to a PostgreSQL server. `Some` as for a sample.
+    /// Keeps the stack of a send to a PostgreSQL server. Returns `Some` as [`Ingest::sample`] does.
     pub fn caller(
         &mut self,
         caller: &Sample<'_>,
@@ -254,7 +257,7 @@ impl Ingest {
         let sender = self
             .processes
             .sent(&mut self.open.places, pid, registry, &mut objects.pool);
-        // A stack that could not be walked to its end is a part of one; one without a frame is nothing.
+        // An incomplete stack is kept as a partial one; one without any frame is of no use.
         if !self.addresses.is_empty() {
             let addresses = std::mem::take(&mut self.addresses);
             let frame = |of: &UserAddress| SharedFrame {
@@ -313,8 +316,8 @@ impl Ingest {
         backends.attribute(header, servers, &mut queries)
     }
 
-    /// The process of a record, and how its walk ended. Its user frames are in `addresses` then; the rest of the stack is
-    /// unwound here if need be.
+    /// Returns the process of a record and the outcome of its walk, and leaves its user frames in
+    /// `addresses`. If a stack copy came with the record, the rest of the stack is unwound here.
     fn unwound(
         &mut self,
         sample: &Sample<'_>,
@@ -336,8 +339,8 @@ impl Ingest {
         let outcome = self.go_on(sample, &space, objects, &mut addresses);
         self.addresses.clear();
         for (i, &address) in addresses.iter().enumerate() {
-            // No instruction called the code that returns from a signal's handler: its address is its
-            // first instruction, and before it is another function.
+            // The code that returns from a signal handler was not called by an instruction. Its address is
+            // the first instruction of that code, and the byte before it belongs to another function.
             let returns_from_handler = addresses
                 .get(i + 1)
                 .is_some_and(|caller| caller & SIGNAL_FRAME_BIT != 0);
@@ -349,7 +352,7 @@ impl Ingest {
         (index, outcome)
     }
 
-    /// Unwinds the rest of the stack from its copy, if one came with the sample.
+    /// Unwinds the rest of the stack from its copy, if one came with the record. Returns the outcome.
     fn go_on(
         &mut self,
         sample: &Sample<'_>,
@@ -365,12 +368,13 @@ impl Ingest {
         let copy = self.copies.swap_remove(found);
         let code = self.code(space, objects, pid);
         let is_local = code.is_local();
-        // The kernel took the frame at which it stopped out of the sample.
+        // The kernel removed the frame at which it stopped from the sample, so it is added again if the
+        // walk cannot continue.
         let is_interrupted = copy.exact_ip && !addresses.is_empty();
         let stopped_at = copy.registers.ip | if is_interrupted { SIGNAL_FRAME_BIT } else { 0 };
         let mut walked = std::mem::take(addresses);
         let before = walked.clone();
-        // Rules are read from the files, which may block.
+        // The rules are read from the files, which may block.
         let walk = move || {
             let mut cursor = Cursor::new(copy.registers);
             cursor.exact_ip = u64::from(copy.exact_ip);
@@ -382,8 +386,9 @@ impl Ingest {
             let outcome = unwind::walk(&mut cursor, copy.guessed, rule, &stack, &mut walked);
             (outcome, walked, copy.bytes)
         };
-        // To hand it to another thread costs more than the walk, so that is done for files which may not answer, and when
-        // walks take much of the time: code can be made so that each frame is looked for in 64 KiB of instructions.
+        // Handing a walk to another thread costs more than the walk itself. That is done only if a file may
+        // not answer, or if walks take too much of this thread's time: a hostile program's code can be made
+        // so that the rule for each frame is searched in 64 KiB of instructions.
         let done = match is_local && self.walks.has_time() {
             true => {
                 let begun = Instant::now();
@@ -409,14 +414,15 @@ impl Ingest {
         }
     }
 
-    /// Keeps a buffer for the next copy.
+    /// Keeps a buffer for a later copy.
     fn spare(&mut self, bytes: Vec<u8>) {
         if self.spare.len() < MAX_SPARE {
             self.spare.push(bytes);
         }
     }
 
-    /// The code of a process; that of the last is kept, since a new program sends several stacks.
+    /// The code of a process. That of the last process is cached, because a new program sends several
+    /// copies.
     fn code(&mut self, space: &Rc<AddressSpace>, objects: &mut Objects, pid: u32) -> Arc<Code> {
         if let Some((known, code)) = &self.code
             && Rc::ptr_eq(known, space)
@@ -431,7 +437,7 @@ impl Ingest {
         code
     }
 
-    /// A module's index in the window that is being filled.
+    /// The index of a module in the window that is being filled.
     fn place(&mut self, key: ModuleKey, objects: &mut Objects, pid: u32) -> profile::ModuleId {
         let Ingest { open, modules, .. } = self;
         open.places
@@ -448,7 +454,7 @@ impl Ingest {
     }
 }
 
-/// A module with its identity, described once.
+/// The shared description of a module, made once for each identity.
 fn shared_module(
     modules: &mut HashMap<ModuleKey, Arc<SharedModule>>,
     key: ModuleKey,
@@ -462,7 +468,7 @@ fn shared_module(
     Arc::clone(modules.entry(key).or_insert_with(describe))
 }
 
-/// A process that was not asked for its service.
+/// A process whose service is not known.
 fn unasked(pid: u32, caller: &Sample<'_>, registry: &Registry) -> SharedProcess {
     let known = registry.known(pid);
     let exe = known.map(|process| process.exe.to_string_lossy().into_owned());
@@ -477,7 +483,7 @@ fn unasked(pid: u32, caller: &Sample<'_>, registry: &Registry) -> SharedProcess 
     }
 }
 
-/// The module and the address of a frame.
+/// The module of a frame, and its address there.
 fn locate(
     address: u64,
     exact: bool,
@@ -505,7 +511,7 @@ fn locate(
     }
 }
 
-/// What the kernel should be told after a record.
+/// The request for tables that follows from a record's outcome.
 fn wanted(sample: &Sample<'_>) -> Option<TableRequest> {
     sample.outcome.is_continuable().then_some(TableRequest {
         pid: sample.header.pid,
@@ -553,8 +559,8 @@ fn module_of(object: &Mapped) -> Module {
     }
 }
 
-/// Where a process that compiles code just in time writes what it called it. The name has the pid
-/// that the process itself sees.
+/// The source of names for just-in-time compiled code: the perf map that the process writes. The file's
+/// name contains the pid that the process itself sees.
 fn jit(pid: u32, pool: &mut WorkerPool) -> Source {
     let own = own_pid(pid).unwrap_or(pid);
     let open = move || {
@@ -580,21 +586,23 @@ fn thread_name(comm: &[u8; 16]) -> String {
 mod tests {
     use super::*;
 
-    /// What took long has to wait, and regains its time.
+    /// After a long walk the next has to wait until the time is regained.
     #[test]
     fn allowance() {
         let mut walks = Allowance::new();
         assert!(walks.has_time());
         walks.spend(Allowance::MOST * 20);
         assert!(!walks.has_time());
-        // It took two seconds, so it waits for eight, and a part of one.
+        // Two seconds were spent and 100 ms of them are allowed, so the wait is between seven and eight
+        // seconds.
         walks.updated -= Duration::from_secs(7);
         assert!(!walks.has_time());
         walks.updated -= Duration::from_secs(1);
         assert!(walks.has_time());
     }
 
-    /// When there are as many modules as may be, more code counts as unknown, and as nobody else's.
+    /// Once the maximum number of modules is reached, code in further modules counts as unknown, and not as
+    /// that of another module.
     #[test]
     fn too_many_modules() {
         let mut ingest = Ingest::new(false);

@@ -1,5 +1,5 @@
-//! A recording, from the first map to the last sample: the one place that knows both the way of the
-//! data and the control of the kernel's tables.
+//! A recording, from loading the kernel programs to the last sample. This is the only module that connects
+//! the two flows of the agent: the data of the samples, and the control of the kernel's tables.
 
 mod command;
 mod compiler;
@@ -56,61 +56,63 @@ pub use config::{Config, MAX_NAMES};
 pub use starts::UnwindEntries;
 pub use truncation::survive as survive_truncation;
 
-/// How often the buffers are read. Long enough to cost nothing, short enough that a buffer of a
-/// thousand mappings does not fill, nor the ring buffer: that one is made for an eighth of a second
-/// ([`agent_ebpf::limits::ring_bytes`]).
+/// Interval at which the buffers are read. Reading at this interval costs almost nothing, and no buffer
+/// fills in it: a CPU's buffer of process events has room for a thousand mappings, and the ring buffer for
+/// an eighth of a second ([`agent_ebpf::limits::ring_bytes`]).
 const READ_EVERY: Duration = Duration::from_millis(100);
 
-/// Shortest time between two reads, less than a tick at 99 Hz.
+/// Shortest time between two reads; shorter than the period of a tick at 99 Hz.
 const REST: Duration = Duration::from_millis(5);
 
-/// How often unused files are looked for, nanoseconds.
+/// Interval at which unused files are closed, nanoseconds.
 const CLOSE_EVERY: u64 = 10_000_000_000;
 
-/// How long the agent may wait for files and processes before it samples, and again when it has stopped.
+/// How long the agent may wait for files and processes that do not answer: once before sampling starts, and
+/// once after it has stopped.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How often it is looked for what is still remembered of processes that are gone.
+/// Interval at which the agent removes the state of processes that have ended without an event.
 const RECONCILE_EVERY: Duration = Duration::from_secs(5);
 
-/// How long a command may take to end after it was sent the signal that ends the recording.
+/// How long the command may take to end after it was sent the signal that ended the recording.
 const COMMAND_GRACE: Duration = Duration::from_secs(5);
 
-/// How long it may take to end after it was killed.
+/// How long the command may take to end after SIGKILL.
 const KILL_GRACE: Duration = Duration::from_secs(1);
 
-/// What was recorded.
+/// A finished recording.
 pub struct Recording {
     /// The samples.
     pub window: Window,
-    /// Its circumstances.
+    /// The circumstances of the recording.
     pub meta: RecordingMeta,
-    /// What was measured beside the samples.
+    /// Measurements besides the samples.
     pub runtime: Runtime,
-    /// Exit status of the command, if there was one.
+    /// Exit status of the command, if one was recorded.
     pub command_status: Option<u8>,
 }
 
-/// Progress of a recording, told about once a second.
+/// Progress of a recording, reported about once a second.
 pub struct Progress {
-    /// Time since the first sample could be taken.
+    /// Time since sampling started.
     pub elapsed: Duration,
     /// Samples so far.
     pub samples: u64,
 }
 
-/// Records until the duration is over, the command has ended or a signal (its number in `signal`)
-/// has come.
+/// Records until the duration is over, the command has ended, or a signal has arrived (whose number is then
+/// in `signal`).
 ///
 /// # Errors
-/// The kernel refuses, a target does not exist, or the command cannot be started.
+/// The kernel programs cannot be loaded, a target does not exist, or the command cannot be started.
 pub fn record(
     config: &Config,
     signal: &Arc<AtomicUsize>,
     progress: impl FnMut(Progress),
 ) -> Result<Recording> {
     check_processes(&config.pids)?;
-    // Forked before any file is opened that somebody else chose: the command would have to close it.
+    // The command is forked before any file is opened whose path another process chose: it would inherit
+    // such files, and closing them at its exec may block forever.
     let held = if config.command.is_empty() {
         None
     } else {
@@ -121,7 +123,8 @@ pub fn record(
         )
     };
     let mut session = Session::open(config)?;
-    // Not before the command was forked: its limits and its priority are its own.
+    // The limit of open files and the priority are raised after the command was forked, so that it does not
+    // inherit them.
     raise_file_limit();
     cost::go_first();
     session.select(config, held.as_ref())?;
@@ -155,17 +158,18 @@ pub fn record(
     Ok(session.into_recording(config, &course))
 }
 
-/// Processes are known by the pids that the kernel programs see, and these must be those of `/proc`.
+/// Checks that the pids in `/proc` are those that the kernel programs see, and that each target is a
+/// process.
 fn check_processes(pids: &[u32]) -> Result<()> {
     if in_initial_pid_namespace() == Some(false) {
         bail!(
-            "this is a pid namespace of its own (a container), where the machine's processes cannot be told apart; \
-             share the host's: `docker run --pid=host`, in Kubernetes `hostPID: true`"
+            "flamestorm runs in a pid namespace of its own (a container), where the pids of the machine's processes are not visible; \
+             share the host's pid namespace: `docker run --pid=host`, in Kubernetes `hostPID: true`"
         );
     }
     for &pid in pids {
         let Some(name) = process_name(pid) else {
-            bail!("no process has the pid {pid}; `ps -e` lists those there are");
+            bail!("no process has the pid {pid}; `ps -e` lists the running processes");
         };
         if let Some(process) = process_of_thread(pid).filter(|process| *process != pid) {
             let name = process_name(process).unwrap_or(name);
@@ -184,13 +188,13 @@ struct Session {
     wanted: Vec<TableRequest>,
     cpus: Cpus,
     wall_clock: WallClockReader,
-    /// When it was looked for processes that are gone.
+    /// When [`Session::reconcile`] last ran.
     reconciled: Instant,
     /// Whether only selected processes are sampled.
     filter: bool,
-    /// Updates that the kernel refused, and the first reason.
+    /// The number of updates that the kernel refused, and the first reason.
     refused: (u64, Option<String>),
-    /// When unused files were closed last, nanoseconds.
+    /// When unused files were last closed, nanoseconds.
     closed_at: u64,
 }
 
@@ -202,7 +206,7 @@ impl Session {
             callers_per_second: config.callers_per_second,
             senders: config.senders,
         })?;
-        // First the events, then the processes that exist: nothing falls between.
+        // Events are recorded before the processes are listed, so that no process is missed in between.
         let lifecycle = LifecycleEvents::open(kernel.cpus())?;
         let mut control = Control::new(lifecycle, config.names.clone());
         let mut objects = Objects::new();
@@ -210,7 +214,8 @@ impl Session {
         control
             .registry
             .scan(&mut |pid| objects.pool.mapped_objects(pid));
-        // Servers are known before they are sampled, so that their clients' first sends are seen.
+        // Servers that run already are given to the kernel before sampling starts, so that the first sends
+        // of their clients are seen.
         control.changed = control
             .registry
             .iter()
@@ -252,8 +257,8 @@ impl Session {
         Ok(())
     }
 
-    /// The loop. Returns the command's exit status and the CPU time until the first sample could be
-    /// unwound.
+    /// Runs the loop. Returns the command's exit status, and the agent's CPU time until the first sample
+    /// could be unwound, seconds.
     fn run(
         &mut self,
         config: &Config,
@@ -304,10 +309,11 @@ impl Session {
         }
     }
 
-    /// Ends the command with the signal that ended the recording, and goes on recording meanwhile.
+    /// Forwards the signal that ended the recording to the command (SIGTERM if there was none), and keeps
+    /// recording until the command ends or its time is up.
     fn end_command(&mut self, mut child: Child, signal: i32) -> Result<u8> {
         let signal = if signal == 0 { libc::SIGTERM } else { signal };
-        // SAFETY: the child has not been waited for, so the pid is still its own.
+        // SAFETY: the child has not been reaped yet, so the pid still belongs to it.
         unsafe { libc::kill(child.id() as i32, signal) };
         let deadline = Instant::now() + COMMAND_GRACE;
         while Instant::now() < deadline {
@@ -317,9 +323,11 @@ impl Session {
             self.wait(READ_EVERY);
             self.cycle();
         }
-        log::warn!("the command did not end within {COMMAND_GRACE:?} of the signal: killed");
+        log::warn!(
+            "the command did not end within {COMMAND_GRACE:?} of the signal, so it is killed"
+        );
         child.kill()?;
-        // Not even this ends a command that waits in the kernel.
+        // A command that is blocked in the kernel is not ended even by SIGKILL.
         let deadline = Instant::now() + KILL_GRACE;
         while Instant::now() < deadline {
             if let Some(status) = child.try_wait()? {
@@ -327,20 +335,21 @@ impl Session {
             }
             self.wait(REST);
         }
-        log::warn!("the command waits in the kernel and could not be killed");
+        log::warn!("the command is blocked in the kernel and could not be killed");
         Ok(128 + libc::SIGKILL as u8)
     }
 
-    /// Waits until it is time to read.
+    /// Waits until a stack copy arrives or `longest` has passed, but at least [`REST`].
     fn wait(&self, longest: Duration) {
         let before = Instant::now();
         self.kernel.wait(longest);
-        // However often it is asked to hurry, the agent takes a rest between.
+        // Each stack copy wakes the agent early. The pause bounds the CPU time that frequent copies can
+        // cost.
         let rested = before.elapsed();
         thread::sleep(REST.min(longest).saturating_sub(rested));
     }
 
-    /// Reads everything there is, and tells the kernel what it lacked.
+    /// Reads all buffers, and gives the kernel what the samples and events call for.
     fn cycle(&mut self) {
         let Session {
             kernel,
@@ -380,7 +389,7 @@ impl Session {
         self.close_unused(time);
     }
 
-    /// Closes files that nobody has mapped any more.
+    /// Closes files that no process has mapped any more.
     fn close_unused(&mut self, time: u64) {
         if time < self.closed_at + CLOSE_EVERY {
             return;
@@ -398,7 +407,7 @@ impl Session {
         self.tables.forget_objects(time, &closed);
     }
 
-    /// Selects, gives and forgets what the events and samples of this cycle ask for.
+    /// Updates the kernel's targets and tables as the events and samples of this cycle require.
     fn update_kernel(&mut self) {
         for pid in std::mem::take(&mut self.control.selected_late) {
             if self.control.registry.has_ended(pid) {
@@ -406,7 +415,8 @@ impl Session {
             }
             let selected = self.kernel.select_process(pid);
             self.note_refusal(selected);
-            // As in `Tables`: what ends from now on is told.
+            // If the process has ended by now, its exit event may have been handled before it was selected,
+            // so it is deselected here. If it ends later, it is deselected after the exit event.
             if !exists(pid) {
                 self.kernel.deselect_process(pid);
             }
@@ -419,7 +429,7 @@ impl Session {
                 continue;
             };
             let (kernel, objects) = (&mut self.kernel, &mut self.objects);
-            // What was forked has what its parent had.
+            // A forked process has the entry that the kernel copied from its parent, and needs no new one.
             let is_new = is_likely_server(&process.exe) && kernel.space(pid).is_none();
             let told = match is_new {
                 true => self
@@ -446,7 +456,7 @@ impl Session {
         }
     }
 
-    /// Forgets a process that has ended, unless its pid lives again.
+    /// Removes the state of a process that has ended, unless its pid is in use again.
     fn forget(&mut self, pid: u32) {
         if self.control.registry.living(pid).is_some() {
             return;
@@ -458,7 +468,8 @@ impl Session {
         }
     }
 
-    /// Forgets what is gone though no event told so: events can be lost, and what the kernel was told can be late.
+    /// Removes the state of processes that ended without an event: events can be lost, and the kernel may
+    /// have been given an entry after the process had ended.
     fn reconcile(&mut self) {
         self.control.end_missing();
         for pid in std::mem::take(&mut self.control.ended) {
@@ -480,8 +491,8 @@ impl Session {
             return Ok(());
         };
         self.tables.give(kernel, objects, pid, mm, &process.space)?;
-        // Its next children should not have to be sampled first: a server that forks workers is itself
-        // hardly ever on a CPU.
+        // The parent is given its tables too, so that its next children inherit them and need not be
+        // sampled first. A server that forks workers is itself hardly ever on a CPU.
         match process.parent.and_then(|parent| registry.living(parent)) {
             Some(parent) => self
                 .tables
@@ -490,7 +501,8 @@ impl Session {
         }
     }
 
-    /// A table that the kernel does not take costs the samples in it their speed, not the recording.
+    /// Counts a refused update. Without its table a sample is unwound in user space, which is slower, but
+    /// the recording goes on.
     fn note_refusal(&mut self, result: Result<(), kernel::Error>) {
         if let Err(error) = result {
             self.refused.0 += 1;
@@ -498,14 +510,14 @@ impl Session {
         }
     }
 
-    /// Ends the window that is being filled, and begins the next. No sample is lost: those that are in the ring buffer are
-    /// counted in the next.
+    /// Ends the window that is being filled, and begins the next one. No sample is lost: those that are
+    /// still in the ring buffer are counted in the next window.
     fn rotate(&mut self) -> OpenWindow {
         self.ingest
             .rotate(&self.control.registry, &mut self.objects.pool)
     }
 
-    /// Stops the clock and takes what is still in the buffers.
+    /// Stops the sampling clock and processes what is still in the buffers.
     fn finish(&mut self) -> Result<()> {
         self.kernel.stop()?;
         self.cycle();
@@ -514,7 +526,8 @@ impl Session {
     }
 }
 
-/// Allows as many open files as may be: every mapped file is kept open until its symbols are read.
+/// Raises the limit of open files to its maximum, because every mapped file is kept open until its symbols
+/// are read.
 fn raise_file_limit() {
     // SAFETY: the struct is valid; the second call only raises the soft limit to the hard one.
     unsafe {

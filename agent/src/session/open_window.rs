@@ -11,21 +11,24 @@ use crate::{
     query::{self, TextMode, Texts},
 };
 
-/// Callers' stacks whose place is remembered, so that not every sample of a statement looks its caller's frames up.
+/// Maximum number of callers' stacks whose [`StackId`] is remembered, so that the frames of a caller are
+/// not looked up again for every sample of its statement.
 const MAX_PLACED: usize = 4096;
 
-/// Everything that is an index into a window. It is replaced as a whole when the window is rotated; what outlives a window
-/// refers to modules, processes and stacks by their identity ([`SharedModule`], [`SharedProcess`], [`SharedStack`]).
+/// The window that is being filled, and everything that refers to it by index. All of it is replaced when
+/// the window is rotated. What lives longer than a window refers to modules, processes and stacks by their
+/// identity ([`SharedModule`], [`SharedProcess`], [`SharedStack`]).
 pub struct OpenWindow {
-    /// The samples, and what they refer to.
+    /// The samples, and the modules, processes and stacks that they refer to.
     pub places: Places,
     /// The queries.
     pub texts: Texts,
     /// How well samples could be attributed.
     pub counts: Counts,
-    /// Samples whose stack was unwound by the agent.
+    /// Records whose stack was unwound further by the agent.
     pub continued: u64,
-    /// Samples whose stack could not be unwound by the agent, because a file did not answer in time.
+    /// Records whose stack could not be unwound further by the agent, because a file did not answer in
+    /// time.
     pub not_continued: u64,
 }
 
@@ -41,7 +44,8 @@ impl OpenWindow {
         }
     }
 
-    /// Sees to it that the next sample finds room. Called when nobody holds a stack's index but the window.
+    /// Makes room for the next sample if the window is nearly full. This invalidates every [`StackId`], so
+    /// the caller must not hold one.
     pub fn make_room(&mut self) {
         if self.places.window.is_nearly_full() {
             let dropped = self.places.window.prune();
@@ -50,12 +54,13 @@ impl OpenWindow {
         }
     }
 
-    /// Gives the silent samples of parallel workers what they were for, when all samples were added.
+    /// Attributes the samples at which parallel workers reported no statement. To be called when all
+    /// samples have been added.
     pub fn complete_workers(&mut self) {
         complete_workers(&mut self.places.window, &mut self.counts);
     }
 
-    /// The window, when all its samples were added.
+    /// Returns the window, with its queries. To be called when all samples have been added.
     pub fn finish(self) -> Window {
         let query = |query: &query::Query| Query {
             id: match query.id {
@@ -70,7 +75,7 @@ impl OpenWindow {
     }
 }
 
-/// The places of modules, processes and stacks in a window.
+/// A window, and the indices of its modules, processes and stacks by identity.
 pub struct Places {
     /// The counted samples.
     pub window: Window,
@@ -78,16 +83,17 @@ pub struct Places {
     unknown_module: ModuleId,
     /// By incarnation.
     processes: HashMap<u64, ProcessIndex>,
-    /// Stacks of callers that were placed, by their address in memory, which is theirs as long as they are held here.
+    /// Indices of callers' stacks, by the address of the shared stack. The address identifies the stack
+    /// because the stack is kept alive here.
     callers: HashMap<*const SharedFrame, (SharedStack, StackId)>,
 }
 
 impl Places {
-    /// Those of an empty window.
+    /// Makes an empty window.
     pub fn new() -> Places {
         let mut window = Window::new();
         let mut modules = HashMap::new();
-        // First, so that it is there when there is room for no other.
+        // The unknown module is added first, so that it exists when there is no room for others.
         let unknown_module = window.add_module(unknown_module()).unwrap_or(ModuleId(0));
         modules.insert(ModuleKey::Unknown, unknown_module);
         Places {
@@ -99,13 +105,14 @@ impl Places {
         }
     }
 
-    /// Whether a module has a sample in this window.
+    /// Whether a module has an index in this window.
     pub fn has_module(&self, key: ModuleKey) -> bool {
         self.modules.contains_key(&key)
     }
 
-    /// A module's index. `shared` is asked for a module that is new here. Beyond the bound code counts under the module of
-    /// unknown addresses, and is not looked up for each sample.
+    /// The index of a module. `shared` provides the description of a module that is new in this window.
+    /// Once the bound is reached, code in further modules counts under the module of unknown addresses, and
+    /// `shared` is not called.
     pub fn module(
         &mut self,
         key: ModuleKey,
@@ -124,7 +131,8 @@ impl Places {
         id
     }
 
-    /// A process's index. One that is new here stands for its program where processes are not told apart any more.
+    /// The index of a process. In a crowded window a process that is new there gets the index of its
+    /// program.
     pub fn process(&mut self, shared: &SharedProcess) -> ProcessIndex {
         if let Some(index) = self.processes.get(&shared.incarnation) {
             return *index;
@@ -152,7 +160,7 @@ impl Places {
         }
     }
 
-    /// A caller whose stack is known, in terms of this window.
+    /// Converts a send whose stack is known into a caller with the indices of this window.
     pub fn caller(&mut self, send: &KnownSend) -> Caller {
         let process = self.process(&send.process);
         match self.stack(&send.stack) {
@@ -217,7 +225,8 @@ mod tests {
         Arc::new(SharedModule { key, module })
     }
 
-    /// A stack that the kernel handed over in one window has its place in the next as well, whatever stands before it there.
+    /// A caller's stack, which the kernel hands over only once, can also be placed in later windows,
+    /// whatever their indices are.
     #[test]
     fn a_caller_outlives_a_window() {
         let frame = |module: &Arc<SharedModule>, address| SharedFrame {

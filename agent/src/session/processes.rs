@@ -1,4 +1,5 @@
-//! The processes that were sampled, by their incarnations: what is asked of each once, and holds for every window.
+//! The sampled processes, by incarnation, with their services. A process is asked for its service only a
+//! few times in its life, and the answer is used for every window.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -15,17 +16,19 @@ use crate::{
     recent::Recent,
 };
 
-/// How long a forked child has to live before it is asked for a service of its own, nanoseconds. To ask is to
-/// read its mappings, which costs as much as a few of its samples, and servers fork workers for every statement.
+/// How long a forked child must have lived before it is asked for a service of its own, nanoseconds. Asking
+/// means reading its mappings, which costs as much as a few samples, and servers fork workers for every
+/// statement.
 const SETTLED: u64 = 1_000_000_000;
 
 /// A process that was sampled.
 #[derive(Debug)]
 struct SampledProcess {
     shared: Arc<SharedProcess>,
-    /// When it is to be asked for what it publishes, nanoseconds; `None` when it was.
+    /// When to ask the process for the resource that it publishes, nanoseconds; `None` if it has been
+    /// asked.
     ask: Option<u64>,
-    /// Whether it has sent something to a server.
+    /// Whether it has sent something to a PostgreSQL server.
     is_client: bool,
 }
 
@@ -36,20 +39,20 @@ impl SampledProcess {
     }
 }
 
-/// Images whose environment one half of [`Recent`] remembers.
+/// The number of images whose environment one half of [`Recent`] remembers.
 const MAX_ENVIRONMENTS: usize = 4096;
 
-/// The processes that were sampled and are still there, or were sampled in the window that is being filled.
+/// The processes that were sampled and are still alive, or were sampled in the window that is being filled.
 #[derive(Debug)]
 pub struct Processes {
     /// By incarnation.
     sampled: HashMap<u64, SampledProcess>,
-    /// Services in the environments with which programs were started, by image.
+    /// Services from the environments with which programs were started, by image; empty for none.
     environments: Recent<u64, String>,
 }
 
 impl Processes {
-    /// None yet.
+    /// Starts without processes.
     pub fn new() -> Processes {
         Processes {
             sampled: HashMap::new(),
@@ -57,7 +60,8 @@ impl Processes {
         }
     }
 
-    /// The process of a pid, seen at `time` (nanoseconds); `name` for one of which nothing is known.
+    /// The index of the process with a pid, seen at `time` (nanoseconds). `name` is used if nothing is
+    /// known about the process.
     pub fn of_pid(
         &mut self,
         places: &mut Places,
@@ -100,7 +104,7 @@ impl Processes {
             }
             return index;
         }
-        // What is counted by its program is not asked for anything.
+        // Processes that are counted by program are not asked for their service.
         if places.window.is_crowded() {
             let exe = process.exe.to_string_lossy();
             return places.window.program(&process.name, &exe);
@@ -143,8 +147,10 @@ impl Processes {
         read
     }
 
-    /// A process has sent something to a server, so it is ready with its start: at its first sample it may not
-    /// have said its service yet, and at the end of the recording it may have gone. `None`: it is not told apart.
+    /// Notes that a process has sent something to a server, and returns the process. At its first send it
+    /// is asked for its service once more: it has finished starting by now, whereas at its first sample it
+    /// may not have published its service yet, and at the end of the recording it may be gone. Returns
+    /// `None` if the process is not told apart from others.
     pub fn sent(
         &mut self,
         places: &mut Places,
@@ -163,7 +169,7 @@ impl Processes {
         Some(Arc::clone(&sampled.shared))
     }
 
-    /// Asks the processes that are still there once more for their service.
+    /// Asks the processes that are still alive for their service once more.
     pub fn learn_services(
         &mut self,
         places: &mut Places,
@@ -179,7 +185,7 @@ impl Processes {
         }
     }
 
-    /// Forgets processes that have gone.
+    /// Forgets processes that have ended.
     pub fn evict(&mut self, registry: &Registry) {
         let alive: HashSet<u64> = registry.iter().map(|p| p.incarnation).collect();
         self.sampled
@@ -187,13 +193,14 @@ impl Processes {
     }
 }
 
-/// Asks a process for its service. That reads its memory, which can wait for whoever answers for it.
+/// Asks a process for its service. This reads the process's memory, which may block, so it is done by a
+/// thread of the pool.
 fn ask(pool: &mut WorkerPool, pid: u32, question: fn(u32) -> Option<String>) -> Option<String> {
     let answer = pool.call(Subject::process(pid), move || question(pid));
     answer.done().flatten()
 }
 
-/// Stands for the incarnation of a process of which nothing is known.
+/// A made-up incarnation for a process about which nothing is known.
 pub fn nobody(pid: u32) -> u64 {
     u64::MAX - u64::from(pid)
 }
@@ -232,7 +239,7 @@ mod tests {
         }
     }
 
-    /// Rows crowd a window as processes do.
+    /// Many rows make a window crowded, as many processes do.
     #[test]
     fn rows_that_crowd_a_window() {
         let mut places = Places::new();
@@ -252,7 +259,8 @@ mod tests {
         assert_eq!(places.window.rows().len(), profile::MAX_ROWS / 2);
     }
 
-    /// In a crowded window processes that are new are counted by program, and those that were there before as before.
+    /// In a crowded window new processes are counted by program, and processes that were there before keep
+    /// their own entry.
     #[test]
     fn a_crowded_window() {
         let (mut places, mut pool) = (Places::new(), WorkerPool::new());

@@ -1,38 +1,40 @@
-//! Which processes are read again, because events of theirs were missed or because their samples are where nothing
-//! is known to be mapped.
+//! Chooses the processes that are read again from `/proc`, because events of them were missed, or because
+//! samples of them lie where no mapping is known.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::process::Registry;
 
-/// Processes that are read again in one cycle: some milliseconds of work.
+/// Maximum number of processes that are read again in one cycle; together they take some milliseconds.
 const A_CYCLE: usize = 16;
 
-/// Samples of a process at unknown addresses after which it is read again: a stack that is broken has one now and
-/// then.
+/// Number of samples at unknown addresses after which their process is read again. A single one proves
+/// nothing: broken stacks lead to such an address now and then.
 const MISSES: u32 = 4;
 
-/// Shortest time between two readings of a process for that, nanoseconds. It doubles when nothing new was found.
+/// Shortest time between two reads of a process because of such samples, nanoseconds. The time doubles each
+/// time that nothing new is found.
 const REST: u64 = 1_000_000_000;
 
-/// It doubles up to this.
+/// The longest time between two reads, nanoseconds.
 const LONGEST_REST: u64 = 256 * REST;
 
-/// Processes whose misses are counted. When there are more, counting begins anew.
+/// Maximum number of processes whose misses are counted. When it is reached, all counts are cleared.
 const MAX_MISSED: usize = 4096;
 
-/// What a process has missed.
+/// Evidence that mappings of a process are not known.
 #[derive(Clone, Copy, Debug)]
 struct MissCount {
-    /// Samples at unknown addresses since it was read.
+    /// Samples at unknown addresses since the process was last read.
     samples: u32,
-    /// When it may be read again, nanoseconds.
+    /// When the process may be read again, nanoseconds.
     next: u64,
+    /// The present minimum time between two reads, nanoseconds.
     rest: u64,
 }
 
 impl MissCount {
-    /// No sample missed so far; it may be read at once.
+    /// No misses so far; the process may be read at once.
     const NOTHING: MissCount = MissCount {
         samples: 0,
         next: 0,
@@ -49,8 +51,8 @@ pub struct Repair {
 }
 
 impl Repair {
-    /// Events were missed, of nobody knows which process: all are read, those that are sampled and the youngest
-    /// first.
+    /// Events were lost, and it is not known of which processes. All processes are read again: those that
+    /// are being sampled first (see [`Repair::missed`]), then the youngest.
     pub fn everything(&mut self, registry: &Registry) {
         for pid in registry.youngest_first() {
             if self.queued.insert(pid) {
@@ -59,10 +61,10 @@ impl Repair {
         }
     }
 
-    /// A sample was taken at an address where nothing is known to be mapped, or in a process that is known to have
+    /// Counts a sample at an address where no mapping is known, or in a process that is known to have
     /// ended.
     pub fn missed(&mut self, pid: u32, time: u64) {
-        // Events were missed: it is in the queue, and is sampled, so it comes first.
+        // The process waits in the queue already. It is being sampled, so it moves to the front.
         if self.queued.contains(&pid) {
             if self.queue.front() != Some(&pid) {
                 self.queue.retain(|queued| *queued != pid);
@@ -82,8 +84,8 @@ impl Repair {
         }
     }
 
-    /// The mappings of a process are not all known, or not all of those that are known are there any more: it is read
-    /// again after those that are sampled. While too many are counted it waits.
+    /// Queues a process whose known mappings may be incomplete or outdated, behind those that are being
+    /// sampled. If too many processes are counted already, it waits.
     pub fn incomplete(&mut self, pid: u32, time: u64) {
         let is_counted = self.missed.contains_key(&pid);
         if self.queued.contains(&pid) || !is_counted && self.missed.len() >= MAX_MISSED {
@@ -96,7 +98,7 @@ impl Repair {
         }
     }
 
-    /// Those to read in this cycle.
+    /// Takes the processes that are to be read in this cycle.
     pub fn due(&mut self) -> Vec<u32> {
         let due: Vec<u32> = self.queue.drain(..self.queue.len().min(A_CYCLE)).collect();
         for pid in &due {
@@ -105,7 +107,7 @@ impl Repair {
         due
     }
 
-    /// A process was read again at `time` (nanoseconds), and had or had not changed.
+    /// Notes that a process was read again at `time` (nanoseconds), and whether its mappings had changed.
     pub fn done(&mut self, pid: u32, changed: bool, time: u64) {
         if let Some(missed) = self.missed.get_mut(&pid) {
             missed.rest = match changed {
@@ -116,17 +118,17 @@ impl Repair {
         }
     }
 
-    /// A process has ended.
+    /// Forgets a process that has ended.
     pub fn forget(&mut self, pid: u32) {
         self.missed.remove(&pid);
     }
 
-    /// Forgets those that live no more, though samples of theirs came late.
+    /// Forgets processes that have ended, and were entered again by samples that were read late.
     pub fn forget_ended(&mut self, registry: &Registry) {
         self.missed.retain(|pid, _| registry.living(*pid).is_some());
     }
 
-    /// Processes that wait to be read, and those whose misses are counted.
+    /// The numbers of queued processes, and of processes whose misses are counted.
     pub fn sizes(&self) -> (usize, usize) {
         (self.queue.len(), self.missed.len())
     }
@@ -136,7 +138,8 @@ impl Repair {
 mod tests {
     use super::*;
 
-    /// A process is read after some misses, then not again at once, and less and less often while nothing is found.
+    /// A process is read after some misses, not again at once, and at growing intervals while nothing new
+    /// is found.
     #[test]
     fn repeated_misses() {
         let mut repair = Repair::default();
@@ -161,7 +164,7 @@ mod tests {
         assert_eq!(repair.sizes(), (0, 0));
     }
 
-    /// After a loss a few are read in each cycle, the one that is sampled first.
+    /// After a loss a few processes are read in each cycle, beginning with the one that is sampled.
     #[test]
     fn a_loss() {
         let mut repair = Repair::default();

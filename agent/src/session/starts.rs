@@ -1,4 +1,4 @@
-//! Function starts from unwind entries: the name of last resort.
+//! Function starts from unwind entries. They provide names for functions that have no symbol.
 
 use memmap2::Mmap;
 

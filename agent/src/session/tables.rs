@@ -52,7 +52,7 @@ use crate::{
     unwind::{self, Table, space, space::MappingEntry, tree},
 };
 
-/// A table as the mappings of its object refer to it.
+/// A loaded table, as the mappings of its object refer to it.
 #[derive(Clone, Copy, Debug)]
 struct Loaded {
     tree: u32,
@@ -60,55 +60,57 @@ struct Loaded {
     base_svma: u64,
 }
 
-/// How long the table of a file that nobody maps stays: a compiler that is started again and again
-/// should find its own.
+/// How long a table is kept that no address space refers to, nanoseconds. A program that is started again
+/// and again (such as a compiler) should find its tables still loaded.
 const UNUSED_FOR: u64 = 60 * SECOND;
 
-/// How often unused tables are looked for.
+/// Interval at which unused tables are freed and failures are retried, nanoseconds.
 const LOOK_EVERY: u64 = 10 * SECOND;
 
-/// In nanoseconds.
+/// A second in nanoseconds.
 const SECOND: u64 = 1_000_000_000;
 
 #[derive(Debug)]
 enum TableState {
-    /// Being compiled by the other thread.
+    /// The compiler thread is compiling it, or it waits in that thread's queue.
     Building,
-    /// In the kernel, in these blocks; an address space referred to it last at `used` (nanoseconds).
+    /// It is in the kernel, in these blocks. `used` is when an address space last referred to it,
+    /// nanoseconds.
     Loaded {
         table: Loaded,
         blocks: Vec<BlockId>,
         used: u64,
     },
-    /// The object has no unwind entries: its code is left to its frame pointers.
+    /// The object has no unwind entries, so its code is unwound by frame pointers.
     Absent,
-    /// There was no room for it, or no thread to compile it; it is compiled again later.
+    /// The kernel had no room for it, or no thread could compile it. It is retried later.
     NotNow,
-    /// It could not be compiled: samples in it are unwound in user space.
+    /// It could not be compiled. Samples in it are unwound in user space.
     Failed,
 }
 
-/// An address space in the kernel.
+/// An address space that is in the kernel.
 #[derive(Debug)]
 struct PlacedSpace {
-    /// What else the kernel should know of its processes.
+    /// What else the kernel needs to know about its processes.
     facts: Facts,
-    /// Kept, so that its address cannot become another's while this is here.
+    /// The agent's address space. It is kept alive here, so that no other address space gets the same
+    /// [`SpaceKey`].
     space: Rc<AddressSpace>,
     root: BlockId,
     depth: u32,
     /// See [`Space::number`].
     number: u32,
     blocks: Vec<BlockId>,
-    /// Objects to whose tables it refers.
+    /// Objects whose tables it refers to.
     objects: Vec<ObjectId>,
-    /// Objects whose tables were still being built.
+    /// Objects whose tables were still being compiled when it was written.
     waiting: HashSet<ObjectId>,
-    /// Whether a file could not be opened, or found no room for its table: it is tried again later.
+    /// Whether a file could not be opened, or a table did not fit. The space is then written again later.
     is_partial: bool,
 }
 
-/// What is known of the files of an address space when it is written.
+/// The objects of an address space, by the state of their tables, at the time when it is written.
 #[derive(Debug, Default)]
 struct Files {
     used: Vec<ObjectId>,
@@ -116,11 +118,11 @@ struct Files {
     is_partial: bool,
 }
 
-/// Address spaces that are tried again at once, since each may open files.
+/// Maximum number of incomplete address spaces that are retried at a time, because each may open files.
 const MAX_RETRIED: usize = 16;
 
 impl PlacedSpace {
-    /// Gives it to a process.
+    /// Makes it the address space of a process in the kernel.
     fn write(&self, kernel: &mut Kernel, pid: u32, mm: u64) -> Result<(), Error> {
         if self.waiting.is_empty() {
             log::debug!("pid {pid}: every table is there");
@@ -135,8 +137,8 @@ impl PlacedSpace {
             padding: 0,
             revision: StatusRevision::default(),
         };
-        // The program at the exit of a process that has gone ran before there was something to remove. One that
-        // goes from now on is told, and forgotten then.
+        // If the process has ended by now, the program at its exit may have run before this entry existed,
+        // so nothing else would remove it. If it ends later, that program removes the entry.
         if kernel.set_space(pid, space)? && !exists(pid) {
             kernel.remove_space(pid);
         }
@@ -144,32 +146,32 @@ impl PlacedSpace {
     }
 }
 
-/// Stands for the kernel's identity of an address space that was never sampled: no process has it, so
-/// the entry serves only to be inherited.
+/// The kernel's identity (`mm`) of an address space that was never sampled. No process has it, so such an
+/// entry only serves to be inherited.
 const UNSEEN: u64 = 0;
 
-/// Identity of an address space on this side.
+/// The agent's identity of an address space.
 type SpaceKey = *const AddressSpace;
 
-/// The kernel's tables as the agent knows them.
+/// The tables and address spaces in the kernel, as the agent knows them.
 pub struct Tables {
     pool: BlockPool,
     /// The PostgreSQL servers among the address spaces.
     pub servers: Servers,
-    /// Number of the address space that was written last.
+    /// Number of the address space that was last written, see [`Space::number`].
     last_number: u32,
     states: HashMap<ObjectId, TableState>,
     placed: HashMap<SpaceKey, PlacedSpace>,
-    /// What each process was given: the kernel's identity of its address space, and ours.
+    /// The entry that each process was given: the kernel's identity of its address space, and the agent's.
     given: HashMap<u32, (u64, SpaceKey)>,
     compiler: Compiler,
     coverage: Coverage,
-    /// When unused tables were looked for last.
+    /// When [`Tables::look`] last ran, nanoseconds.
     looked: u64,
 }
 
 impl Tables {
-    /// Nothing in the kernel yet.
+    /// Starts with nothing in the kernel.
     pub fn new() -> Tables {
         Tables {
             pool: BlockPool::default(),
@@ -184,8 +186,8 @@ impl Tables {
         }
     }
 
-    /// Tells the kernel about a process that it did not know when it was sampled in the address
-    /// space `mm`.
+    /// Gives the kernel the address space of a process that it did not know, or did not know completely,
+    /// when the process was sampled with the kernel's identity `mm`.
     ///
     /// # Errors
     /// A map cannot be written.
@@ -198,7 +200,7 @@ impl Tables {
         space: &Rc<AddressSpace>,
     ) -> Result<(), Error> {
         let key = Rc::as_ptr(space);
-        // What was given may be gone: an exec removes it, and may have come after.
+        // The entry may have been removed since: an exec that came later removes it.
         let is_given = self.given.get(&pid) == Some(&(mm, key))
             && kernel.space(pid).is_some_and(|space| space.mm == mm);
         if is_given || space.mappings().is_empty() {
@@ -212,7 +214,8 @@ impl Tables {
             }
         }
         let placed = &self.placed[&key];
-        // A server's processes are what is asked about, and are many.
+        // Tables that a sampled process needs are compiled first. A server's are too, because its many
+        // processes are what a recording is usually about.
         if mm != UNSEEN || placed.facts.server != 0 {
             for &id in &placed.waiting {
                 self.compiler.hurry(id);
@@ -223,8 +226,8 @@ impl Tables {
         Ok(())
     }
 
-    /// Tells the kernel about a process that was not sampled, for the children that it will have.
-    /// Its address space has no known identity, so nothing of its own is unwound by this.
+    /// Gives the kernel the address space of a process that was not sampled, for its future children to
+    /// inherit. The entry has no kernel identity, so the process itself is not unwound by it.
     ///
     /// # Errors
     /// A map cannot be written.
@@ -241,7 +244,8 @@ impl Tables {
         self.give(kernel, objects, pid, UNSEEN, space)
     }
 
-    /// The address space of a process has changed: the kernel is told, if it knows the process.
+    /// Updates the kernel after the address space of a process has changed, if the kernel has an entry for
+    /// the process.
     ///
     /// # Errors
     /// A map cannot be written.
@@ -252,10 +256,10 @@ impl Tables {
         pid: u32,
         space: &Rc<AddressSpace>,
     ) -> Result<(), Error> {
-        // A child has in the kernel what its parent had there when it forked, which may be older
-        // than what is known here.
+        // A child has the entry that its parent had in the kernel at the fork, which may be older than what
+        // is known here.
         match kernel.space(pid) {
-            // After an exec there is nothing mapped yet.
+            // Just after an exec nothing is mapped yet.
             Some(_) if space.mappings().is_empty() => {
                 kernel.remove_space(pid);
                 self.given.remove(&pid);
@@ -269,18 +273,18 @@ impl Tables {
         }
     }
 
-    /// A process has ended. The program at its exit has removed it from the kernel, but if it was given something
-    /// after that, this is still there.
+    /// Forgets a process that has ended. The program at its exit has removed its entry from the kernel, but
+    /// an entry that was written after that is still there.
     pub fn forget(&mut self, kernel: &mut Kernel, pid: u32) {
         if self.given.remove(&pid).is_some() {
             kernel.remove_space(pid);
         }
     }
 
-    /// Forgets the processes that live no more, though nothing told so.
+    /// Forgets the processes that have ended without an event.
     pub fn forget_missing(&mut self, kernel: &mut Kernel, registry: &Registry) {
         self.given.retain(|pid, _| registry.living(*pid).is_some());
-        // One that is not known here may be new.
+        // A process that the registry does not know may be new, so `/proc` is checked as well.
         for pid in kernel.spaces() {
             if registry.living(pid).is_none() && !exists(pid) {
                 kernel.remove_space(pid);
@@ -288,7 +292,8 @@ impl Tables {
         }
     }
 
-    /// How many processes were given something, address spaces are placed and tables are known.
+    /// The numbers of processes with an entry, of placed address spaces, of known tables, and of blocks in
+    /// use.
     pub fn sizes(&self) -> [(&'static str, u64); 4] {
         [
             ("given", self.given.len() as u64),
@@ -298,8 +303,8 @@ impl Tables {
         ]
     }
 
-    /// Takes up tables that were compiled since the last call, and gives back what nobody uses.
-    /// Every event before `time` (nanoseconds) has been seen.
+    /// Loads the tables that were compiled since the last call, and frees what is not used any more. Every
+    /// event before `time` (nanoseconds) must have been seen.
     ///
     /// # Errors
     /// A map cannot be written.
@@ -311,7 +316,7 @@ impl Tables {
     ) -> Result<(), Error> {
         self.pool.settle(time);
         let mut arrived = HashSet::new();
-        // An error costs one table or one address space; the others are settled all the same.
+        // An error concerns one table or one address space. The others are processed nevertheless.
         let mut result = Ok(());
         while let Some((id, table)) = self.compiler.finished() {
             result = result.and(self.load(kernel, id, table, time));
@@ -333,7 +338,8 @@ impl Tables {
         result
     }
 
-    /// Frees what nobody uses any more, and tries again what failed for want of room or of an answer.
+    /// Frees what is not used any more, and retries what failed for lack of room or because a file did not
+    /// answer.
     fn look(&mut self, kernel: &mut Kernel, objects: &mut Objects, time: u64) -> Result<(), Error> {
         self.free_unused(time, &kernel.roots()?);
         let servers = self.placed.values().map(|placed| placed.facts.server);
@@ -348,7 +354,7 @@ impl Tables {
         })
     }
 
-    /// Forgets the tables of objects that were closed: a number is never another object's.
+    /// Forgets the tables of objects that were closed. Their numbers are not used again.
     pub fn forget_objects(&mut self, time: u64, closed: &[ObjectId]) {
         for id in closed {
             self.coverage.forget(*id);
@@ -358,28 +364,28 @@ impl Tables {
         }
     }
 
-    /// Objects to whose tables address spaces in the kernel refer.
+    /// The objects whose tables the address spaces in the kernel refer to, or wait for.
     pub fn referred(&self) -> impl Iterator<Item = ObjectId> + '_ {
         let placed = self.placed.values();
         placed.flat_map(|p| p.objects.iter().chain(&p.waiting).copied())
     }
 
-    /// The process of which most mappings were left out.
+    /// The process with the most mappings that were left out.
     pub fn most_mapped(&self) -> u32 {
         self.coverage.most_mapped
     }
 
-    /// Threads of the compiler that wait for a file and were abandoned.
+    /// The number of compiler threads that are blocked on a file and were abandoned.
     pub fn abandoned(&self) -> usize {
         self.compiler.abandoned()
     }
 
-    /// What the compiled tables cover.
+    /// How much code the compiled tables cover.
     pub fn coverage(&self) -> UnwindTables {
         self.coverage.figures()
     }
 
-    /// Blocks of the pool in use.
+    /// The number of blocks in use.
     pub fn blocks_in_use(&self) -> usize {
         self.pool.in_use()
     }
@@ -447,7 +453,7 @@ impl Tables {
         })
     }
 
-    /// Writes an address space. False: there is no room for it.
+    /// Writes an address space to the kernel. Returns false if there is no room for it.
     fn place(
         &mut self,
         kernel: &mut Kernel,
@@ -473,7 +479,7 @@ impl Tables {
         let left_out = mappings.len() - space::placeable(&mappings).len();
         self.coverage.left_out(pid, left_out as u64);
         let (root, depth) = (written.root, written.depth);
-        // After four billion it begins again, but not with that of an empty cache.
+        // The number wraps around after four billion, but never becomes 0, which marks an empty cache.
         self.last_number = self.last_number.wrapping_add(1).max(1);
         let placed = PlacedSpace {
             facts,
@@ -540,7 +546,7 @@ impl Tables {
         (mappings, files)
     }
 
-    /// State of an object's table; one that was not asked for so far begins to be built.
+    /// The state of an object's table. If it was not requested before, the compiler is asked for it.
     fn state(&mut self, objects: &Objects, id: ObjectId) -> &TableState {
         let compiler = &mut self.compiler;
         self.states.entry(id).or_insert_with(|| {
@@ -554,7 +560,8 @@ impl Tables {
         })
     }
 
-    /// Writes anew address spaces of which more is known by now, at most so many.
+    /// Writes the wanted address spaces again, because more of their tables or files may be available now;
+    /// at most `most` of them.
     fn replace(
         &mut self,
         kernel: &mut Kernel,
@@ -565,7 +572,8 @@ impl Tables {
     ) -> Result<(), Error> {
         let wanted = self.placed.iter().filter(|(_, placed)| is_wanted(placed));
         let mut wanted: Vec<_> = wanted.map(|(key, placed)| (placed.number, *key)).collect();
-        // What was written longest ago is next, so that those that stay partial do not keep out the others.
+        // The ones that were written longest ago come first, so that those that stay incomplete do not keep
+        // the others from their turn.
         wanted.sort_unstable_by_key(|(number, _)| *number);
         let mut result = Ok(());
         for (_, key) in wanted.into_iter().take(most) {
@@ -584,7 +592,8 @@ impl Tables {
                 for (pid, mm) in users {
                     let written = self.placed[&key].write(kernel, pid, mm);
                     if written.is_err() {
-                        // It must not keep blocks that will be used again. Its next sample asks for new ones.
+                        // The entry must not refer to blocks that will be reused. The process's next sample
+                        // asks for a new entry.
                         kernel.remove_space(pid);
                         self.given.remove(&pid);
                     }
@@ -592,7 +601,8 @@ impl Tables {
                 }
                 self.pool.retire(time, old.blocks);
             } else {
-                // There was no room, or an error: the processes keep what they have, and it is tried again later.
+                // There was no room, or an error occurred. The processes keep their present entry, and it
+                // is retried later.
                 let placed = PlacedSpace {
                     waiting: HashSet::new(),
                     is_partial: true,
@@ -605,7 +615,7 @@ impl Tables {
         result
     }
 
-    /// Writes anew an address space that was written before. False: there is no room for it.
+    /// Writes an address space again. Returns false if there is no room for it.
     fn place_again(
         &mut self,
         kernel: &mut Kernel,
@@ -613,7 +623,7 @@ impl Tables {
         pid: u32,
         old: &PlacedSpace,
     ) -> Result<bool, Error> {
-        // The file that identifies a server may be the one that was missing.
+        // The file that identifies a server may be the one that was unavailable before.
         let facts = match old.is_partial || old.facts.found_no_place {
             true => self.servers.facts(kernel, objects, pid, &old.space)?,
             false => old.facts,
@@ -621,11 +631,11 @@ impl Tables {
         self.place(kernel, objects, pid, &old.space, facts)
     }
 
-    /// Gives back the address spaces that no process has any more.
+    /// Frees the address spaces that neither a known process nor an entry in the kernel uses any more.
     fn sweep(&mut self, time: u64) {
         let (pool, given) = (&mut self.pool, &self.given);
         self.placed.retain(|key, placed| {
-            // One count is `placed.space` itself.
+            // `placed.space` itself holds one reference.
             let used = Rc::strong_count(&placed.space) > 1
                 || given.values().any(|(_, space)| space == key);
             if !used {
@@ -635,10 +645,11 @@ impl Tables {
         });
     }
 
-    /// Gives back the address spaces that no process has in the kernel (`roots` are those that some
-    /// process has), though an ended one may be remembered with it, and the tables to which none has
-    /// referred for a while. What a child forked a moment ago may still use is safe: it rests, and the
-    /// child is given its own.
+    /// Frees the address spaces that no process has in the kernel, even if the agent still remembers an
+    /// ended process that had one, and the tables that no address space has referred to for a minute.
+    /// `roots` are the roots of the address spaces that are in use in the kernel. A child that was forked a
+    /// moment ago may still use a freed address space. That is safe, because its blocks rest before they
+    /// are reused, and the child is given an entry of its own.
     fn free_unused(&mut self, time: u64, roots: &HashSet<BlockId>) {
         let pool = &mut self.pool;
         self.placed.retain(|_, placed| {
@@ -673,8 +684,8 @@ impl Tables {
 mod tests {
     use super::*;
 
-    /// A table goes when no address space has referred to it for a minute, and its blocks are used
-    /// again only after everything up to then has been seen.
+    /// A table is freed when no address space has referred to it for a minute, and its blocks are reused
+    /// only after all events up to then have been seen.
     #[test]
     fn unused_tables_are_freed() {
         let mut tables = Tables::new();
@@ -718,10 +729,11 @@ mod tests {
         tables.free_unused(60 * SECOND, &roots);
         assert_eq!(kept(&tables), [1]);
         tables.pool.settle(60 * SECOND);
-        assert_eq!(tables.blocks_in_use(), 7, "they rest");
+        assert_eq!(tables.blocks_in_use(), 7, "retired blocks are not free yet");
         tables.pool.settle(60 * SECOND + 1);
         assert_eq!(tables.blocks_in_use(), 4);
-        // Its process ends, and is remembered: a minute later the other goes too.
+        // The process ends, and its address space is still remembered. A minute later the other table is
+        // freed too.
         let none = HashSet::new();
         tables.free_unused(119 * SECOND, &none);
         assert_eq!(kept(&tables), [1]);

@@ -1,14 +1,15 @@
-//! A mapped file that somebody truncates: reading what is no longer there raises SIGBUS, which would end
-//! the agent. A page of zeros is put there instead; every reader takes zeros for a damaged file.
+//! Protection against mapped files that are truncated. Reading a page that no longer exists raises SIGBUS,
+//! which would end the agent. The handler replaces the page by zeros; every reader treats zeros as a
+//! damaged file.
 
 use std::{io, ptr};
 
 const PAGE: usize = 4096;
 
-/// Survives the truncation of mapped files from here on, in the whole process.
+/// Installs the handler for the whole process.
 ///
 /// # Errors
-/// The signal's handler cannot be set.
+/// The handler cannot be installed.
 pub fn survive() -> io::Result<()> {
     // SAFETY: all zeros is a valid `sigaction`; the handler makes one system call and touches nothing.
     unsafe {
@@ -23,27 +24,28 @@ pub fn survive() -> io::Result<()> {
 }
 
 extern "C" fn put_zeros(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // SAFETY: the kernel passes valid information. The page at the address is one that cannot be read,
-    // so nothing is lost by replacing it.
+    // SAFETY: the kernel passes valid information. The page at the address cannot be read, so nothing is
+    // lost by replacing it.
     unsafe {
         let page = (*info).si_addr() as usize & !(PAGE - 1);
         let flags = libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         let mapped = libc::mmap(page as *mut _, PAGE, libc::PROT_READ, flags, -1, 0);
         if (*info).si_code != BUS_ADRERR || mapped == libc::MAP_FAILED {
-            // Not a truncated file, or no help: end as by default, at the instruction that runs again.
+            // Either this is not a truncated file, or the page could not be replaced. The instruction runs
+            // again after the handler returns, and the default action of the signal then ends the process.
             libc::signal(libc::SIGBUS, libc::SIG_DFL);
         }
     }
 }
 
-/// `si_code` of an access to what does not exist (include/uapi/asm-generic/siginfo.h).
+/// `si_code` of an access to a nonexistent physical address (include/uapi/asm-generic/siginfo.h).
 const BUS_ADRERR: libc::c_int = 2;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// What was cut off reads as zeros.
+    /// The truncated part of a file reads as zeros.
     #[test]
     fn truncated_file() {
         survive().unwrap();

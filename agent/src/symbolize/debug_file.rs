@@ -1,7 +1,8 @@
-//! Separate debug files: found by build id or debug link, checked, and only then read.
+//! Finds separate debug files by build id or debug link, and checks them before they are read.
 //!
-//! blazesym follows debug links by itself and opens whatever they name. It is therefore given files without
-//! links only ([`may_read_debug_info`]), and the debug file that was found here as a file of its own.
+//! blazesym follows debug links by itself and opens whatever they name. It is therefore only given files
+//! without such links ([`may_read_debug_info`]), and the debug file that was found here is given to it as
+//! another file.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -17,33 +18,34 @@ use object::{Endianness, ReadCache};
 use super::open::{self, OpenError, own_path};
 use super::{Options, guard};
 
-/// Largest debug file that is read: the debug information of a browser is near 4 GiB.
+/// Maximum size of a debug file, bytes. The debug information of a browser is near 4 GiB.
 const MAX_DEBUG_FILE: u64 = 8 << 30;
 
-/// Largest link section that is read: a path and a checksum or a build id.
+/// Maximum size of a link section, bytes. It contains a path and a checksum or a build id.
 const MAX_LINK: u64 = 8192;
 
-/// The debug file that was found, and why others were not taken.
+/// The debug file that was found, or the reason why a candidate was not accepted.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     pub file: Option<File>,
     pub note: Option<String>,
 }
 
-/// Where a module comes from.
+/// The file of a module, and what leads to its debug file.
 pub(super) struct Origin<'a> {
     pub file: &'a File,
     pub build_id: Option<&'a [u8]>,
-    /// The debug files of its container, if it comes from one.
+    /// The directory of debug files of its container, if it is in one.
     pub container: Option<&'a File>,
 }
 
-/// What a file refers to.
+/// The links that a file contains, and its build id.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Links {
-    /// Name and checksum of `.gnu_debuglink`; `Some(None)` when it is there and makes no sense.
+    /// Name and checksum in `.gnu_debuglink`; `None` if there is no such section, `Some(None)` if it cannot
+    /// be parsed.
     debug: Option<Option<(Vec<u8>, u32)>>,
-    /// Path and build id of `.gnu_debugaltlink`, likewise.
+    /// Path and build id in `.gnu_debugaltlink`, likewise.
     alternate: Option<Option<(Vec<u8>, Vec<u8>)>>,
     /// Whether there is a `.debug_sup`.
     supplement: bool,
@@ -59,14 +61,14 @@ pub(super) fn find(origin: &Origin<'_>, options: &Options<'_>) -> Found {
     let link = match &links.debug {
         Some(Some((name, crc))) => Some((Path::new(OsStr::from_bytes(name)), *crc)),
         Some(None) => {
-            found.note = Some("its debug link makes no sense".to_owned());
+            found.note = Some("its debug link is malformed".to_owned());
             None
         }
         None => None,
     };
     if let Some(name) = by_id {
         for candidate in in_directories(&name, origin, options) {
-            // Without a checksum: the build id alone decides.
+            // No checksum is passed, so only the build id decides.
             found.try_candidate(&name, candidate, origin.build_id, None);
         }
     }
@@ -74,7 +76,7 @@ pub(super) fn find(origin: &Origin<'_>, options: &Options<'_>) -> Found {
         return found;
     };
     if name.components().count() != 1 || name.file_name().is_none() {
-        found.refuse(name, "is a path and not a file's name");
+        found.refuse(name, "is a path, but only a plain file name is allowed");
         return found;
     }
     let place = std::fs::read_link(own_path(origin.file)).unwrap_or_default();
@@ -93,7 +95,7 @@ pub(super) fn find(origin: &Origin<'_>, options: &Options<'_>) -> Found {
     found
 }
 
-/// The files of this name in the agent's debug directories, and in the container's.
+/// The files with this name in the agent's directories of debug files and in the container's.
 fn in_directories(
     name: &Path,
     origin: &Origin<'_>,
@@ -137,7 +139,7 @@ impl Found {
     }
 }
 
-/// Whether the file belongs to the module: by build id where both have one, else by checksum.
+/// Checks that a debug file belongs to the module: by build id if both have one, else by checksum.
 fn check(file: &File, build_id: Option<&[u8]>, crc: Option<u32>) -> Result<(), String> {
     let size = file.metadata().map_err(|error| error.to_string())?.len();
     if size > MAX_DEBUG_FILE {
@@ -159,7 +161,7 @@ fn check(file: &File, build_id: Option<&[u8]>, crc: Option<u32>) -> Result<(), S
     }
 }
 
-/// CRC-32 of a file, as debug links have it.
+/// CRC-32 of a file, as debug links contain it.
 fn checksum(file: &File) -> io::Result<u32> {
     let mut hasher = crc32fast::Hasher::new();
     let mut buffer = vec![0; 1 << 18];
@@ -175,11 +177,11 @@ fn checksum(file: &File) -> io::Result<u32> {
     }
 }
 
-/// Whether blazesym may read a file's debug information: it then follows the file's links, so there must be
-/// none, or one to an alternate file that is sound wherever blazesym would look.
+/// Whether blazesym may read a file's debug information. It then follows the file's links, so there must be
+/// none, or only one to an alternate file that passes the checks at every place where blazesym looks.
 ///
 /// # Errors
-/// An alternate file is not sound: why.
+/// The reason why an alternate file is refused.
 pub(super) fn may_read_debug_info(file: &File, options: &Options<'_>) -> Result<bool, String> {
     let Some(links) = links(file) else {
         return Ok(false);
@@ -208,7 +210,7 @@ pub(super) fn may_read_debug_info(file: &File, options: &Options<'_>) -> Result<
     }
 }
 
-/// Every place where blazesym looks for an alternate file.
+/// Every path at which blazesym looks for an alternate file.
 fn alternates<'a>(
     path: &'a Path,
     place: &'a Path,
@@ -232,7 +234,7 @@ fn alternates<'a>(
         .chain(below)
 }
 
-/// `None`: no ELF file that can be read.
+/// The links of a file; `None` if it is not a readable ELF file.
 fn links(file: &File) -> Option<Links> {
     let cache = ReadCache::new(file);
     let data = &cache;
@@ -265,20 +267,20 @@ fn links(file: &File) -> Option<Links> {
     Some(links)
 }
 
-/// A name, NUL, padding to four bytes, the checksum.
+/// Parses a debug link: a name, NUL, padding to four bytes, the checksum.
 fn debug_link(data: &[u8]) -> Option<(Vec<u8>, u32)> {
     let end = data.iter().position(|byte| *byte == 0)?;
     let crc = data.get((end + 1).next_multiple_of(4)..)?.first_chunk()?;
     (end > 0).then(|| (data[..end].to_vec(), u32::from_le_bytes(*crc)))
 }
 
-/// A path, NUL, the build id.
+/// Parses a link to an alternate file: a path, NUL, the build id.
 fn alternate_link(data: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     let end = data.iter().position(|byte| *byte == 0)?;
     Some((data[..end].to_vec(), data[end + 1..].to_vec()))
 }
 
-/// `.build-id/ab/cdef….debug` (GDB's manual, "Separate Debug Files").
+/// The path of a debug file by build id, `.build-id/ab/cdef….debug` (GDB's manual, "Separate Debug Files").
 fn debug_file_name(build_id: &[u8]) -> Option<PathBuf> {
     let (first, rest) = build_id.split_first()?;
     if rest.is_empty() {

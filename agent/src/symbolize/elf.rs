@@ -1,4 +1,4 @@
-//! Symbols of ELF files.
+//! Looks up addresses in ELF files.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,12 +11,12 @@ use super::names::{Named, Stage, cut, demangle};
 use super::open::own_path;
 use super::{NamedFunction, Options};
 
-/// How far a symbol without a size reaches at most, where no unwind entry says where the next
-/// function begins: hand-written assembly (`_start`, `_init`) is shorter.
+/// Maximum number of bytes that a symbol without a size covers where no unwind entry says where the next
+/// function begins. Hand-written assembly (`_start`, `_init`) is shorter.
 const MAX_SIZELESS: u64 = 4096;
 
-/// Looks up every address (svma, sorted) in a file, and in its debug file. `starts` are the functions'
-/// starts by the unwind tables, one per address.
+/// Looks up every address (svma, sorted) in a file and in its debug file. `starts` holds, for each address,
+/// the start of its function according to the unwind tables.
 pub(super) fn symbolize(
     origin: &Origin<'_>,
     addresses: &[u64],
@@ -72,8 +72,8 @@ pub(super) fn symbolize(
     named
 }
 
-/// Where symbols may be, the most telling first: the debug file, the file itself with its debug information
-/// (which may be broken), the file without it.
+/// The places where symbols are looked up, the most informative first: the debug file and the file itself
+/// with debug information (which may be broken), then both without it.
 fn sources(
     file: &File,
     debug_file: Option<&File>,
@@ -98,15 +98,15 @@ fn sources(
     sources
 }
 
-/// Whether the symbol really covers the address that it was found for.
+/// Whether a symbol really covers the address that it was found for.
 fn covers(sym: &Sym<'_>, function_start: Option<u64>) -> bool {
     if sym.name.is_empty() {
         return false;
     }
     match sym.size {
         Some(size) if size > 0 => sym.offset < size,
-        // A DWARF function of several ranges (hot and cold parts): found by its exact ranges, but
-        // told without start and size.
+        // A DWARF function with several ranges (hot and cold parts). It was found by its exact ranges, but
+        // is reported without start and size.
         _ if sym.addr == 0 && sym.code_info.is_some() => true,
         _ => match function_start {
             Some(start) => start <= sym.addr,

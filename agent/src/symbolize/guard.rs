@@ -1,8 +1,8 @@
-//! What is refused before a symbol reader sees it.
+//! The checks that a file must pass before a symbol reader sees it.
 //!
-//! Any process on the machine may be sampled, so any file may be a trap. A compressed section says
-//! itself how much memory it wants, and a failed allocation ends the whole agent, not only the
-//! lookup. (Panics of the reader are caught where it is called.)
+//! Any process on the machine may be sampled, so any file may be made to do harm. The header of a
+//! compressed section claims how much memory the section needs, and a failed allocation ends the whole
+//! process and not only the lookup. (Panics of the reader are caught where it is called.)
 
 use std::fs::File;
 
@@ -10,33 +10,34 @@ use object::elf::FileHeader64;
 use object::read::elf::{CompressionHeader, FileHeader, SectionHeader};
 use object::{Endianness, ReadCache, ReadRef};
 
-/// Most bytes that the compressed sections of one file may unpack to. The debug information of the
-/// largest programs (browsers) is near 4 GiB, that of the kernel below 1 GiB.
+/// Maximum number of bytes that the compressed sections of one file may claim to unpack to, in total. The
+/// debug information of the largest programs (browsers) is near 4 GiB, that of the kernel below 1 GiB.
 pub(super) const MAX_UNPACKED: u64 = 4 << 30;
 
-/// Zlib cannot do better than this (1:1032), so what claims more lies.
+/// Maximum ratio of unpacked to packed size. Zlib reaches at most 1032:1, so a section that claims more is
+/// forged. The same limit applies to other methods.
 const MAX_RATIO: u64 = 1100;
 
 /// Why a file's symbols are not read.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refused {
     /// Not an ELF file for 64-bit machines.
-    #[error("no readable ELF file: {0}")]
+    #[error("not a readable ELF file: {0}")]
     NotElf(String),
-    /// Compressed sections that would unpack to too much.
+    /// The compressed sections claim to unpack to too many bytes.
     #[error("its compressed sections claim to unpack to {0} bytes, more than {MAX_UNPACKED}")]
     TooLarge(u64),
-    /// A section that claims what no compression can do.
+    /// A section claims a compression ratio that is impossible.
     #[error("a compressed section of {packed} bytes claims to unpack to {claimed}")]
     Impossible {
         /// Bytes in the file.
         packed: u64,
-        /// Bytes it claims.
+        /// Bytes that it claims to unpack to.
         claimed: u64,
     },
 }
 
-/// Looks at the section headers only; reads a few KiB.
+/// Checks the section headers. Only a few KiB are read.
 pub(super) fn check(file: &File) -> Result<(), Refused> {
     let cache = ReadCache::new(file);
     check_data(&cache)
@@ -101,7 +102,7 @@ mod tests {
         ));
     }
 
-    /// This very program is no trap.
+    /// An ordinary program, this test, passes.
     #[test]
     fn ordinary_programs_pass() {
         let file = File::open(std::env::current_exe().unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! Names of kernel addresses, from kallsyms.
+//! Looks up the names of kernel addresses in kallsyms.
 
 use std::collections::BTreeMap;
 
@@ -9,9 +9,9 @@ use blazesym::symbolize::{Input, Symbolized, Symbolizer};
 use super::names::{Named, cut};
 use super::{NamedFunction, Options};
 
-/// Kallsyms tells no sizes: a symbol reaches to the next one. Behind the last symbol of a region
-/// (module memory, BPF programs that are not listed) that would be gigabytes, so no function is
-/// taken to be longer than this. The longest of a distribution's kernel are about 100 KiB.
+/// Maximum size of a function, bytes. Kallsyms gives no sizes, so a symbol reaches to the next one, which
+/// can be gigabytes away behind the last symbol of a region (module memory, BPF programs that are not
+/// listed). The longest functions of a distribution's kernel are about 100 KiB long.
 const MAX_FUNCTION: usize = 256 * 1024;
 
 /// Looks up every address (sorted) in kallsyms.
@@ -52,8 +52,8 @@ pub(super) fn symbolize(addresses: &[u64], options: &Options<'_>) -> Named {
     let mut notes = Vec::new();
     if by_address.is_empty() && !addresses.is_empty() {
         notes.push(format!(
-            "kernel frames have no names: {} hides its addresses (kernel.kptr_restrict; it takes \
-             CAP_SYSLOG to read them)",
+            "kernel frames have no names: {} hides its addresses (kernel.kptr_restrict; reading \
+             them needs CAP_SYSLOG)",
             options.kallsyms.display()
         ));
     }

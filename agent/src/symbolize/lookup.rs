@@ -1,4 +1,4 @@
-//! The names of one module's addresses, looked up in this process: what the namer child does.
+//! Looks up the names of one module's addresses in this process. This is the work of the namer child.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -7,7 +7,8 @@ use super::names::{Named, Stage};
 use super::{Options, elf, guard, kernel, memory_file, perf_map};
 use crate::profile::{Module, Source};
 
-/// Looks up sorted addresses. A reader that panics over a broken file costs the module its names.
+/// Looks up sorted addresses. If a reader panics because of a broken file, only this module's names are
+/// lost.
 pub(crate) fn name_module(
     module: &Module,
     addresses: &[u64],
@@ -21,14 +22,16 @@ pub(crate) fn name_module(
         look_up(module, addresses, &starts, options, report)
     }));
     let mut named = attempt.unwrap_or_else(|_| Named {
-        notes: vec!["its symbols could not be read (hostile or broken file)".to_owned()],
+        notes: vec![
+            "its symbols could not be read, because the file is broken or hostile".to_owned(),
+        ],
         ..Named::default()
     });
     named.starts = starts;
     named
 }
 
-/// One function start per address, where the module has unwind tables.
+/// One function start for each address; `None` where the module has no unwind tables.
 fn starts(module: &Module, addresses: &[u64], options: &Options<'_>) -> Vec<Option<u64>> {
     let mut starts = match module.source {
         Source::File(_) | Source::Copy(_) | Source::Vdso(_) => {
@@ -40,7 +43,7 @@ fn starts(module: &Module, addresses: &[u64], options: &Options<'_>) -> Vec<Opti
     starts
 }
 
-/// The bytes of code that has no file here.
+/// The bytes of an image that is not read from an open file; empty for any other module.
 pub(crate) fn bytes_of(source: &Source) -> &[u8] {
     match source {
         Source::Copy(copy) => copy.bytes(),

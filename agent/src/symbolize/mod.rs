@@ -1,11 +1,12 @@
-//! From addresses to names, by blazesym: symbol tables, debug links, DWARF with inlined functions
-//! and lines, the vDSO, JIT maps and kallsyms.
+//! Looks up the names of addresses, by blazesym: in symbol tables, debug links, DWARF with inlined
+//! functions and lines, the vDSO, JIT maps and kallsyms.
 //!
-//! A frame is never named after a symbol that does not cover its address. Perf maps are streamed, and only the lines that are
-//! asked for are kept.
+//! A frame is never named after a symbol that does not cover its address. Perf maps are streamed, and only
+//! names that are needed are kept.
 //!
-//! What is read was written by others and may be hostile: [`crate::naming`] runs this in a child process with limits.
-//! A path that a file chose is opened by `open`; a debug file is checked by `debug_file`.
+//! The files that are read come from other users and may be hostile, so [`crate::naming`] runs this in a
+//! child process with resource limits. A path that a file contains is opened by `open`, and a debug file is
+//! checked by `debug_file`.
 
 mod debug_file;
 mod elf;
@@ -27,15 +28,16 @@ use std::path::PathBuf;
 
 use crate::profile::Module;
 
-/// Where functions start, by the unwind tables: the source of names for functions without a symbol.
+/// Provides the starts of functions according to the unwind tables. Functions without a symbol are named by
+/// their start.
 pub trait FunctionStarts {
-    /// For each svma of the module the start (svma) of the function that covers it, by its FDE;
-    /// `None` where none does. One answer per address, in order. It is asked once a module, so that
-    /// the file needs to be read once and nothing kept.
+    /// For each svma of the module, the start (svma) of the function that covers it according to its FDE;
+    /// `None` where no FDE covers it. One answer for each address, in order. This is called once for each
+    /// module, so that the file is read only once and nothing needs to be kept.
     fn function_starts(&self, module: &Module, addresses: &[u64]) -> Vec<Option<u64>>;
 }
 
-/// No knowledge of function starts: frames without a symbol are named by their own address.
+/// An implementation without function starts: frames without a symbol are named by their own address.
 pub struct NoFunctionStarts;
 
 impl FunctionStarts for NoFunctionStarts {
@@ -44,16 +46,16 @@ impl FunctionStarts for NoFunctionStarts {
     }
 }
 
-/// What to look up, and where.
+/// What is looked up, and where.
 pub struct Options<'a> {
-    /// Function starts by the unwind tables.
+    /// The source of function starts.
     pub function_starts: &'a dyn FunctionStarts,
     /// Directories of separate debug files (with `.build-id` below them).
     pub debug_dirs: Vec<PathBuf>,
-    /// Whether to read DWARF: inlined functions, files and lines. Without it symbolising takes a
+    /// Whether to read DWARF, for inlined functions, files and lines. Without it symbolization takes a
     /// fraction of the time and memory.
     pub debug_info: bool,
-    /// The kernel's symbols.
+    /// Path of the kernel's symbols.
     pub kallsyms: PathBuf,
 }
 
@@ -68,12 +70,12 @@ impl Default for Options<'_> {
     }
 }
 
-/// A frame's name and place, before it is interned.
+/// The name and source location of a function at a frame, before it is interned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NamedFunction {
     /// Demangled name, or module and address.
     pub name: String,
-    /// The symbol as it was found; without one see [`Function`](crate::profile::Function).
+    /// The symbol as it was found. For a function without one see [`Function`](crate::profile::Function).
     pub system_name: String,
     /// Source file; empty when unknown.
     pub file: String,
@@ -81,7 +83,7 @@ pub(crate) struct NamedFunction {
     pub line: u32,
 }
 
-/// A file in memory, for an image that has no file.
+/// Makes a file in memory from the bytes of an image that has no file.
 pub(crate) fn memory_file(bytes: &[u8]) -> io::Result<File> {
     let fd = rustix::fs::memfd_create(c"vdso", rustix::fs::MemfdFlags::CLOEXEC)?;
     let mut file = File::from(fd);

@@ -1,31 +1,32 @@
-//! The names of a module's addresses, and how a name is written.
+//! The result of a module's lookup, and the demangling of names.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 
 use super::NamedFunction;
 
-/// Longer symbols are not demangled (a mangled name can expand without bound) and cut.
+/// Maximum length of a name, bytes. Longer symbols are truncated and not demangled, because a mangled name
+/// can expand without bound.
 const MAX_NAME: usize = 4096;
 
-/// Names by address (innermost function first), and what went wrong on the way.
+/// Names by address (innermost function first), and notes about what could not be read.
 #[derive(Debug, Default)]
 pub(crate) struct Named {
     pub by_address: BTreeMap<u64, Vec<NamedFunction>>,
-    /// Where the functions start by the unwind tables, one per address; may be shorter.
+    /// Starts of the functions according to the unwind tables, one for each address; may be shorter.
     pub starts: Vec<Option<u64>>,
     pub notes: Vec<String>,
 }
 
-/// How far the look-up of a module has come.
+/// Progress of a module's lookup.
 pub(crate) enum Stage<'a> {
-    /// The functions' starts are known, one per address.
+    /// The function starts have been found, one for each address.
     Starts(&'a [Option<u64>]),
-    /// This file will be read.
+    /// This file is going to be read.
     Reading(&'a File),
 }
 
-/// The name that a programmer wrote: Rust (both manglings, without the hash) and C++.
+/// The name as a programmer wrote it, for Rust (both manglings, without the hash) and C++.
 pub(crate) fn demangle(symbol: &str) -> String {
     if symbol.len() > MAX_NAME {
         return cut(symbol).to_owned();
@@ -42,7 +43,7 @@ pub(crate) fn demangle(symbol: &str) -> String {
     symbol.to_owned()
 }
 
-/// At most [`MAX_NAME`] bytes, whole characters.
+/// The first [`MAX_NAME`] bytes of a name, truncated at a character boundary.
 pub(crate) fn cut(name: &str) -> &str {
     &name[..name.floor_char_boundary(MAX_NAME)]
 }
@@ -51,7 +52,7 @@ pub(crate) fn cut(name: &str) -> &str {
 mod tests {
     use super::*;
 
-    /// Both Rust manglings lose their hash, C++ gets its types, C stays as it is.
+    /// Both Rust manglings lose their hash, C++ names get their types, and C names stay unchanged.
     #[test]
     fn demangles() {
         for (symbol, name) in [
@@ -68,7 +69,7 @@ mod tests {
         }
     }
 
-    /// A hostile name is cut at a character's boundary.
+    /// A very long name is truncated at a character boundary.
     #[test]
     fn long_names_are_cut() {
         let name = "é".repeat(MAX_NAME);

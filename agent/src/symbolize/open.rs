@@ -1,6 +1,6 @@
-//! Opening files whose names somebody else chose.
+//! Opens files whose paths another user chose.
 //!
-//! [`crate::file`] opens them; here is told why one is not read.
+//! The opening itself is done by [`crate::file`]. This module adds the reason why a file is not read.
 
 use std::fs::File;
 use std::io;
@@ -14,13 +14,13 @@ use crate::file::{find_beneath, open_found};
 /// Why a file is not read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum OpenError {
-    /// Nothing has this name.
+    /// No file has this name.
     #[error("does not exist")]
     Missing,
-    /// A device, a directory, a FIFO ….
+    /// It is a device, a directory, a FIFO or the like.
     #[error("is not a regular file")]
     NotRegular,
-    /// The kernel refuses, for example because a link leads outside.
+    /// The kernel refuses to open it, for example because a link leads outside the root.
     #[error("cannot be opened: {0}")]
     Io(io::Error),
 }
@@ -36,7 +36,8 @@ impl From<io::Error> for OpenError {
     }
 }
 
-/// Opens a regular file by a path on this machine. Links are followed, magic ones (`/proc/PID/fd/…`) not.
+/// Opens a regular file by a path of this machine. Symbolic links are followed, but magic links
+/// (`/proc/PID/fd/…`) are not.
 pub(super) fn regular(path: &Path) -> Result<File, OpenError> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let resolve = ResolveFlags::NO_MAGICLINKS;
@@ -49,19 +50,19 @@ pub(super) fn regular_in(root: impl AsFd, path: &Path) -> Result<File, OpenError
     Ok(open_found(find_beneath(root, path, OFlags::empty())?)?)
 }
 
-/// Opens a regular file below a directory as [`regular_in`] does; the file's own name must be no link.
+/// Opens a regular file as [`regular_in`] does, but refuses a file whose own name is a link.
 pub(super) fn regular_in_no_link(root: impl AsFd, path: &Path) -> Result<File, OpenError> {
     Ok(open_found(find_beneath(root, path, OFlags::NOFOLLOW)?)?)
 }
 
-/// Opens a directory as a root for others.
+/// Opens a directory to use it as a root for lookups.
 pub(super) fn directory(path: &Path) -> Result<File, OpenError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let opened = rustix::fs::open(path, flags, Mode::empty());
     Ok(opened.map_err(io::Error::from)?.into())
 }
 
-/// A path to an open file that holds when its name has gone.
+/// A path to an open file that stays valid when the file's name has been removed.
 pub(super) fn own_path(file: &impl AsRawFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }

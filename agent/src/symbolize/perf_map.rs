@@ -1,10 +1,10 @@
-//! Perf maps: the names that a just-in-time compiler gives to its code.
+//! Reads perf maps: the names that a just-in-time compiler gives to its code.
 //!
-//! Lines of `START SIZE NAME`, hexadecimal without `0x` (Linux,
-//! tools/perf/Documentation/jit-interface.txt). The file belongs to the process that is looked at:
-//! it may be half written, huge, or made to deceive. It is therefore read (not mapped: the process
-//! could cut it and kill the reader by SIGBUS), in a stream, keeping only what was asked for, and a
-//! line that makes no sense is passed over.
+//! A perf map consists of lines `START SIZE NAME`, with hexadecimal numbers without `0x` (Linux,
+//! tools/perf/Documentation/jit-interface.txt). The file belongs to the process that is sampled, so it may
+//! be half written, huge or forged. It is therefore read as a stream, of which only the needed names are
+//! kept, and lines that cannot be parsed are skipped. It is not mapped, because the process could truncate
+//! it, and SIGBUS would end the reader.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -18,18 +18,20 @@ use super::open::{self, OpenError};
 use crate::file::OpenFile;
 use crate::process::is_trusted_by;
 
-/// Bytes read of one perf map. A large Node.js or Java process writes some 20 MB.
+/// Maximum number of bytes that are read of one perf map. A large Node.js or Java process writes some 20
+/// MB.
 pub const MAX_MAP_BYTES: u64 = 256 * 1024 * 1024;
 
-/// Bytes of one line that are looked at; what is longer keeps its beginning.
+/// Maximum number of bytes of a line. Longer lines are truncated.
 pub const MAX_LINE_BYTES: usize = 4096;
 
-/// Bytes of the names that one perf map may give: code that a hostile process compiled can have as many
-/// names of [`MAX_LINE_BYTES`] as addresses, a gigabyte.
+/// Maximum total size of the names that one perf map provides, bytes. A hostile process could otherwise
+/// have as many names of [`MAX_LINE_BYTES`] as addresses, a gigabyte in total.
 const MAX_NAMES_BYTES: usize = 64 * 1024 * 1024;
 
-/// Names of addresses (sorted) by the perf map at `path`, or by the one that was `opened` while the process ran: by now it
-/// may have gone, and its pid be another's. A missing map is no error: most processes write none.
+/// Looks up sorted addresses in the perf map at `path`. If that is missing or not trustworthy, the map that
+/// was `opened` while the process ran is used: by now the process may have ended, and its pid may belong to
+/// another one. A missing map is not an error, because most processes write none.
 pub(super) fn symbolize(
     pid: u32,
     path: &Path,
@@ -79,7 +81,8 @@ pub(super) fn symbolize(
     }
 }
 
-/// Opens a regular file that is no link. A path through a process's root does not leave that root.
+/// Opens a regular file that is not a symbolic link. A path through a process's root cannot leave that
+/// root.
 fn open(path: &Path) -> Result<File, OpenError> {
     let through_root: Vec<_> = path.components().take(4).collect();
     if let [_, proc, _, root] = through_root[..]
@@ -99,7 +102,8 @@ fn is_of_same(one: &File, other: &File) -> bool {
     owner(one) == owner(other)
 }
 
-/// Refuses a map that neither the process's user nor root wrote: in `/tmp` anybody may make a file of this name.
+/// Refuses a map that belongs neither to the process's user nor to root: in `/tmp` any user may create a
+/// file with this name.
 fn is_own(pid: u32, file: &File) -> Result<(), String> {
     match is_trusted_by(pid, file) {
         true => Ok(()),
@@ -116,7 +120,7 @@ fn named(symbol: &str) -> NamedFunction {
     }
 }
 
-/// Reads a shared file from its start, whatever its cursor is.
+/// Reads a shared file from its start, independently of its cursor, up to [`MAX_MAP_BYTES`].
 struct FromStart<'a> {
     file: &'a File,
     offset: u64,
@@ -139,13 +143,15 @@ impl Read for FromStart<'_> {
     }
 }
 
-/// The name that covers each of `addresses` (sorted, ascending), `None` where none does.
+/// The names of the entries that cover `addresses` (sorted, ascending); `None` where no entry does.
 ///
-/// Where entries overlap the later line wins: a compiler that uses memory again appends. Memory is
-/// proportional to the addresses, not to the map.
+/// Where entries overlap, the later line wins, because a compiler that reuses memory appends a line. The
+/// memory used is proportional to the number of addresses, not to the size of the map.
 ///
 /// # Errors
-/// Those of the reader, and names of more than 64 MiB; other hostile content is no error.
+/// The reader fails, or the names take too much memory. (Whenever 64 MiB of names have been read, those
+/// that later lines have not replaced are added up, and more than 32 MiB of them are an error.) Malformed
+/// lines are not an error.
 pub fn find_in_perf_map(
     mut reader: impl BufRead,
     addresses: &[u64],
@@ -176,7 +182,7 @@ pub fn find_in_perf_map(
     Ok(names)
 }
 
-/// Bytes of all names, each counted once where neighbours share it.
+/// Total size of all names, bytes. A name that neighbours share counts once.
 fn kept(names: &[Option<Arc<str>>]) -> usize {
     let chunks = names.chunk_by(|a, b| match (a, b) {
         (Some(a), Some(b)) => Arc::ptr_eq(a, b),
@@ -186,7 +192,7 @@ fn kept(names: &[Option<Arc<str>>]) -> usize {
     first.map(str::len).sum()
 }
 
-/// Reads up to the next newline, keeping at most [`MAX_LINE_BYTES`]. False at the end.
+/// Reads a line, keeping at most [`MAX_LINE_BYTES`] of it. Returns false at the end of the file.
 fn next_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
     line.clear();
     let mut any = false;
@@ -226,7 +232,7 @@ fn split_field(line: &[u8]) -> Option<(&[u8], &[u8])> {
 
 fn hexadecimal(field: &[u8]) -> Option<u64> {
     let digits = field.strip_prefix(b"0x").unwrap_or(field);
-    // `from_str_radix` would take a sign.
+    // `from_str_radix` would accept a sign.
     if !digits.first()?.is_ascii_hexdigit() {
         return None;
     }
@@ -241,7 +247,7 @@ mod tests {
         find_in_perf_map(map.as_bytes(), addresses).unwrap()
     }
 
-    /// An entry names the addresses inside it and none outside, spaces and all.
+    /// An entry names the addresses inside it and no others. Names may contain spaces.
     #[test]
     fn covers_exactly() {
         let names = find(
@@ -253,7 +259,7 @@ mod tests {
         assert_eq!(names, [None, first, first, None, Some("second"), None]);
     }
 
-    /// A compiler that uses memory again appends: the later line wins.
+    /// A compiler that reuses memory appends a line, and the later line wins.
     #[test]
     fn the_last_entry_wins() {
         assert_eq!(
@@ -262,8 +268,8 @@ mod tests {
         );
     }
 
-    /// Half a line, no line, signs, overflow, bytes that are no UTF-8: passed over, the good line
-    /// among them is found.
+    /// Truncated lines, empty lines, signs, overflow and invalid UTF-8 are skipped or replaced, and the
+    /// valid lines among them are found.
     #[test]
     fn hostile_lines() {
         let mut map = b"\n\n zz\n1000\n1000 \n1000 10\n+1000 10 sign\n-1 1 sign\n\
@@ -281,7 +287,7 @@ mod tests {
         assert_eq!(names[5].as_deref(), Some("end of memory"));
     }
 
-    /// A FIFO does not make the reader wait, a link is not followed, a missing map is no news.
+    /// A FIFO does not block the reader, a link is not followed, and a missing map gives no note.
     #[test]
     fn only_regular_files() {
         let dir = tempfile::tempdir().unwrap();
@@ -298,7 +304,7 @@ mod tests {
         assert!(named.notes.is_empty() && named.by_address.is_empty());
     }
 
-    /// The map of a process that has gone is read from the file opened before, from its start.
+    /// The map of a process that has ended is read from the file that was opened before, from its start.
     #[test]
     fn opened_before() {
         let dir = tempfile::tempdir().unwrap();
