@@ -280,7 +280,8 @@ pub struct WallClock {
     /// never set.
     pub set_after: u64,
     /// `CLOCK_TAI` − `CLOCK_MONOTONIC`, nanoseconds, read together with `offset`. Both change when the wall
-    /// clock is set, and kernel programs can read `CLOCK_TAI` but not `CLOCK_REALTIME`.
+    /// clock is set (a leap second changes `offset` alone), and kernel programs can read `CLOCK_TAI` but not
+    /// `CLOCK_REALTIME`.
     pub tai_offset: i64,
 }
 

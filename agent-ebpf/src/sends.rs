@@ -74,11 +74,13 @@ pub fn find(header: &mut BackendHeader, statement: u64, since: u64) -> bool {
     let Some(clock) = WALL_CLOCK.get(0) else {
         return false;
     };
+    // First, because the agent may replace the clock meanwhile, and writes the offset that is checked here last.
+    let was_set = was_set(clock);
     let mut start = clock.statement_start(statement as i64, header.time);
     // The wall clock may have been set since the agent last read it, so that the converted start is wrong.
     // Where this cannot be checked directly, a start before the backend's own or in the future reveals it.
     // Then the statement's start is replaced by the present, so that the turns alone decide.
-    let is_strange = was_set(clock) | is_less(start, since) | is_less(header.time, start);
+    let is_strange = was_set | is_less(start, since) | is_less(header.time, start);
     if is_strange != 0 {
         start = header.time;
     }

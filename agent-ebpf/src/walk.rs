@@ -66,12 +66,15 @@ pub fn user_stack<const SLOT: u32>(walk: &mut Walk) {
     }
 }
 
+/// Start of a piece of the stack that holds nothing: so far from every user address that no window lies in it.
+const NOWHERE: u64 = 1 << 62;
+
 #[inline(always)]
 fn walk_up<const SLOT: u32>(walk: &mut Walk) {
     walk.cursor.exact_ip = 1;
     walk.frame_pointers = 0;
     walk.hash = 0;
-    walk.stretch.start = 0;
+    walk.stretch.start = NOWHERE;
     walk.stretch.ended = 0;
     // SAFETY: the value is copied at once.
     let space = unsafe { PROCESSES.get(walk.record.header.pid) };
@@ -317,8 +320,8 @@ impl Stretch {
                 at = 0;
             } else {
                 self.ended = 1;
-                // The read that failed has overwritten the piece with zeros.
-                self.start = 0;
+                // The failed read has overwritten the piece with zeros.
+                self.start = NOWHERE;
                 return read_words(address, words);
             }
         }

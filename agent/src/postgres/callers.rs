@@ -93,16 +93,20 @@ pub struct Callers {
 impl Callers {
     /// Keeps the stack of a send.
     pub fn keep(&mut self, cpu: u32, time: u64, send: KnownSend) {
+        let key = (cpu, time);
+        if self.sends.contains_key(&key) {
+            return;
+        }
         let frames = send.stack.len();
-        while self.oldest.len() >= MAX_SENDS || self.frames + frames > MAX_FRAMES {
+        let new_frames = match self.stacks.contains_key(&send.stack) {
+            true => 0,
+            false => frames,
+        };
+        while self.oldest.len() >= MAX_SENDS || self.frames + new_frames > MAX_FRAMES {
             let Some(oldest) = self.oldest.pop_front() else {
                 break;
             };
             self.evict(oldest);
-        }
-        let key = (cpu, time);
-        if self.sends.contains_key(&key) {
-            return;
         }
         let stack = match self.stacks.entry(send.stack) {
             Entry::Occupied(mut known) => {

@@ -10,6 +10,8 @@ use crate::{process::ObjectId, profile::UnwindTables, unwind::Table};
 #[derive(Debug, Default)]
 pub struct Coverage {
     counted: HashSet<ObjectId>,
+    /// Open files whose table could not be compiled or loaded so far.
+    failed: HashSet<ObjectId>,
     sum: UnwindTables,
     /// The process with the most mappings that were left out.
     pub most_mapped: u32,
@@ -18,6 +20,7 @@ pub struct Coverage {
 impl Coverage {
     /// Counts a file's table, once per file: a table may be freed and compiled again.
     pub fn add(&mut self, id: ObjectId, table: &Table) {
+        self.failed.remove(&id);
         if !self.counted.insert(id) {
             return;
         }
@@ -33,14 +36,17 @@ impl Coverage {
         }
     }
 
-    /// Counts a file whose table could not be compiled or loaded, once per file.
+    /// Counts a file whose table could not be compiled or loaded, once per file, until [`Coverage::add`] counts it.
     pub fn add_failed(&mut self, id: ObjectId) {
-        self.sum.failed += u64::from(self.counted.insert(id));
+        if !self.counted.contains(&id) {
+            self.failed.insert(id);
+        }
     }
 
     /// Forgets an object that was closed; its number is not used again.
     pub fn forget(&mut self, id: ObjectId) {
         self.counted.remove(&id);
+        self.sum.failed += u64::from(self.failed.remove(&id));
     }
 
     /// Notes that this many mappings of a process were left out of its address space in the kernel.
@@ -54,6 +60,7 @@ impl Coverage {
     /// The sums, and the share of unsupported code.
     pub fn figures(&self) -> UnwindTables {
         let mut figures = self.sum.clone();
+        figures.failed += self.failed.len() as u64;
         let unsupported: u64 = figures.unsupported_bytes.values().sum();
         figures.unsupported_share =
             (figures.text_bytes > 0).then(|| unsupported as f64 / figures.text_bytes as f64);

@@ -52,6 +52,10 @@ const MAX_COPIES: usize = 1024;
 /// copies wait for their samples.
 const MAX_SPARE: usize = 16;
 
+/// Maximum number of modules that are described: those of two windows. Beyond it, modules that no caller's stack refers
+/// to are described again when they are needed.
+const MAX_SHARED: usize = 2 * profile::MAX_MODULES;
+
 /// The window that is being filled, and the state that is needed to fill it and later windows.
 pub struct Ingest {
     /// The window that is being filled.
@@ -154,15 +158,20 @@ impl Ingest {
     }
 
     /// Ends the window that is being filled, and begins the next one.
-    pub fn rotate(&mut self, registry: &Registry, pool: &mut WorkerPool) -> OpenWindow {
+    pub fn rotate(&mut self, registry: &Registry) -> OpenWindow {
         self.open.complete_workers();
-        self.processes
-            .learn_services(&mut self.open.places, registry, pool);
         let filled = std::mem::replace(&mut self.open, OpenWindow::new(self.mode));
         self.processes.evict(registry);
         self.modules
             .retain(|key, shared| filled.places.has_module(*key) || Arc::strong_count(shared) > 1);
         filled
+    }
+
+    /// Asks the processes that are still alive once more for their service: one may have published it after its first
+    /// sample.
+    pub fn learn_services(&mut self, registry: &Registry, pool: &mut WorkerPool) {
+        let places = &mut self.open.places;
+        self.processes.learn_services(places, registry, pool);
     }
 
     /// Keeps a stack copy for the sample that follows.
@@ -298,7 +307,13 @@ impl Ingest {
             ..
         } = open;
         let mut place = |found: FoundCaller| match found {
-            FoundCaller::Send(send) => places.caller(&send),
+            FoundCaller::Send(mut send) => {
+                // Its service may have become known after the send.
+                if let Some(process) = processes.shared(send.process.incarnation) {
+                    send.process = process;
+                }
+                places.caller(&send)
+            }
             FoundCaller::Process { pid, comm, reason } => {
                 let name = thread_name(&comm);
                 let seen = (pid, header.time);
@@ -365,7 +380,7 @@ impl Ingest {
         let Some(found) = self.copies.iter().position(belongs) else {
             return sample.outcome;
         };
-        let copy = self.copies.swap_remove(found);
+        let copy = self.copies.remove(found);
         let code = self.code(space, objects, pid);
         let is_local = code.is_local();
         // The kernel removed the frame at which it stopped from the sample, so it is added again if the
@@ -461,11 +476,20 @@ fn shared_module(
     objects: &mut Objects,
     pid: u32,
 ) -> Arc<SharedModule> {
-    let describe = || {
-        let module = describe(key, objects, pid);
-        Arc::new(SharedModule { key, module })
+    if let Some(known) = modules.get(&key) {
+        return Arc::clone(known);
+    }
+    if modules.len() >= MAX_SHARED {
+        modules.retain(|_, shared| Arc::strong_count(shared) > 1);
+    }
+    let key = match modules.len() < MAX_SHARED {
+        true => key,
+        false => ModuleKey::Unknown,
     };
-    Arc::clone(modules.entry(key).or_insert_with(describe))
+    let module = describe(key, objects, pid);
+    let shared = Arc::new(SharedModule { key, module });
+    modules.insert(key, Arc::clone(&shared));
+    shared
 }
 
 /// A process whose service is not known.

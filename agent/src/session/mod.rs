@@ -513,15 +513,16 @@ impl Session {
     /// Ends the window that is being filled, and begins the next one. No sample is lost: those that are
     /// still in the ring buffer are counted in the next window.
     fn rotate(&mut self) -> OpenWindow {
-        self.ingest
-            .rotate(&self.control.registry, &mut self.objects.pool)
+        self.ingest.rotate(&self.control.registry)
     }
 
     /// Stops the sampling clock and processes what is still in the buffers.
     fn finish(&mut self) -> Result<()> {
         self.kernel.stop()?;
         self.cycle();
-        self.objects.pool.be_patient(PATIENCE);
+        let pool = &mut self.objects.pool;
+        pool.be_patient(PATIENCE);
+        self.ingest.learn_services(&self.control.registry, pool);
         Ok(())
     }
 }

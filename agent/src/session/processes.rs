@@ -169,6 +169,12 @@ impl Processes {
         Some(Arc::clone(&sampled.shared))
     }
 
+    /// A process that was sampled and is still known.
+    pub fn shared(&self, incarnation: u64) -> Option<Arc<SharedProcess>> {
+        let sampled = self.sampled.get(&incarnation)?;
+        Some(Arc::clone(&sampled.shared))
+    }
+
     /// Asks the processes that are still alive for their service once more.
     pub fn learn_services(
         &mut self,

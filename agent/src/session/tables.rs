@@ -108,6 +108,8 @@ struct PlacedSpace {
     waiting: HashSet<ObjectId>,
     /// Whether a file could not be opened, or a table did not fit. The space is then written again later.
     is_partial: bool,
+    /// Number of the last attempt to write it, of all attempts.
+    attempt: u64,
 }
 
 /// The objects of an address space, by the state of their tables, at the time when it is written.
@@ -160,6 +162,8 @@ pub struct Tables {
     pub servers: Servers,
     /// Number of the address space that was last written, see [`Space::number`].
     last_number: u32,
+    /// Attempts to write an address space.
+    attempts: u64,
     states: HashMap<ObjectId, TableState>,
     placed: HashMap<SpaceKey, PlacedSpace>,
     /// The entry that each process was given: the kernel's identity of its address space, and the agent's.
@@ -177,6 +181,7 @@ impl Tables {
             pool: BlockPool::default(),
             servers: Servers::default(),
             last_number: 0,
+            attempts: 0,
             states: HashMap::new(),
             placed: HashMap::new(),
             given: HashMap::new(),
@@ -400,11 +405,14 @@ impl Tables {
         let mut result = Ok(());
         let state = match table {
             Ok(table) => {
-                self.coverage.add(id, &table);
-                self.write(kernel, &table, time).unwrap_or_else(|error| {
+                let state = self.write(kernel, &table, time).unwrap_or_else(|error| {
                     result = Err(error);
                     TableState::NotNow
-                })
+                });
+                if matches!(state, TableState::Loaded { .. }) {
+                    self.coverage.add(id, &table);
+                }
+                state
             }
             Err(unwind::Error::NoUnwindInformation) => TableState::Absent,
             Err(unwind::Error::Unavailable) => TableState::NotNow,
@@ -481,7 +489,9 @@ impl Tables {
         let (root, depth) = (written.root, written.depth);
         // The number wraps around after four billion, but never becomes 0, which marks an empty cache.
         self.last_number = self.last_number.wrapping_add(1).max(1);
+        self.attempts += 1;
         let placed = PlacedSpace {
+            attempt: self.attempts,
             facts,
             space: Rc::clone(address_space),
             root,
@@ -571,10 +581,10 @@ impl Tables {
         is_wanted: impl Fn(&PlacedSpace) -> bool,
     ) -> Result<(), Error> {
         let wanted = self.placed.iter().filter(|(_, placed)| is_wanted(placed));
-        let mut wanted: Vec<_> = wanted.map(|(key, placed)| (placed.number, *key)).collect();
+        let mut wanted: Vec<_> = wanted.map(|(key, placed)| (placed.attempt, *key)).collect();
         // The ones that were written longest ago come first, so that those that stay incomplete do not keep
         // the others from their turn.
-        wanted.sort_unstable_by_key(|(number, _)| *number);
+        wanted.sort_unstable_by_key(|(attempt, _)| *attempt);
         let mut result = Ok(());
         for (_, key) in wanted.into_iter().take(most) {
             let Some(old) = self.placed.remove(&key) else {
@@ -603,7 +613,9 @@ impl Tables {
             } else {
                 // There was no room, or an error occurred. The processes keep their present entry, and it
                 // is retried later.
+                self.attempts += 1;
                 let placed = PlacedSpace {
+                    attempt: self.attempts,
                     waiting: HashSet::new(),
                     is_partial: true,
                     ..old
@@ -706,6 +718,7 @@ mod tests {
         }
         let space = Rc::new(AddressSpace::default());
         let placed = PlacedSpace {
+            attempt: 1,
             facts: Facts::default(),
             number: 1,
             space: Rc::clone(&space),
