@@ -90,8 +90,8 @@ fn start_namer(input: OwnedFd) -> io::Result<Child> {
         .stderr(Stdio::null())
         // In a process group of its own it does not receive the terminal's Ctrl-C, which the agent handles.
         .process_group(0);
-    // This is set before the exec, so that the child ends with the thread that started it, wherever it is
-    // blocked.
+    // With this the child ends when the thread that started it ends, wherever it is blocked.
+    // SAFETY: the closure runs after the fork and only makes a system call.
     unsafe {
         command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
     }

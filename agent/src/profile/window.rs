@@ -223,10 +223,10 @@ pub struct Tally {
     pub executions: u64,
 }
 
-/// How many samples were received, and how many were affected by a bound.
 /// The counted rows.
 pub(super) type Rows = IndexMap<RowKey, Tally, RandomState>;
 
+/// How many samples were received, and how many were affected by a bound.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WindowCounters {
     /// Samples received.
