@@ -6,10 +6,9 @@
 #![allow(
     dead_code,
     unused_imports,
-    reason = "each test file uses a part of this"
+    reason = "each test binary uses a part of this"
 )]
 
-pub mod attributed;
 mod cluster;
 mod namespace;
 mod process;

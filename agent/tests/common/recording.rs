@@ -24,7 +24,14 @@ impl Recording {
         Self::run(HERTZ, program, args)
     }
 
-    /// Records `program` while no other recording is made, with many samples.
+    /// Records `program` until it ends, while no other recording is made.
+    #[track_caller]
+    pub fn undisturbed(program: &Path, args: &[&str]) -> Self {
+        let _lock = MachineLock::exclusive();
+        Self::run(HERTZ, program, args)
+    }
+
+    /// The same with many samples.
     #[track_caller]
     pub fn alone(program: &Path, args: &[&str]) -> Self {
         let _lock = MachineLock::exclusive();
