@@ -1,8 +1,8 @@
-//! A profile is a measurement: its shares are those of the CPU time.
+//! The shares in a profile are the shares of CPU time.
 
 use crate::common::{Recording, Workshop, can_record};
 
-/// Two processes on one CPU, 3 : 1 by their own CPU clocks, are 3 : 1 in the profile.
+/// Two processes on one CPU, which use CPU time 3 : 1 by their own CPU clocks, are 3 : 1 in the profile.
 #[test]
 fn three_to_one() {
     if !can_record() {
@@ -19,14 +19,15 @@ fn three_to_one() {
     let sampled_three = profile.of("share_three").total() as f64;
     let sampled_one = profile.of("share_one").total() as f64;
     let sampled = sampled_three / (sampled_three + sampled_one);
-    // Three standard deviations of a share of so many independent samples, and what the two clocks differ
-    // by: a virtual CPU that is taken away between two ticks is in a process's own clock and in no sample.
+    // Three standard deviations of a share of so many independent samples, plus the difference between the
+    // two clocks: time in which the host takes the virtual CPU away between two ticks is in a process's own
+    // clock and in no sample.
     let deviation = (truth * (1.0 - truth) / (sampled_three + sampled_one)).sqrt();
     assert!(
         (sampled - truth).abs() <= 3.0 * deviation + 0.03,
         "the truth is {truth:.4}, the profile says {sampled:.4}: {sampled_three} and {sampled_one}"
     );
-    // And each by its own stack.
+    // Each process has its own stacks.
     profile
         .of("share_three")
         .assert_share(0.95, "the true stack", |stack| {

@@ -6,7 +6,8 @@ use crate::common::{Recording, Workshop, can_record};
 
 const MILLISECONDS: f64 = 2000.0;
 
-/// Where libc's code is that returns from a handler (`mov $15, %rax; syscall`), as the file states it.
+/// The address of the code in libc that returns from a signal handler (`mov $15, %rax; syscall`), as stated
+/// in the file.
 fn trampoline() -> u64 {
     const CODE: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
     let libc = std::fs::read("/lib/x86_64-linux-gnu/libc.so.6").expect("libc");
@@ -42,24 +43,25 @@ fn check(stack: &str, whole: f64) {
     handled.assert_share(whole, "from the handler to the start", |stack| {
         stack.has_in_order(&["main", "interrupted", "on_alarm"]) && stack.starts_at_process_start()
     });
-    // The handler was called by the kernel, not by the interrupted function: the frame between is
-    // the return trampoline.
+    // The kernel called the handler, not the interrupted function, so the frame between the two is the
+    // return trampoline.
     handled.assert_share(1.0, "the trampoline is a frame", |stack| {
         !stack.has_chain(&["inner", "on_alarm"]) && !stack.has_chain(&["outer", "on_alarm"])
     });
-    // It has its own name, although no instruction called it: libc's `__restore_rt`, or, without
-    // symbols, its own start, and not the function that happens to end before it.
+    // The trampoline has its own name although no instruction called it: libc's `__restore_rt`, or without
+    // symbols its own start. It is not named after the function that ends just before it.
     let in_libc = format!("libc.so.6+{:#x}", trampoline() - 1);
     handled.assert_share(whole, "the trampoline's name", |stack| {
         let user: Vec<&str> = stack.user().collect();
         let handler = user.iter().position(|frame| *frame == "on_alarm");
         handler.and_then(|at| user.get(at - 1)).is_some_and(|name| {
-            // libc's unwind entry begins a byte before the code, so that a return address finds it.
+            // libc's unwind entry begins a byte before the code, so that a lookup of the return address
+            // minus one finds it.
             *name == "__restore_rt" || *name == in_libc
         })
     });
-    // What a signal interrupts is mostly in the functions called all the time, at any instruction
-    // of theirs; each has its caller.
+    // A signal mostly interrupts the two functions that are called all the time, at any of their
+    // instructions. Each of them has its caller.
     let inner = handled.filtered(|stack| stack.has("inner"));
     assert!(inner.total() > 0, "{handled}");
     inner.assert_share(whole, "callers of the interrupted function", |stack| {
@@ -67,7 +69,8 @@ fn check(stack: &str, whole: f64) {
     });
 }
 
-/// A handler on the normal stack: the stack goes on below it, through the signal frame.
+/// A handler on the normal stack: the interrupted frames are above it on the same stack, behind the signal
+/// frame.
 #[test]
 fn handler_on_the_normal_stack() {
     if can_record() {
@@ -75,10 +78,10 @@ fn handler_on_the_normal_stack() {
     }
 }
 
-/// A handler on an alternate stack: the interrupted frames lie elsewhere, even below. While the
-/// kernel does not know the process yet, the copy of the stack that goes up has the alternate one
-/// alone, so that those samples are `copy_too_short`: one to three of some 700, more where the agent
-/// waits for a CPU.
+/// A handler on an alternate stack: the interrupted frames are on another stack, possibly at lower
+/// addresses. While the kernel does not know the process yet, the stack copy that is sent to the agent
+/// contains the alternate stack only, so those samples are `copy_too_short`: one to three of about 700, and
+/// more if the agent waits for a CPU.
 #[test]
 fn handler_on_an_alternate_stack() {
     if can_record() {

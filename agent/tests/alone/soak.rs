@@ -1,7 +1,7 @@
-//! An agent that records for long among processes that live for short: what it holds at the end is what lives then and
-//! a stated rest, and of the last minute it knows what it knew of the first.
+//! Long recordings of processes that live for a short time. At the end the agent holds no more than what
+//! belongs to living processes and a fixed rest, and attributes the last minute as well as the first.
 //!
-//! `FLAMESTORM_SOAK_MINUTES` says for how long each test records; one minute when it is not set.
+//! `FLAMESTORM_SOAK_MINUTES` sets how long each test records; one minute if it is not set.
 
 use std::{
     collections::BTreeMap,
@@ -17,36 +17,37 @@ use crate::common::{
 };
 use tempfile::TempDir;
 
-/// New processes a second.
+/// New processes per second.
 const STORM: u64 = 1_000;
-/// Of the samples of a statement, those whose query and caller must be known.
+/// The share of the samples in statements whose query and caller must be known.
 const KNOWN: f64 = 0.99;
-/// Samples of a part at least: fewer tell nothing about a hundredth.
+/// The least number of samples of a part: with fewer, a bound of one percent says nothing.
 const LEAST: u64 = 100;
 
-/// What may be held beside one entry for each process and thread that lives: what ended last is kept, because events
-/// and samples of it may still come, and what may be used again rests before it goes.
+/// Entries that each map may hold in addition to one for every living process and thread. Entries of what
+/// ended last are kept, because events and samples of it may still arrive, and entries that may be reused
+/// are kept for a while before they are freed.
 const REST: [(&str, u64); 6] = [
-    // In the kernel: a process is removed as it ends.
+    // In the kernel; a process is removed when it ends.
     ("processes", 512),
     ("known_processes", 1_024 + 512),
     ("ended_processes", 1_024),
     ("given", 4_096),
     ("placed", 4_096),
-    // 2 KiB each: the tables of every file that is mapped.
+    // Blocks of 2 KiB with the tables of every mapped file.
     ("blocks", 65_536),
 ];
-/// The same for what is not listed: the largest bound of a map that evicts by itself.
+/// The same for maps that are not listed: the largest capacity of a map that evicts by itself.
 const OTHER_REST: u64 = 8_192;
 
-/// Recordings are cut into parts, each with clients of its own name.
+/// A recording is divided into parts. The clients of each part have their own application name.
 struct Parts {
     count: u32,
     each: Duration,
 }
 
 impl Parts {
-    /// Parts of a minute, or six for a single minute.
+    /// Parts of one minute each, or six parts of ten seconds for a single minute.
     fn of(minutes: u32) -> Self {
         if minutes > 1 {
             Self {
@@ -61,7 +62,7 @@ impl Parts {
         }
     }
 
-    /// The first one that is compared: the agent is warm.
+    /// The first part that is checked; by then the agent has warmed up.
     fn first(&self) -> u32 {
         self.count.div_ceil(6)
     }
@@ -79,13 +80,13 @@ fn minutes() -> u32 {
     parsed.unwrap_or_else(|| panic!("FLAMESTORM_SOAK_MINUTES={minutes}"))
 }
 
-/// A recording of the whole machine that lasts until it is told to end.
+/// A recording of the whole machine that lasts until `finish` is called.
 struct Soak {
     directory: TempDir,
     running: Running,
 }
 
-/// What it told.
+/// The result of such a recording.
 struct Soaked {
     directory: TempDir,
     summary: Summary,
@@ -108,7 +109,7 @@ impl Soak {
         self.running.signal(libc::SIGINT);
         let finished = self.running.finish().succeeded();
         let summary = Summary::parse(&finished.stdout);
-        // Shown when the test fails.
+        // The test runner shows this when the test fails.
         println!("{summary}sizes: {}", summary.0["sizes"]);
         Soaked {
             directory: self.directory,
@@ -118,7 +119,7 @@ impl Soak {
 }
 
 impl Soaked {
-    /// The backends' stacks with these labels.
+    /// The stacks of backends whose samples match all filters.
     fn backends(&self, filters: &[&str]) -> Profile {
         let mut command = agent(["report", "--output", "-", "--frames", "raw"]);
         command.args(["--view", "database"]);
@@ -127,14 +128,15 @@ impl Soaked {
             command.args(["--filter", filter]);
         }
         let finished = start(command).finish();
-        // Filters without a match are an error to who typed them.
+        // `flamestorm report` fails when a filter matches no sample; for a test that is an empty profile.
         if finished.stderr.contains("no sample") {
             return Profile(Vec::new());
         }
         Profile::parse(&finished.succeeded().stdout)
     }
 
-    /// Asserts that what is held at the end is what lives and a rest.
+    /// Asserts that no map holds more than one entry for each of the `alive` processes and threads, and its
+    /// rest.
     #[track_caller]
     fn assert_small(&self, alive: u64) {
         let sizes = sizes(&self.summary);
@@ -150,7 +152,7 @@ impl Soaked {
     }
 }
 
-/// What the agent and its maps hold at the end of a recording, by name.
+/// The number of entries in each map of the agent and of the kernel at the end of a recording, by name.
 #[track_caller]
 fn sizes(summary: &Summary) -> BTreeMap<String, u64> {
     let sizes = summary.0["sizes"]
@@ -163,7 +165,7 @@ fn sizes(summary: &Summary) -> BTreeMap<String, u64> {
         .collect()
 }
 
-/// Processes and threads on this machine.
+/// The number of threads of all processes on this machine.
 fn alive() -> u64 {
     let processes = fs::read_dir("/proc").expect("/proc").flatten();
     let is_process = |name: &std::ffi::OsStr| name.as_encoded_bytes()[0].is_ascii_digit();
@@ -176,7 +178,7 @@ fn alive() -> u64 {
         .sum()
 }
 
-/// Connections that live for one statement each: every backend is a new process.
+/// Connections for one statement each, so every backend is a new process.
 #[test]
 fn connections_for_one_statement_each() {
     if !can_record() {
@@ -189,7 +191,7 @@ fn connections_for_one_statement_each() {
     cluster.sql("CREATE TABLE pgbench_accounts (aid int PRIMARY KEY, abalance int)");
     cluster.sql("INSERT INTO pgbench_accounts SELECT n, 0 FROM generate_series(1, 100000) n");
     let script = cluster.path().join("select.sql");
-    // Long enough that samples fall into it.
+    // A query that takes long enough to be sampled.
     let query = "SELECT sum(abalance + aid % 7) FROM pgbench_accounts WHERE aid < 20000;\n";
     fs::write(&script, query).expect("a file of ours");
     let parts = Parts::of(minutes());
@@ -207,7 +209,7 @@ fn connections_for_one_statement_each() {
     soaked.assert_small(alive());
 }
 
-/// `pgbench -C` with a part's name.
+/// `pgbench -C` with the application name of a part.
 fn pgbench(cluster: &Cluster, script: &Path, part: u32, each: Duration) -> Command {
     let mut command = cluster.command("pgbench");
     command.args(["-n", "-C", "-c", "2", "-j", "1", "-U", "test", "-h"]);
@@ -223,13 +225,13 @@ fn part_name(part: u32) -> String {
     format!("part{part:03}")
 }
 
-/// While a backend is in one of these functions of its own, a statement is open. They are exported, so a stripped
-/// server has their names as well.
+/// While one of these functions is on a backend's stack, a statement is open. The server exports them, so
+/// they have names in a stripped server too.
 fn is_in_statement(stack: &Stack) -> bool {
     stack.comm.starts_with("postgres") && (stack.has("PortalRun") || stack.has("ExecutorRun"))
 }
 
-/// Asserts that in a part nearly all samples of statements have a caller.
+/// Asserts that in one part nearly all samples in statements have a caller.
 #[track_caller]
 fn assert_known(soaked: &Soaked, part: u32) {
     let application = format!("application={}", part_name(part));
@@ -244,8 +246,9 @@ fn assert_known(soaked: &Soaked, part: u32) {
     );
 }
 
-/// Asserts that over the whole recording nearly all samples in statements have a query. A backend of which nothing is
-/// known has no application's name, so it is in no part. (Other servers of this machine count as well.)
+/// Asserts that in the whole recording nearly all samples in statements have a query. (A backend about
+/// which nothing is known has no application name, so it is in no part. Other servers on this machine count
+/// as well.)
 #[track_caller]
 fn assert_attributed(soaked: &Soaked) {
     let all = soaked.backends(&[]).count(is_in_statement);
@@ -262,7 +265,7 @@ fn assert_attributed(soaked: &Soaked) {
     assert!(share >= 0.98, "rooted: {share}");
 }
 
-/// A thousand new processes a second, every other one of which runs a program.
+/// A thousand new processes per second, half of which execute a program.
 #[test]
 fn a_thousand_new_processes_a_second() {
     if !can_record() {
@@ -287,7 +290,7 @@ fn a_thousand_new_processes_a_second() {
     let finished = storming
         .finish_within(time + Duration::from_secs(120))
         .succeeded();
-    // Known after the storm as a program is before it.
+    // After the storm a new program must be recorded as well as before it.
     let after = run(&honest, &["3000"]).finish_within(Duration::from_secs(120));
     after.succeeded();
     let soaked = soak.finish();

@@ -1,4 +1,4 @@
-//! A recording of the whole machine while clients of PostgreSQL are at work.
+//! A recording made while clients of PostgreSQL run statements, and what its samples must show.
 
 use std::{
     path::{Path, PathBuf},
@@ -10,19 +10,19 @@ use tempfile::TempDir;
 
 use crate::common::{Cluster, MANY_HERTZ, Profile, Running, Stack, Summary, agent, start};
 
-/// Wrong attributions at most, of all samples of a query.
+/// The largest share of the samples of a query that may be attributed to the wrong caller.
 pub const WRONG: f64 = 0.005;
 
-/// A recording that is being made.
+/// A recording in progress.
 pub struct Recorder {
     directory: TempDir,
     running: Running,
 }
 
 impl Recorder {
-    /// Begins to record the servers' processes and those of programs, and waits until the agent knows the
-    /// servers. So what else runs on the machine does not share in the bounds of the recording, such as that of
-    /// stacks which are copied while a program is new.
+    /// Starts to record the servers' processes and those of `programs` only, and waits until the agent has
+    /// the servers' tables. Other processes of the machine then cannot use up the limits of the recording,
+    /// such as the budget of stack copies for new programs.
     pub fn of(programs: &[&str], args: &[&str], clusters: &[&Cluster]) -> Recorder {
         let mut only = vec!["--comm", "postgres"];
         for program in programs {
@@ -32,7 +32,7 @@ impl Recorder {
         Recorder::start(&only, clusters)
     }
 
-    /// The same with the whole machine.
+    /// Like [`Recorder::of`], but records the whole machine unless `args` restrict it.
     pub fn start(args: &[&str], clusters: &[&Cluster]) -> Recorder {
         let directory = TempDir::new().expect("temporary directory");
         let mut command = agent(["record", "--summary", "json", "--frequency"]);
@@ -50,8 +50,8 @@ impl Recorder {
         recorder
     }
 
-    /// Runs a program until the agent knows it: what it does from now on is walked in the kernel from the
-    /// first sample.
+    /// Runs a program until its unwind tables are in the kernel. Later processes of that program are then
+    /// unwound in the kernel from their first sample on.
     pub fn learn(&mut self, program: &Path, args: &[&str]) {
         let example = client(program, args);
         self.wait_for_tables(example.pid());
@@ -66,12 +66,12 @@ impl Recorder {
             });
     }
 
-    /// Ends the recording.
+    /// Ends the recording and reads its summary.
     pub fn finish(self) -> Recorded {
         self.running.signal(libc::SIGINT);
         let finished = self.running.finish().succeeded();
         let summary = Summary::parse(&finished.stdout);
-        // Shown when the test fails.
+        // The test runner shows this when the test fails.
         println!("{summary}");
         Recorded {
             summary,
@@ -82,7 +82,7 @@ impl Recorder {
     }
 }
 
-/// A recording that was made.
+/// A finished recording.
 pub struct Recorded {
     directory: TempDir,
     pub summary: Summary,
@@ -91,17 +91,17 @@ pub struct Recorded {
 }
 
 impl Recorded {
-    /// One of its files: `a.pb.gz`, `a.folded`, `a.svg`.
+    /// The path of one of its files: `a.pb.gz`, `a.folded` or `a.svg`.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    /// The folded stacks of samples with these labels.
+    /// The folded stacks of the samples that match all filters.
     pub fn of(&self, filters: &[&str]) -> Profile {
         self.folded(filters, &[])
     }
 
-    /// The same with more arguments.
+    /// Like [`Recorded::of`], with more arguments for `flamestorm report`.
     pub fn folded(&self, filters: &[&str], args: &[&str]) -> Profile {
         let mut command = agent(["report", "--output", "-", "--frames", "raw"]);
         command.arg(self.path("a.pb.gz")).args(args);
@@ -109,14 +109,14 @@ impl Recorded {
             command.args(["--filter", filter]);
         }
         let finished = start(command).finish();
-        // Filters without a match are an error to who typed them.
+        // `flamestorm report` fails when a filter matches no sample; for a test that is an empty profile.
         if finished.stderr.contains("no sample") {
             return Profile(Vec::new());
         }
         Profile::parse(&finished.succeeded().stdout)
     }
 
-    /// What `flamestorm queries --json` says.
+    /// The output of `flamestorm queries --json`.
     pub fn queries(&self, filters: &[&str]) -> Vec<Value> {
         let mut command = agent(["queries", "--json"]);
         command.arg(self.path("a.pb.gz"));
@@ -127,12 +127,13 @@ impl Recorded {
         serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}"))
     }
 
-    /// A figure of the summary's `attribution`.
+    /// A figure of the object `attribution` in the summary.
     pub fn number(&self, name: &str) -> f64 {
         self.summary.number(&format!("/attribution/{name}"))
     }
 
-    /// Asserts something of nearly all samples with a label, of which there are more than fifty.
+    /// Asserts that `filter` matches more than fifty samples, and that `holds` is true for at least the
+    /// share `least` of them.
     #[track_caller]
     pub fn share(&self, filter: &str, least: f64, what: &str, holds: impl Fn(&Stack) -> bool) {
         let profile = self.of(&[filter]);
@@ -143,7 +144,7 @@ impl Recorded {
     }
 }
 
-/// What a client printed as `name value`.
+/// A value that a client printed as `name value`.
 #[track_caller]
 pub fn printed(stdout: &str, name: &str) -> f64 {
     let mut lines = stdout.lines();
@@ -152,7 +153,7 @@ pub fn printed(stdout: &str, name: &str) -> f64 {
         .unwrap_or_else(|| panic!("no {name} in {stdout:?}"))
 }
 
-/// Which of the two queries of `two_queries` a stack is of.
+/// The query of `two_queries` for which a stack was sampled: `heavy`, `light`, or neither.
 pub fn query(stack: &Stack) -> Option<&'static str> {
     let frame = |text: &str| stack.frames.iter().any(|frame| frame.contains(text));
     match () {
@@ -162,7 +163,7 @@ pub fn query(stack: &Stack) -> Option<&'static str> {
     }
 }
 
-/// Which of its two functions asked.
+/// The function of `two_queries` that sent the statement, if the stack contains exactly one of the two.
 pub fn caller(stack: &Stack) -> Option<&'static str> {
     match (stack.has("ask_heavy"), stack.has("ask_light")) {
         (true, false) => Some("heavy"),
@@ -171,15 +172,15 @@ pub fn caller(stack: &Stack) -> Option<&'static str> {
     }
 }
 
-/// Starts a program.
+/// Starts a client program.
 pub fn client(program: &Path, args: &[&str]) -> Running {
     let mut command = Command::new(program);
     command.args(args);
     start(command)
 }
 
-/// Asserts that no sample of a query has the other's caller, and that the CPU time is split between them as
-/// the client measured.
+/// Asserts that almost no sample of a query has the other query's caller, and that the CPU time is split
+/// between the queries as the client measured it.
 #[track_caller]
 pub fn assert_split(name: &str, stacks: &Profile, truth: &str) {
     let of_a_query = stacks.filtered(|stack| query(stack).is_some());

@@ -1,5 +1,5 @@
-//! Clients as people have them: psql, pgbench, Python's driver, a pooler in between; and work that the server
-//! does by workers of its own.
+//! Clients that people use (psql, pgbench, psycopg2), a connection pooler between client and server, and
+//! work that the server does in workers of its own.
 
 use std::{
     ffi::OsStr,
@@ -18,14 +18,15 @@ use crate::common::{
     tool, unprivileged,
 };
 
-/// Programs that ask, the pooler included.
+/// The client programs, and the pooler.
 const PROGRAMS: [&str; 4] = ["psql", "pgbench", "python", "pgbouncer"];
 
-/// A client at work: it alone has its application name, and its queries have a column of that name.
+/// A running client. Its application name is unique, and its queries have a column of that name.
 struct Asking {
     name: &'static str,
-    /// Parts of frames on its stack at the send, the outer ones first. (What is exported ends in tail calls to what
-    /// is not, so of a stripped library little more than its name is on a stack.)
+    /// Parts of the names of frames on its stack at the send, outer frames first. (Exported functions of a
+    /// library end in tail calls to functions that are not exported, so little more than a stripped
+    /// library's name is on a stack.)
     frames: &'static [&'static str],
     running: Running,
 }
@@ -40,7 +41,7 @@ impl Asking {
         }
     }
 
-    /// Waits for its end. Its pid.
+    /// Waits until the client has ended. Returns its name, its frames and its pid.
     fn finish(self) -> (&'static str, &'static [&'static str], u32) {
         let pid = self.running.pid();
         self.running.finish().succeeded();
@@ -48,7 +49,7 @@ impl Asking {
     }
 }
 
-/// A query that takes a millisecond or two for each ten thousand rows.
+/// A query that takes a millisecond or two for every ten thousand rows.
 fn counting(name: &str, rows: u32) -> String {
     format!("SELECT count(*) AS {name} FROM generate_series(1, {rows}) n WHERE n % 7 = 3")
 }
@@ -84,7 +85,7 @@ fn psql(host: impl AsRef<OsStr>, port: u16, cluster: &Cluster, sql: &str) -> Com
     command
 }
 
-/// psycopg2 of PyPI, if it is there.
+/// A Python program with psycopg2 from PyPI, if that is installed.
 fn psycopg2(cluster: &Cluster, name: &'static str) -> Option<Command> {
     let python = tool("python/bin/python")?;
     let program = format!(
@@ -104,7 +105,7 @@ fn psycopg2(cluster: &Cluster, name: &'static str) -> Option<Command> {
     Some(command)
 }
 
-/// A pooler of this cluster, if there is one, and its port.
+/// Starts a pooler for this cluster, if pgbouncer is installed. Returns it with its port.
 fn pgbouncer(cluster: &Cluster, directory: &Path) -> Option<(Running, u16)> {
     let program = tool("pgbouncer/usr/sbin/pgbouncer")?;
     let port = free_port();
@@ -133,9 +134,9 @@ fn pgbouncer(cluster: &Cluster, directory: &Path) -> Option<(Running, u16)> {
     Some((running, port))
 }
 
-/// Of each client's samples the caller is its process, with the functions of its library; the pooler is the
-/// caller of what comes through it, and said to be one; workers have the caller of the statement that they
-/// work for, or none where nobody asked.
+/// For the samples of each client the caller is the client's process, with the functions of its library on
+/// the stack. The pooler is the caller of statements that come through it, and a note calls it a pooler.
+/// Workers have the caller of the statement that they work for, or none where no client asked (autovacuum).
 #[test]
 fn clients() {
     if !can_record() {
@@ -151,7 +152,7 @@ fn clients() {
     let _lock = MachineLock::exclusive();
     let recorder = Recorder::of(&PROGRAMS, &[], &[&cluster]);
     let scripts = workshop.path();
-    // Dead rows enough that a worker comes by itself.
+    // Enough dead rows that an autovacuum worker starts by itself.
     cluster.sql(
         "CREATE TABLE churn AS SELECT n, repeat('x', 100) t FROM generate_series(1, 100000) n; \
          UPDATE churn SET n = n + 1",
@@ -200,7 +201,8 @@ fn clients() {
     }
 }
 
-/// A statement so short that many samples fall into a change of the backend's status is one query all the same.
+/// A statement so short that many samples are taken while the backend changes its status is still one
+/// query.
 #[test]
 fn short_statements() {
     if !can_record() {
@@ -221,7 +223,7 @@ fn short_statements() {
     command.arg(cluster.path()).arg("-f").arg(script);
     command.args(["-p", &cluster.port.to_string(), "postgres"]);
     start(command).finish().succeeded();
-    // Such a sample has no application either.
+    // Samples taken during a change of the status have no application name either, hence no filter.
     let queries = recorder.finish().queries(&[]);
     let is_ours = |query: &&Value| {
         let text = query["query"].as_str();
@@ -236,8 +238,9 @@ fn short_statements() {
     assert!(id.parse::<i64>().is_ok(), "{id}");
 }
 
-/// A client that sends from just-in-time compiled code: where that keeps frame pointers, its caller is known. Where it
-/// does not, what was found of the stack stands above the query, under a frame that says that the rest is missing.
+/// A client that sends from just-in-time compiled code. If that code keeps frame pointers, the caller is
+/// known. If not, the part of the stack that was found stands above the query, under a frame that says that
+/// the rest is missing.
 #[test]
 fn partial_callers() {
     if !can_record() {
@@ -285,7 +288,7 @@ fn partial_callers() {
     check_partial_query(&recorded);
 }
 
-/// The query's table names the function that was found, and says that it is not all.
+/// The table of queries names the function that was found, and marks the stack as incomplete.
 fn check_partial_query(recorded: &Recorded) {
     let queries = recorded.queries(&["application=lost"]);
     let is_ours = |query: &&Value| {
@@ -315,7 +318,8 @@ fn wait_for_autovacuum(cluster: &Cluster) {
     }
 }
 
-/// Whether frames with these parts follow each other in a stack, with others between them.
+/// Whether the stack contains frames with these parts of names in this order. Other frames may be between
+/// them.
 fn has_in_order(stack: &Stack, parts: &[&str]) -> bool {
     let mut user = stack.user();
     parts
@@ -325,7 +329,7 @@ fn has_in_order(stack: &Stack, parts: &[&str]) -> bool {
 
 fn check_client(recorded: &Recorded, name: &str, frames: &[&str], pid: u32) {
     let application = format!("application={name}");
-    // What a session sets and shows at its start are queries of their own.
+    // Statements that a session runs at its start (SET, SHOW) are queries of their own, and not meant.
     let is_query = |frame: &String| frame.contains(name);
     let all = recorded.of(&[&application]);
     let of_query = all.filtered(|stack| stack.frames.iter().any(is_query));
@@ -355,7 +359,8 @@ fn check_autovacuum(recorded: &Recorded) {
     let worker = recorded.of(&["backend_type=autovacuum worker"]);
     let at_work = worker.filtered(|stack| stack.frames.iter().any(of_table));
     assert!(at_work.total() > 10, "{worker}");
-    // Nobody asked: the server's own stack follows the query, and no caller is missed.
+    // No client asked: the server's own stack follows the query directly, and no caller is reported as
+    // missing.
     at_work.assert_share(1.0, "no caller", |stack| of_table(&stack.frames[0]));
     assert_eq!(
         recorded

@@ -1,5 +1,5 @@
-//! Two servers that have the same name for everything: addresses, ports, paths, process ids. Each is in namespaces
-//! of its own, as in a container.
+//! Two servers with the same addresses, ports, paths and process ids. Each is in namespaces of its own, as
+//! in a container.
 
 use std::path::Path;
 
@@ -8,13 +8,13 @@ use crate::common::{
     Cluster, MachineLock, Namespace, Running, Workshop, can_record, cluster_directory, start,
 };
 
-/// What is the same on both sides.
+/// Both servers and their clients use these ports.
 const SERVER_PORT: u16 = 5432;
 const CLIENT_PORT: u16 = 40_001;
 
-/// A client of one of the servers, beside it.
+/// A client of one of the servers, in the same namespaces.
 struct Client {
-    /// Name of its program, and of its connections.
+    /// The name of its program, which is also in its application name.
     name: &'static str,
     mode: &'static str,
     running: Running,
@@ -27,7 +27,7 @@ impl Client {
             _ => cluster.socket(),
         };
         let (heavy, light) = match mode {
-            // Divisors.
+            // Here the numbers are divisors in the condition on `large`, not numbers of rows.
             "workers" => ("7", "5"),
             _ => ("16000", "4000"),
         };
@@ -41,15 +41,16 @@ impl Client {
         }
     }
 
-    /// Waits for its end and returns what it printed.
+    /// Waits until the client has ended. Returns its name, its mode and what it printed.
     fn finish(self) -> (&'static str, &'static str, String) {
         let stdout = self.running.finish().succeeded().stdout;
         (self.name, self.mode, stdout)
     }
 }
 
-/// No statement of one server has a caller beside the other, though their connections, sockets, processes and
-/// statements have the same names; nor has one of a new backend with an old pid the caller of the old one.
+/// No statement of one server has a caller in the other server's namespaces, although connections, sockets,
+/// processes and statements have the same names. A new backend that has the pid of an ended one does not
+/// inherit its caller.
 #[test]
 fn twins() {
     // SAFETY: a query without side effects.

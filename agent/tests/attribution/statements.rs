@@ -1,5 +1,5 @@
-//! Which query and which function a PostgreSQL backend's CPU time was for: a client whose queries and
-//! callers are known, on a real server.
+//! Which query and which function a backend's CPU time was for: a client whose queries and callers are
+//! known, on a real server.
 
 use std::{fs, path::Path, process::Command};
 
@@ -8,10 +8,12 @@ use crate::common::{
     Cluster, Finished, MachineLock, Profile, Running, Workshop, agent, can_record, start,
 };
 
-/// How long a client asks: so many milliseconds of its backend's CPU time, however busy the machine is.
+/// When a client ends: after this many milliseconds of its backend's CPU time, so that the number of
+/// samples does not depend on how busy the machine is.
 const UNTIL: &str = "cpu:400";
 
-/// A client of `two_queries`.
+/// One run of the client `two_queries`: how it connects, how it sends its statements, and how large they
+/// are.
 struct Way {
     name: &'static str,
     place: Place,
@@ -27,7 +29,7 @@ enum Place {
     V6,
 }
 
-/// Every way to ask, over each kind of socket.
+/// Every mode of the client, and each kind of socket.
 fn ways() -> Vec<Way> {
     use Place::{Unix, V4, V6};
     let way = |(name, place, mode, heavy, light)| Way {
@@ -47,7 +49,7 @@ fn ways() -> Vec<Way> {
         ("ping", V4, "ping", "16000", "4000"),
         ("error", Unix, "error", "16000", "4000"),
         ("fork", V4, "fork", "16000", "4000"),
-        // Divisors of the rows that are counted.
+        // Here the numbers are divisors in the condition on `large`, not numbers of rows.
         ("workers", Unix, "workers", "7", "5"),
         ("jit", Unix, "jit", "64000", "4000"),
         ("copy in", V4, "copy_in", "16000", "4000"),
@@ -80,8 +82,9 @@ impl Way {
             let of_child = recorded.of(&[&filter, &child]);
             assert!(of_child.total() > 50, "{child}");
         }
-        // What stands between two statements belongs to the one before; BEGIN and COMMIT have queries of
-        // their own. Code that the server compiled at run time has no unwind tables.
+        // Samples between two statements belong to the statement before. BEGIN and COMMIT have queries of
+        // their own, so they have no `query` here. Code that the server compiled at run time (JIT) has no
+        // unwind tables, so its stacks may end there.
         let is_jit = self.mode == "jit";
         recorded.share(&filter, 0.99, "the caller, and both stacks", |stack| {
             query(stack).is_none()
@@ -100,7 +103,7 @@ impl Way {
             assert!(silent <= 0.01 * all, "{filter}: {silent} of {all}");
         }
         if self.mode == "workers" {
-            // The client's clock is the leader's.
+            // The client measured only the leader's CPU time, so the split cannot be compared.
             let workers = recorded.of(&[&filter, "backend_type=parallel worker"]);
             let total = workers.total();
             assert!(total > 50, "parallel workers: {total}");
@@ -113,8 +116,9 @@ impl Way {
     }
 }
 
-/// Every way to ask: each client alternates between two functions with a query each, a millisecond or less
-/// long. No sample of a query has the other's caller, and the split between the two is the true one.
+/// In every mode a client alternates between two functions with a query each, which takes a millisecond or
+/// less. No sample of a query has the other query's caller, and the split of CPU time between the two is
+/// the true one.
 #[test]
 fn two_queries() {
     if !can_record() {
@@ -135,7 +139,7 @@ fn two_queries() {
     let workshop = Workshop::new();
     let program = workshop.cc("two_queries.c", "two_queries", &[]);
     let _lock = MachineLock::exclusive();
-    // More stacks than by default: many clients ask often.
+    // A larger budget of callers' stacks than the default, because many clients send often.
     let mut recorder = Recorder::of(
         &["two_queries"],
         &["--caller-stacks", "100000"],
@@ -148,8 +152,8 @@ fn two_queries() {
     the_table_of_queries(&recorded);
 }
 
-/// The same, a few of the ways, where each system call of the machine is looked at, as kernels without a better
-/// place have it.
+/// A few of the modes again with the program attached to every system call, as on kernels that have no
+/// better place.
 #[test]
 fn at_system_calls() {
     if !can_record() {
@@ -169,7 +173,7 @@ fn at_system_calls() {
     ask_and_check(&ways, &program, &cluster, recorder);
 }
 
-/// All ways at once, and what the recording says of each.
+/// Runs all clients at the same time, then checks the recording for each of them.
 fn ask_and_check(ways: &[Way], program: &Path, cluster: &Cluster, recorder: Recorder) -> Recorded {
     let start = |way: &Way| way.start(program, cluster);
     let clients: Vec<_> = ways.iter().map(start).collect();
@@ -183,7 +187,7 @@ fn ask_and_check(ways: &[Way], program: &Path, cluster: &Cluster, recorder: Reco
 }
 
 fn the_table_of_queries(recorded: &Recorded) {
-    // The clients have symbols and no debug information.
+    // The clients have symbols but no debug information.
     let notes = recorded.summary.0["notes"].to_string();
     assert!(
         notes.contains("the callers in two_queries have no debug information"),
@@ -200,13 +204,15 @@ fn the_table_of_queries(recorded: &Recorded) {
         .unwrap_or_else(|| panic!("{queries:#?}"));
     assert_eq!(heavy["database"], "postgres");
     assert_eq!(heavy["callers"][0]["service"], "two_queries");
-    // The innermost of the program's own functions: without lines nothing tells more.
+    // The innermost function of the program itself: without line numbers nothing says which of its
+    // functions is the caller.
     assert_eq!(heavy["callers"][0]["function"], "flush");
     assert!(heavy["executions"].as_f64() > Some(10.0), "{heavy:#}");
     assert!(heavy["caller_share"].as_f64() >= Some(0.99), "{heavy:#}");
 }
 
-/// Requests that wait in the server together are one of several callers', never a guess.
+/// Pipelined requests that are in the server at the same time are attributed to "several senders", never to
+/// a guess.
 #[test]
 fn pipelined() {
     if !can_record() {
@@ -233,7 +239,8 @@ fn pipelined() {
     assert!(several.total() > 100, "{}", recorded.stdout);
 }
 
-/// With the budget spent, the samples whose caller is known are a fair sample, and the others say so.
+/// When the budget of callers' stacks is used up, the samples whose caller is known are a representative
+/// part, and the others say why they have none.
 #[test]
 fn budget() {
     if !can_record() {
@@ -259,7 +266,8 @@ fn budget() {
     let share = |profile: &Profile| {
         profile.count(|stack| query(stack) == Some("heavy")) as f64 / profile.total() as f64
     };
-    // Samples of one execution are not independent: three times the deviation, and three times that.
+    // The samples of one execution are not independent, hence three times the deviation, and three times
+    // that as the bound.
     let deviation = (share(&stacks) * (1.0 - share(&stacks)) / some).sqrt();
     assert!(
         (share(&known) - share(&stacks)).abs() <= 9.0 * deviation,
@@ -269,7 +277,8 @@ fn budget() {
     );
 }
 
-/// A server that restarts, backends that come and go, a statement text that the server does not publish.
+/// Attribution survives a restart of the server and backends that come and go. Where the server does not
+/// publish the text of statements, there is no guess.
 #[test]
 fn restart() {
     if !can_record() {
@@ -302,7 +311,8 @@ fn restart() {
             caller(stack).is_some() && caller(stack) == query(stack)
         });
     }
-    // `debug_query_string` has the text, while a statement runs; without a start there is no caller.
+    // `debug_query_string` still holds the text while a statement runs. Without the start time of the
+    // statement no caller can be found.
     recorded.share("state=disabled", 0.9, "the text", |stack| {
         query(stack).is_some()
     });
@@ -316,7 +326,8 @@ fn restart() {
     );
 }
 
-/// No byte of a literal or a comment leaves the agent: not in a file, not in a log line, not on a page.
+/// No byte of a literal or a comment is in any output of the agent: not in a file, in a log line or in a
+/// picture.
 #[test]
 fn secrets() {
     const SECRET: &str = "hunter2xyzzy";
@@ -334,9 +345,10 @@ fn secrets() {
         format!("{busy} AND $tag${SECRET}$tag$ <> ''"),
         format!("/* {SECRET} /* nested {SECRET} */ */ {busy} -- {SECRET}"),
         format!("{busy} AND U&'{SECRET}' <> ''"),
-        // (Not of `application_name`, which is a label as it is, should a sample fall in between.)
+        // (Not `application_name`, which is a label and appears as it is, if a sample is taken while it is
+        // set.)
         format!("SET search_path TO {SECRET}; RESET search_path; {busy}"),
-        // Cut within the literal by the server itself.
+        // The server truncates this text within the literal.
         long,
         format!("{busy} AND '{}' <> '{SECRET}'", "ü".repeat(60_000)),
     ];
@@ -372,7 +384,8 @@ fn secrets() {
     for (name, bytes) in everything {
         let text = String::from_utf8_lossy(&bytes);
         for piece in [SECRET, &SECRET[..6], &SECRET[6..]] {
-            // The password of a psql command line is in no frame; the program's name is.
+            // Command lines are not recorded, so the secret on psql's command line cannot appear here; only
+            // the program's name can.
             if let Some(at) = text.find(piece) {
                 let around = &text.as_bytes()[at.saturating_sub(200)..at];
                 panic!("{piece} in {name}: {}", String::from_utf8_lossy(around));
@@ -390,7 +403,7 @@ fn secrets() {
     assert!(seen("generate_series(?, ?)"), "{queries:#?}");
 }
 
-/// The three views of one recording.
+/// The three views of one recording: application, database, and both joined.
 #[test]
 fn views() {
     if !can_record() {
@@ -430,8 +443,8 @@ fn views() {
         });
 }
 
-/// What a thread worked for: its own samples and those of the backend that it asked carry the trace, and the
-/// service that the process says it is.
+/// Samples of a thread and of the backend that runs its statements carry the trace id of the thread's work,
+/// and the service name that the process publishes.
 #[test]
 fn traces() {
     if !can_record() {
@@ -469,19 +482,20 @@ fn traces() {
             traced.total(),
             all.total()
         );
-        // Without a caller there is no service.
+        // The service belongs to the caller, so samples without a caller have none.
         let service = of(&[&application, "caller=known", "service=ground-truth"]);
         assert_eq!(service.total(), of(&[&application, "caller=known"]).total());
         assert!(service.total() as f64 >= 0.99 * all.total() as f64);
     }
-    // The threads' own burning, and little else of the process, has a trace.
+    // The same in the table of queries.
     let queries = recorded.queries(&["application=eleven"]);
     assert_eq!(queries[0]["trace_ids"][0], "11".repeat(16));
     assert_eq!(queries[0]["callers"][0]["service"], "ground-truth");
 }
 
-/// A program that exports what a server exports and names somebody else's port does not make that port's clients pay: a
-/// port counts only when the server listens on it. A true server beside it is believed.
+/// A program that exports a server's symbols and names a port of another process must not make that port's
+/// clients be traced: a port counts only if the server itself listens on it. A true server beside it is
+/// accepted.
 #[test]
 fn a_false_server_is_not_believed() {
     if !can_record() {
@@ -512,7 +526,7 @@ fn a_false_server_is_not_believed() {
     recording.wait_until("the true server is believed", |agent| {
         agent.stderr().contains(&believed)
     });
-    // The false one is asked ten times a second meanwhile.
+    // Meanwhile the agent looks at the false server ten times a second.
     server.wait_for_cpu(1000);
     recording.signal(libc::SIGINT);
     let finished = recording.finish().succeeded();

@@ -1,5 +1,5 @@
-//! Naming happens in a child process: what becomes of a recording when the child hangs or dies, and when the user
-//! has enough.
+//! Names are looked up in a child process of the agent. These tests check what a recording loses when the
+//! child hangs or is killed, and when the user ends naming early.
 
 use std::{
     fs,
@@ -14,10 +14,10 @@ use crate::common::{
 };
 use tempfile::TempDir;
 
-/// More than a test takes; the guard ends the program earlier.
+/// Milliseconds of CPU time that no test reaches. The program is killed when the test drops it.
 const LONG: &str = "120000";
 
-/// A program at work, and a recording of it that lasts half a second.
+/// A running program, and a recording of it that lasts half a second.
 struct Recorded {
     directory: TempDir,
     agent: Running,
@@ -49,14 +49,14 @@ impl Recorded {
         self.directory.path().join(name)
     }
 
-    /// Sends a signal to the agent's next namer child as soon as it is there. Its pid.
+    /// Sends a signal to the agent's next namer child as soon as it exists. Returns its pid.
     fn signal_child(&mut self, signal: i32) -> i32 {
         self.agent
             .wait_until("recording", |agent| agent.stderr().contains("recording"));
         let worker = self.agent.worker();
         let mut found = 0;
         self.agent.wait_until("naming", |_| {
-            // Not before it is the namer: the agent waits for that.
+            // Not before it has executed the namer: the agent waits for that.
             let ready = |pid: &u32| {
                 let words = fs::read_to_string(format!("/proc/{pid}/cmdline"));
                 words.is_ok_and(|words| words.contains("name-functions"))
@@ -78,7 +78,7 @@ impl Recorded {
 }
 
 fn alive(pid: i32) -> bool {
-    // A zombie has ended.
+    // A zombie counts as ended.
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let state = stat.rsplit_once(") ").map(|(_, rest)| rest.to_owned());
     state.is_some_and(|state| !state.starts_with(['Z', 'X']))
@@ -89,8 +89,8 @@ fn notes(summary: &Summary) -> Vec<String> {
     notes.iter().map(ToString::to_string).collect()
 }
 
-/// A child that hangs is killed. It costs the file that it was reading its names, a note says so, and the next
-/// child names the rest.
+/// A child that hangs is killed. Only the file that it was reading stays without names, which a note
+/// reports, and the next child names the rest.
 #[test]
 fn a_child_that_hangs_costs_one_file() {
     if !can_record() {
@@ -113,7 +113,7 @@ fn a_child_that_hangs_costs_one_file() {
     assert!(finished.stderr.contains("Ctrl-C"), "{finished:#?}");
 }
 
-/// A child that is killed: likewise, with the signal in the note.
+/// A child that is killed has the same effect, and the note contains the signal.
 #[test]
 fn a_child_that_dies_costs_one_file_at_most() {
     if !can_record() {
@@ -123,7 +123,7 @@ fn a_child_that_dies_costs_one_file_at_most() {
     let workshop = Workshop::new();
     let program = workshop.cc("chain.c", "dying", &[]);
     let mut recorded = Recorded::start(&program, &["a.folded"]);
-    // Stopped first, so that it is killed with a request before it.
+    // Stopped first, so that it is killed while it has a request to answer.
     let child = recorded.signal_child(libc::SIGSTOP);
     thread::sleep(Duration::from_millis(300));
     // SAFETY: kill takes no pointers; the stopped child is still the agent's.
@@ -138,7 +138,8 @@ fn a_child_that_dies_costs_one_file_at_most() {
     assert!(Profile::read(&out).total() > 0);
 }
 
-/// A signal during naming ends it: the outputs are written, and a message says so.
+/// A signal during naming ends it. The outputs are still written, and a message says that naming ended
+/// early.
 #[test]
 fn a_signal_ends_naming_early() {
     if !can_record() {
@@ -153,7 +154,7 @@ fn a_signal_ends_naming_early() {
     let (out, picture) = (recorded.path("a.folded"), recorded.path("a.svg"));
     let start = Instant::now();
     let finished = recorded.agent.finish().succeeded();
-    // Less than a hanging child is given.
+    // Less time than a hanging child is given.
     assert!(start.elapsed() < Duration::from_secs(9), "{finished:#?}");
     assert!(!alive(child));
     let summary = Summary::parse(&finished.stdout);
@@ -170,12 +171,13 @@ fn a_signal_ends_naming_early() {
     let profile = Profile::read(&out);
     assert!(profile.total() > 0);
     assert!(picture.exists());
-    // The temporary recording has gone.
+    // The temporary recording has been removed.
     let files = fs::read_dir(recorded.directory.path()).expect("a directory of ours");
     assert_eq!(files.count(), 2);
 }
 
-/// An agent that is killed while it names leaves a recording that can be read, and no child.
+/// An agent that is killed while it looks up names leaves a recording that can be read, and no child
+/// process.
 #[test]
 fn a_killed_agent_leaves_its_recording() {
     if !can_record() {
@@ -201,7 +203,7 @@ fn a_killed_agent_leaves_its_recording() {
     }
 }
 
-/// A program whose debug link names a FIFO is recorded and named as one without a link; one note says why.
+/// A program whose debug link names a FIFO is named as if it had no link, and one note gives the reason.
 #[test]
 fn a_debug_link_to_a_fifo() {
     if !can_record() {
@@ -241,7 +243,7 @@ fn a_debug_link_to_a_fifo() {
     );
 }
 
-/// What the recorded command writes does not mix with the summary.
+/// Output of the recorded command does not mix with the summary on standard output.
 #[test]
 fn a_summary_is_alone_on_standard_output() {
     if !can_record() {

@@ -1,5 +1,5 @@
-//! Names of addresses in small programs that the tests compile: whatever is known of a function
-//! must be told, and nothing that is not so.
+//! Names of addresses in small programs that the tests compile: everything that is known of a function must
+//! be in its name and lines, and nothing that is wrong.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
@@ -43,11 +43,11 @@ fn run(command: &mut Command) -> Vec<u8> {
     output.stdout
 }
 
-/// A compiled program with what `nm` knows of it before it is stripped.
+/// A compiled program, with the symbols that `nm` prints before it is stripped.
 struct Fixture {
     dir: tempfile::TempDir,
     path: PathBuf,
-    /// Name → (svma, size).
+    /// Name → (svma, size in bytes).
     symbols: BTreeMap<String, (u64, u64)>,
 }
 
@@ -101,7 +101,7 @@ impl Fixture {
         run(Command::new("strip").arg(&self.path));
     }
 
-    /// Copies the debug information into a file of its own.
+    /// Copies the debug information into a separate file.
     fn split_debug(&self, name: &Path) {
         run(Command::new("objcopy")
             .arg("--only-keep-debug")
@@ -123,7 +123,7 @@ impl Fixture {
         self.symbols[name].0
     }
 
-    /// The start of the function whose mangled name holds this.
+    /// The start of the function whose mangled name contains `part`.
     fn start_of(&self, part: &str) -> u64 {
         let mut found = self.symbols.iter().filter(|(name, _)| name.contains(part));
         found.next().unwrap_or_else(|| panic!("no {part}")).1.0
@@ -142,7 +142,7 @@ impl Fixture {
     }
 }
 
-/// What the unwind tables would say: taken from `nm` before the file was stripped.
+/// Function starts as the unwind tables would give them, taken from `nm` before the file was stripped.
 impl FunctionStarts for Fixture {
     fn function_starts(&self, _: &Module, addresses: &[u64]) -> Vec<Option<u64>> {
         let start = |address: &u64| {
@@ -162,7 +162,7 @@ fn options<'a>(starts: &'a dyn FunctionStarts) -> Options<'a> {
     }
 }
 
-/// A window with one sample per address.
+/// A window with one sample for each address.
 fn window(module: Module, frames: &[(u64, bool)]) -> Window {
     let mut window = Window::new();
     let module = window.add_module(module).unwrap();
@@ -200,13 +200,13 @@ fn resolved_window(window: Window, options: &Options<'_>) -> ResolvedProfile {
     resolve(window, options, RecordingMeta::default(), |_| {})
 }
 
-/// Resolves one sample per address, each an interrupted instruction.
+/// Resolves one sample for each address. Each address is that of an interrupted instruction.
 fn resolved(module: Module, addresses: &[u64], options: &Options<'_>) -> ResolvedProfile {
     let frames: Vec<_> = addresses.iter().map(|address| (*address, true)).collect();
     resolved_window(window(module, &frames), options)
 }
 
-/// `name file:line`, innermost first, of every sample.
+/// The frames of every sample as `name file:line`, innermost first.
 fn told(profile: &ResolvedProfile) -> Vec<Vec<String>> {
     let frame = |frame: flamestorm::profile::FrameRef<'_>| {
         let file = Path::new(&*frame.function.file).file_name();
@@ -221,7 +221,7 @@ fn told(profile: &ResolvedProfile) -> Vec<Vec<String>> {
         .collect()
 }
 
-/// Line of the source that holds the marker.
+/// The number of the line that contains the marker.
 fn line(source: &str, marker: &str) -> usize {
     1 + source
         .lines()
@@ -229,7 +229,7 @@ fn line(source: &str, marker: &str) -> usize {
         .unwrap()
 }
 
-/// Inlined functions are frames of their own, each with the line where it was in its own source.
+/// Inlined functions are frames of their own, each with its line in its own source.
 #[test]
 fn inlined_functions_and_lines() {
     let fixture = Fixture::c(LIBRARY, &[]);
@@ -247,8 +247,8 @@ fn inlined_functions_and_lines() {
     assert!(roots.all(|root| root.starts_with("outer ")));
 }
 
-/// A return address belongs to the call before it: here, to the last instruction of a function
-/// that never comes back, while the address itself is already the next function's.
+/// A return address is looked up at the call before it. Here the call is the last instruction of a function
+/// that never returns, and the return address itself is already in the next function.
 #[test]
 fn a_return_address_is_looked_up_at_its_call() {
     let source = "#include <stdlib.h>\n\
@@ -265,8 +265,8 @@ fn a_return_address_is_looked_up_at_its_call() {
     assert_eq!(profile.locations[0].address, end);
 }
 
-/// In a stripped library an exported function has its name; a static one is called after its
-/// module and its own start, not after the symbol before it.
+/// In a stripped library an exported function has its name. A static function is named after its module and
+/// its own start, not after the symbol before it.
 #[test]
 fn a_stripped_static_function_is_not_named_after_its_neighbour() {
     let fixture = Fixture::c(LIBRARY, &[]);
@@ -284,7 +284,7 @@ fn a_stripped_static_function_is_not_named_after_its_neighbour() {
     );
 }
 
-/// A symbol without a size reaches to where the unwind tables see the next function begin.
+/// A symbol without a size ends where the unwind tables have the start of the next function.
 #[test]
 fn a_symbol_without_a_size_ends_at_the_next_function() {
     let source = "__asm__(\".text\\n.globl sizeless\\nsizeless:\\n nop\\n nop\\n nop\\n\");\n\
@@ -302,7 +302,7 @@ fn a_symbol_without_a_size_ends_at_the_next_function() {
     assert_eq!(told(&profile), [["sizeless".to_owned()], [by_start]]);
 }
 
-/// A function that the compiler split keeps its name in its cold part.
+/// The cold part of a function that the compiler split has the function's name.
 #[test]
 fn the_cold_part_of_a_function() {
     let source = "extern void slow(int) __attribute__((cold));\n\
@@ -322,8 +322,8 @@ fn the_cold_part_of_a_function() {
     }
 }
 
-/// Names and lines come from the file that a debug link names, from the one that the build id
-/// names, and from neither when it is not the right one.
+/// Names and lines are read from the file that a debug link names, from the one that the build id names,
+/// and from neither if it does not belong to the program.
 #[test]
 fn separate_debug_files() {
     let fixture = Fixture::c(LIBRARY, &[]);
@@ -350,7 +350,7 @@ fn separate_debug_files() {
     assert_eq!(told(&profile)[0], std::slice::from_ref(&named));
     assert_eq!(&*profile.mappings[0].build_id, hex);
 
-    // Those of a container, of which the machine itself knows nothing.
+    // Debug files of a container, which are not in the machine's own directories.
     let mut module = fixture.module();
     module.build_id = Some(build_id.clone());
     module.debug_dir = Some(Arc::new(File::open(fixture.dir.path()).unwrap()));
@@ -373,7 +373,7 @@ fn separate_debug_files() {
     assert!(notes[0].contains("checksum"), "{notes:?}");
 }
 
-/// Symbols are read from the open file when its name has gone.
+/// Symbols are read from the open file after its name has been removed.
 #[test]
 fn a_deleted_file_still_has_its_symbols() {
     let fixture = Fixture::c(LIBRARY, &[]);
@@ -383,7 +383,7 @@ fn a_deleted_file_still_has_its_symbols() {
     assert!(told(&profile)[0][0].starts_with("hidden lib.c:"));
 }
 
-/// Rust names are as they were written, without hash, and the symbol is kept beside them.
+/// Rust names are demangled, without their hash, and the mangled symbol is kept beside them.
 #[test]
 fn rust_names() {
     let source = "mod shop { #[inline(never)] pub fn search(words: &[u64]) -> u64 {\n\
@@ -406,7 +406,7 @@ fn rust_names() {
     );
 }
 
-/// The vDSO has no file; its own image does.
+/// The vDSO has no file; its symbols are read from its image in memory.
 #[test]
 fn the_vdso() {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
@@ -442,7 +442,8 @@ fn the_vdso() {
     assert!(name.contains("clock_gettime"), "{name}");
 }
 
-/// Kernel addresses by kallsyms: none named from afar, all named somehow when it is hidden.
+/// Kernel addresses are named by kallsyms, but not after a symbol far below them. If kallsyms hides
+/// addresses, every frame still has a name.
 #[test]
 fn the_kernel() {
     let dir = tempfile::tempdir().unwrap();
@@ -478,7 +479,7 @@ fn the_kernel() {
     assert!(profile.runtime.notes[0].contains("kptr_restrict"));
 }
 
-/// JIT code by its perf map, and addresses that belong to nothing.
+/// JIT code is named by its perf map; addresses in no mapping are named by their number.
 #[test]
 fn jit_and_no_mapping() {
     let dir = tempfile::tempdir().unwrap();
@@ -517,8 +518,8 @@ fn jit_and_no_mapping() {
     assert_eq!(told(&profile), [["[no mapping]+0x0"]]);
 }
 
-/// A frame of a module that the window does not know is not lost either, and samples of a full
-/// stack table are in the profile, under a name that says so.
+/// A frame whose module the window does not know is kept, and samples that did not fit into the stack table
+/// are in the profile under a name that says so.
 #[test]
 fn what_the_window_does_not_know() {
     let frame = Frame {
@@ -537,7 +538,7 @@ fn what_the_window_does_not_know() {
     }
 }
 
-/// Bytes damaged here and there, the headers (where it does most) more often than the rest.
+/// Damages a few bytes, more often in the headers, where damage has the most effect.
 fn damaged(good: &[u8], random: &mut impl FnMut(usize) -> usize) -> Vec<u8> {
     let mut bad = good.to_vec();
     for _ in 0..1 + random(24) {
@@ -554,7 +555,7 @@ fn damaged(good: &[u8], random: &mut impl FnMut(usize) -> usize) -> Vec<u8> {
     bad
 }
 
-/// A reader of unwind tables that breaks costs names, not the profile.
+/// A reader of unwind tables that panics, or returns too few answers, costs names but not the profile.
 #[test]
 fn function_starts_that_break() {
     struct Short;
@@ -566,7 +567,7 @@ fn function_starts_that_break() {
     struct Panics;
     impl FunctionStarts for Panics {
         fn function_starts(&self, _: &Module, _: &[u64]) -> Vec<Option<u64>> {
-            panic!("as a broken file may make it");
+            panic!("a broken file may cause this");
         }
     }
     let fixture = Fixture::c(LIBRARY, &[]);
@@ -578,7 +579,7 @@ fn function_starts_that_break() {
     }
 }
 
-/// Random numbers, the same every time.
+/// Pseudo-random numbers, the same in every run.
 fn random_numbers() -> impl FnMut(usize) -> usize {
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     move |below| {
@@ -589,14 +590,14 @@ fn random_numbers() -> impl FnMut(usize) -> usize {
     }
 }
 
-/// When a test that tries damaged input ends: after `seconds`, or `FLAMESTORM_FUZZ_SECONDS`.
+/// The end of a test with damaged input: after `seconds`, or `FLAMESTORM_FUZZ_SECONDS` if that is set.
 fn fuzz_end(seconds: u64) -> Instant {
     let longer = std::env::var("FLAMESTORM_FUZZ_SECONDS");
     let seconds = longer.map_or(seconds, |value| value.parse().unwrap());
     Instant::now() + Duration::from_secs(seconds)
 }
 
-/// Damaged perf maps: no crash, and no name for an address that its line does not cover.
+/// Damaged perf maps cause no crash, and no name for an address that its line does not cover.
 #[test]
 fn hostile_perf_maps() {
     let good = (0..40)
@@ -628,8 +629,8 @@ fn hostile_perf_maps() {
     }
 }
 
-/// Damaged libraries: whatever is in them, the agent goes on and every frame has a name. The same
-/// files every time; `FLAMESTORM_FUZZ_SECONDS` makes it longer than its two seconds.
+/// With damaged libraries the agent continues and every frame has a name. The files are the same in every
+/// run; `FLAMESTORM_FUZZ_SECONDS` makes the test longer than its two seconds.
 #[test]
 fn hostile_libraries() {
     let fixture = Fixture::c(LIBRARY, &["-gz=zlib"]);
@@ -653,8 +654,8 @@ fn hostile_libraries() {
     assert!(rounds > 10, "{rounds} rounds only");
 }
 
-/// Whatever a debug link names: the file's own symbols and function starts name it, at once, and one note says why
-/// the link was not followed.
+/// Whatever file a debug link names, the program's own symbols and function starts name its functions
+/// without delay, and one note says why the link was not followed.
 #[test]
 fn hostile_debug_links() {
     let fixture = Fixture::c(LIBRARY, &["-Wl,--build-id=none"]);
@@ -666,7 +667,7 @@ fn hostile_debug_links() {
     run(Command::new("objcopy").arg(link).arg(&fixture.path));
     let addresses = [hidden, fixture.start("exported")];
     let look = || resolved(fixture.module(), &addresses, &options(&fixture));
-    // Beside the program, as it is.
+    // The intact debug file beside the program is used.
     let told_by_link = told(&look());
     assert!(told_by_link[0][0].starts_with("hidden lib.c:"));
 
@@ -707,7 +708,7 @@ fn hostile_debug_links() {
         assert_eq!(notes.len(), 1, "{notes:?}");
         assert!(notes[0].contains(reason), "{notes:?}");
     }
-    // Nothing there is no news.
+    // A missing debug file is normal, and gives no note.
     fs::remove_file(&linked).unwrap();
     assert_eq!(look().runtime.notes, Vec::<String>::new());
 }

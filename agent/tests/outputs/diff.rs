@@ -1,4 +1,4 @@
-//! Two recordings side by side: the table, the picture, folded stacks, the figures.
+//! The comparison of two recordings: the table, the picture, folded stacks and figures.
 
 use flamestorm::diff::{
     Difference, Error, Figures, FunctionChange, Kind, Normalisation, Pair, Recording, SortBy, table,
@@ -9,7 +9,7 @@ use flamestorm::report::{Filter, Format, Style};
 
 use crate::profiles::{self, At, Builder};
 
-/// The shop before the index: searched by a scan, for ten seconds.
+/// The shop before the fix: ten seconds in which searches scan the table.
 fn storm() -> ResolvedProfile {
     shop(10, |b, pg| {
         let scan = [
@@ -26,7 +26,7 @@ fn storm() -> ResolvedProfile {
     })
 }
 
-/// The shop with it, for twenty seconds: what did not change has twice as many samples.
+/// The shop with the index, for twenty seconds. What did not change has twice as many samples.
 fn fixed() -> ResolvedProfile {
     shop(20, |b, pg| {
         let scan = [
@@ -92,7 +92,7 @@ fn function(difference: &Difference, name: &str) -> FunctionChange {
     functions.find(|f| f.function == name).unwrap().clone()
 }
 
-/// What the drawing library's own is left out.
+/// Removes the script and the style, which belong to the drawing library and change with its version.
 fn without_script_and_style(svg: &str) -> String {
     let (head, rest) = svg.split_once("<style").unwrap();
     let (_, frames) = rest.split_once("</script>").unwrap();
@@ -123,7 +123,7 @@ fn golden() {
     profiles::assert_golden("diff.svg.txt", &without_script_and_style(&text));
 }
 
-/// Twice the time and twice the samples is no change.
+/// Twice as many samples in twice the time is no change.
 #[test]
 fn normalised_for_duration() {
     let difference = pair().compare();
@@ -138,7 +138,7 @@ fn normalised_for_duration() {
     assert_eq!(search.place, "src/product.rs:144");
 }
 
-/// Where a length is missing, shares are compared, and the table and the picture say so.
+/// If the length of a recording is missing, shares are compared, and the table and the picture say so.
 #[test]
 fn normalised_by_the_sum() {
     let mut after = fixed();
@@ -156,7 +156,8 @@ fn normalised_by_the_sum() {
     assert!(svg(&difference).contains("normalised by the sum of each"));
 }
 
-/// Folded stacks have neither lengths nor modules; they give the same shares as their `.pb.gz`.
+/// Folded stacks contain neither the length of the recording nor modules. They give the same shares as the
+/// `.pb.gz` files.
 #[test]
 fn folded_stacks() {
     let folded = |name: &str, profile: &ResolvedProfile| {
@@ -176,11 +177,12 @@ fn folded_stacks() {
     let picture = svg(&difference);
     assert!(
         picture.contains("LIMIT 5 ("),
-        "a number at a name's end is the name's"
+        "a number at the end of a name belongs to the name"
     );
 }
 
-/// A filter that one of the two does not fulfil says that it is gone; figures stay relative to the whole.
+/// If a filter matches nothing in one of the two, that side is zero. Figures stay relative to the whole
+/// recording.
 #[test]
 fn filtered() {
     let filter = |text: &str| vec![text.parse::<Filter>().unwrap()];
@@ -203,7 +205,7 @@ fn filtered() {
     assert!(refused("pod=x").contains("the keys of this profile are"));
 }
 
-/// What cannot be compared is refused by name.
+/// Recordings that cannot be compared are refused, with a message that names the file.
 #[test]
 fn refused() {
     let nothing = || recording("empty.pb.gz", ResolvedProfile::default());
@@ -221,7 +223,8 @@ fn refused() {
     );
 }
 
-/// Names that are markup or escape sequences stay text, and odd names of processes have their rectangle.
+/// Names that contain markup or escape sequences are shown as text, and processes with unusual names have
+/// their rectangle.
 #[test]
 fn hostile_names() {
     let mut b = Builder::default();
@@ -243,7 +246,7 @@ fn hostile_names() {
     assert!(!text.contains('\x1b'), "{text:?}");
 }
 
-/// Every rectangle has the figures of its own stack: the sums of the picture are those of the stacks.
+/// Every rectangle has the sums of the stacks that it stands for.
 #[test]
 fn rectangles_have_their_sums() {
     let picture = svg(&pair().compare());

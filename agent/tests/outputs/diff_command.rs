@@ -1,4 +1,4 @@
-//! `flamestorm diff`: what it writes, and what it refuses.
+//! The command `flamestorm diff`: what it writes, and what it refuses.
 
 use std::fs;
 
@@ -9,7 +9,8 @@ use serde_json::Value;
 
 use crate::profiles;
 
-/// A directory with `a` and `b` as both kinds of files: `b` is `a` in half the time, without postgres.
+/// A directory with recordings `a` and `b` in both formats. `b` is `a` in half the time and without
+/// postgres.
 fn workshop() -> Workshop {
     let workshop = Workshop::new();
     let before = profiles::shop();
@@ -32,7 +33,7 @@ fn diff(workshop: &Workshop, words: &[&str]) -> Finished {
     start(command).finish()
 }
 
-/// The files, the table that names them, and the same for machines.
+/// The output files, the table that names them, and the figures as JSON.
 #[test]
 fn files_and_figures() {
     let workshop = workshop();
@@ -62,7 +63,7 @@ fn files_and_figures() {
     assert_eq!(json["functions"][0]["self"]["within_chance"], false);
 }
 
-/// Folded stacks go to standard output, the table then to standard error.
+/// With `--output -` folded stacks go to standard output, and the table to standard error.
 #[test]
 fn folded_stacks() {
     let workshop = workshop();
@@ -71,7 +72,7 @@ fn folded_stacks() {
     assert!(told.stderr.contains("share of all samples"), "{told:#?}");
 }
 
-/// A filter may match in one of the two: what it matches is gone from the other.
+/// A filter may match in only one of the recordings; what it matches there is missing in the other.
 #[test]
 fn filters() {
     let workshop = workshop();
@@ -87,7 +88,7 @@ fn filters() {
     only("comm=nobody").failed_saying(&["a.pb.gz", "comm=nobody", "postgres"]);
 }
 
-/// Each mistake is told with the file it is about.
+/// The message for each mistake names the file that it is about.
 #[test]
 fn refused() {
     let workshop = workshop();

@@ -1,4 +1,4 @@
-//! Folded stacks.
+//! The format of folded stacks.
 
 use flamestorm::encode::folded;
 use flamestorm::profile::ResolvedProfile;
@@ -11,7 +11,7 @@ fn golden() {
     profiles::assert_golden("shop.folded", &text);
 }
 
-/// Every sample is in exactly one line, whatever the names are.
+/// Every sample is in exactly one line, whatever its names contain.
 #[test]
 fn no_sample_is_lost() {
     let mut b = profiles::Builder::default();

@@ -1,4 +1,4 @@
-//! The file of record: read back by an independent decoder, by Google's pprof, and by ourselves.
+//! The file of record (`.pb.gz`), read back by an independent decoder, by Google's pprof, and by the agent.
 
 use std::fmt::Write;
 use std::fs;
@@ -16,8 +16,7 @@ use flamestorm::report::Summary;
 
 use crate::profiles;
 
-/// A reader of the wire format that shares nothing with the encoder.
-/// <https://protobuf.dev/programming-guides/encoding/>
+/// A reader of the wire format that shares no code with the encoder.
 mod wire {
     pub enum Value<'a> {
         Number(u64),
@@ -56,7 +55,7 @@ mod wire {
         fields
     }
 
-    /// One message: the numbers of each field (packed or not), and its messages.
+    /// One message: the numbers of each field (packed or not), and its embedded messages.
     pub struct Message<'a>(Vec<(u64, Value<'a>)>);
 
     impl<'a> Message<'a> {
@@ -107,7 +106,7 @@ fn unzipped(gz: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The file as text, field by field, by the independent reader.
+/// The file as text, field by field, as the independent reader sees it.
 fn dump(bytes: &[u8]) -> String {
     let profile = wire::Message::new(bytes);
     let strings: Vec<_> = profile
@@ -170,7 +169,7 @@ fn golden() {
     profiles::assert_golden("shop.pprof.txt", &text);
 }
 
-/// Google's pprof, on the path or where Go installs it.
+/// Google's pprof, in PATH or where Go installs programs.
 fn google_pprof() -> Option<PathBuf> {
     let go = Command::new("go").args(["env", "GOPATH"]).output().ok();
     let go = go.and_then(|output| String::from_utf8(output.stdout).ok());
@@ -180,7 +179,7 @@ fn google_pprof() -> Option<PathBuf> {
     candidates.chain(installed).find(|path| path.is_file())
 }
 
-/// The reference implementation reads the file, and finds in it what we put there.
+/// The reference implementation reads the file and finds its content.
 #[test]
 fn google_reads_it() {
     let Some(pprof) = google_pprof() else {
@@ -220,7 +219,7 @@ fn google_reads_it() {
     );
 }
 
-/// What goes through the file comes back whole, with its circumstances and figures.
+/// A profile that is written and read back is unchanged, with its circumstances and figures.
 #[test]
 fn round_trip() {
     let profile = profiles::shop();
@@ -233,7 +232,7 @@ fn round_trip() {
     assert_eq!(pprof::decode(&pprof::encode(&empty)).unwrap(), empty);
 }
 
-/// The same numbers every time.
+/// Pseudo-random numbers, the same in every run.
 fn random_numbers(seed: u64) -> impl FnMut(u64) -> u64 {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     move |below| {
@@ -302,7 +301,7 @@ fn random_profile(random: &mut impl FnMut(u64) -> u64) -> ResolvedProfile {
     profile
 }
 
-/// Any profile, not only sensible ones, survives the round trip.
+/// Any profile survives the round trip, not only a plausible one.
 #[test]
 fn round_trip_of_random_profiles() {
     for seed in 0..2000 {
@@ -312,7 +311,7 @@ fn round_trip_of_random_profiles() {
     }
 }
 
-/// A file cut anywhere is refused, with a reason.
+/// A file that is truncated anywhere is refused, with a reason.
 #[test]
 fn truncated_files_are_refused() {
     let whole = pprof::encode(&profiles::shop());
@@ -322,7 +321,7 @@ fn truncated_files_are_refused() {
     }
 }
 
-/// Damaged content is refused or read, never a crash, and never a dangling id.
+/// Damaged content is refused or read; it never causes a crash or an id without its object.
 #[test]
 fn damaged_files_do_not_crash() {
     let whole = unzipped(&pprof::encode(&profiles::shop()));
@@ -341,10 +340,10 @@ fn damaged_files_do_not_crash() {
     }
 }
 
-/// A gzip bomb is stopped at the bound.
+/// A gzip bomb is refused at the limit.
 #[test]
 fn a_gzip_bomb_is_refused() {
-    // One mebibyte of zeros, as often as it takes: a gzip file may have many members.
+    // Many gzip members, each of which unpacks to a mebibyte of zeros.
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     std::io::Write::write_all(&mut gzip, &vec![0; 1 << 20]).unwrap();
     let bomb = gzip.finish().unwrap();
@@ -353,7 +352,7 @@ fn a_gzip_bomb_is_refused() {
     assert!(matches!(pprof::decode(&bomb), Err(DecodeError::TooLarge)));
 }
 
-/// Two bytes a message in the file, a hundred in memory: refused before it is built.
+/// Messages of two bytes in the file take a hundred in memory; they are refused before they are built.
 #[test]
 fn too_many_entries_are_refused() {
     let bytes: Vec<u8> = [0x12, 0x00].repeat(pprof::MAX_ENTRIES + 1);
@@ -365,8 +364,8 @@ fn too_many_entries_are_refused() {
     assert!(matches!(pprof::decode(&bytes), Err(DecodeError::TooMany)));
 }
 
-/// Another tool's profile without names, mappings and our comment is read as far as it goes; one
-/// that does not count CPU is refused.
+/// A profile of another tool without names, mappings and the agent's comment is read as far as possible.
+/// One that does not count CPU time is refused.
 #[test]
 fn profiles_of_other_tools() {
     use pprof::proto;

@@ -1,4 +1,4 @@
-//! Profiles that the encoder tests share, and the comparison with golden files.
+//! Profiles for the tests of outputs, and the comparison with golden files.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use flamestorm::profile::{
     ResolvedProfile, ResolvedSample,
 };
 
-/// Compares with `tests/golden/NAME`, or writes it when `FLAMESTORM_BLESS=1`.
+/// Compares with `tests/golden/NAME`, or writes that file if `FLAMESTORM_BLESS=1`.
 pub fn assert_golden(name: &str, actual: &str) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("tests/golden")
@@ -23,13 +23,16 @@ pub fn assert_golden(name: &str, actual: &str) {
     if let Some(((expected, actual), line)) = lines.find(|((e, a), _)| e != a) {
         panic!(
             "{name}, line {line}:\n  expected {expected}\n  actual   {actual}\n\
-             (FLAMESTORM_BLESS=1 takes the new text over)"
+             (FLAMESTORM_BLESS=1 writes the new text to the golden file)"
         );
     }
-    assert!(expected == actual, "{name}: one is longer than the other");
+    assert!(
+        expected == actual,
+        "{name}: one text is longer than the other"
+    );
 }
 
-/// A function with its module, source file and line.
+/// A function: name, module, source file and line.
 pub struct At(
     pub &'static str,
     pub &'static str,
@@ -37,7 +40,7 @@ pub struct At(
     pub u32,
 );
 
-/// Builds a profile by hand.
+/// Builds a profile step by step.
 #[derive(Default)]
 pub struct Builder {
     pub profile: ResolvedProfile,
@@ -73,7 +76,7 @@ impl Builder {
         FunctionId(index as u32)
     }
 
-    /// A location with its functions, innermost first; an empty module means that of the last.
+    /// A location with its functions, innermost first. Its mapping is the module of the last one.
     pub fn location(&mut self, address: u64, functions: &[At]) -> LocationId {
         let module = functions.last().unwrap().1;
         let mapping = self.mapping(module, "");
@@ -98,7 +101,7 @@ impl Builder {
         LocationId(index as u32)
     }
 
-    /// Samples of a stack, leaf first.
+    /// Adds samples of a stack, leaf first.
     pub fn sample(&mut self, labels: &[(&str, &str)], stack: &[LocationId], count: u64) {
         self.profile.samples.push(ResolvedSample {
             labels: labels
@@ -113,7 +116,7 @@ impl Builder {
     }
 }
 
-/// A search in a shop: PostgreSQL stripped, the service with inlined functions, the kernel.
+/// A search in a shop: a stripped PostgreSQL, a service with inlined functions, and the kernel.
 pub fn shop() -> ResolvedProfile {
     let mut b = Builder::default();
     b.profile.meta = RecordingMeta {

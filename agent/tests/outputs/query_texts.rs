@@ -1,7 +1,7 @@
-//! Query texts that are made to leak, to crash or to keep the agent busy.
+//! Query texts that could make the agent leak a literal, crash, or use too much time.
 //!
-//! `FLAMESTORM_FUZZ_SECONDS` sets how long to make them up (2 seconds without it),
-//! `FLAMESTORM_FUZZ_SEED` where to begin.
+//! `FLAMESTORM_FUZZ_SECONDS` sets how long random texts are tried (2 seconds if it is not set),
+//! `FLAMESTORM_FUZZ_SEED` the seed of the random numbers.
 
 use std::time::{Duration, Instant};
 
@@ -11,11 +11,12 @@ use flamestorm::query::{
 };
 use rustix::time::{ClockId, clock_gettime};
 
-/// No part of any word of the statements, nor of what stands for a literal.
+/// The secret that must not appear. No part of it is in any word of the statements, or in what replaces a
+/// literal.
 const SECRET: &str = "Zq8WjK0vXz5QyH7";
 const SECRET_NUMBER: &str = "918273645091827";
 
-/// xorshift64*, so that a try can be repeated.
+/// The generator xorshift64*, so that a failed try can be repeated.
 struct Random(u64);
 
 impl Random {
@@ -35,11 +36,11 @@ fn number_from(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).map_or(otherwise, |value| value.parse().unwrap())
 }
 
-/// A statement with the secret in places that must be hidden, and what must be seen of it.
+/// A random statement with the secret in places that must be hidden, and words that must stay visible.
 struct Made {
     text: String,
     visible: Vec<&'static str>,
-    /// Whether the setting `standard_conforming_strings` is off where this is sent.
+    /// Whether the setting `standard_conforming_strings` is off where this statement runs.
     off: bool,
 }
 
@@ -72,7 +73,7 @@ impl Made {
         self.text.push_str(text);
     }
 
-    /// Something that stays, and that ends whatever stands before it.
+    /// Adds a token that stays visible and ends whatever token is before it.
     fn code(&mut self, random: &mut Random) {
         const CODE: &[&str] = &[
             "SELECT",
@@ -121,7 +122,8 @@ impl Made {
             1 => format!("/*{inside}{SECRET}*/"),
             _ => format!("/* /*{SECRET}*/ {inside} {SECRET} **/"),
         };
-        // Nothing but a sign in front of it may take a comment for its own.
+        // Only an operator may be directly in front of a comment: other tokens could make it part of
+        // themselves.
         self.push(random.pick(&["", "+", "@", "<"]));
         self.push(&text);
     }
@@ -165,7 +167,7 @@ impl Made {
         }
     }
 
-    /// A string whose backslashes mean what the setting says.
+    /// A string in which the setting decides what a backslash means.
     fn plain(&self, prefix: &str, random: &mut Random) -> String {
         if self.off {
             return format!("{prefix}'{}'", escaped(random));
@@ -214,7 +216,7 @@ impl Made {
     }
 }
 
-/// The inside of a string in which a backslash escapes.
+/// The content of a string in which a backslash escapes.
 fn escaped(random: &mut Random) -> String {
     let mut text = String::new();
     for _ in 0..random.below(4) + 1 {
@@ -226,7 +228,7 @@ fn escaped(random: &mut Random) -> String {
     text + random.pick(&["", "''", "\\\\"])
 }
 
-/// Nothing of the secret is there, and all that is promised of any result holds.
+/// Checks that no part of the secret is in the result, and that the result keeps all promises.
 fn check(raw: &[u8], cut: bool, what: &str) -> String {
     let normalized = normalize(raw, cut);
     let text = normalized.text;
@@ -253,7 +255,8 @@ fn promises(text: &str, cut: bool, show: &dyn Fn() -> String) {
     assert_eq!(again, text, "not the same again: {}", show());
 }
 
-/// Secrets in every kind of literal and comment, whole and cut at every byte, with either setting.
+/// Secrets in every kind of literal and comment, in whole statements and in statements truncated at every
+/// byte, with either value of the setting.
 #[test]
 fn secrets_stay_secret() {
     let seed = number_from("FLAMESTORM_FUZZ_SEED", 1);
@@ -265,8 +268,8 @@ fn secrets_stay_secret() {
         let made = Made::new(&mut random);
         let what = format!("seed {seed}, try {tried}");
         let text = check(made.text.as_bytes(), false, &what);
-        // What is no secret is not hidden with it, unless a backslash makes that uncertain, or CREATE
-        // and ALTER make SET a setting.
+        // Words outside of literals are not hidden, unless a backslash makes the end of a literal
+        // uncertain, or CREATE or ALTER make SET the beginning of a setting.
         let may_hide = ["\\", "CREATE", "ALTER"];
         let is_certain =
             !text.ends_with('…') && !may_hide.iter().any(|what| made.text.contains(what));
@@ -289,7 +292,7 @@ fn secrets_stay_secret() {
     assert!(tried > 100 && whole > tried / 10, "{whole} of {tried}");
 }
 
-/// Bytes that are no SQL at all, and SQL with damaged bytes: no panic, and every promise holds.
+/// Random bytes, and SQL with damaged bytes, cause no panic, and the result keeps all promises.
 #[test]
 fn damaged_texts() {
     const PIECES: &[&str] = &[
@@ -381,13 +384,14 @@ fn damaged_texts() {
     assert!(tried > 100);
 }
 
-/// The CPU time of this thread, since the machine may have other things to do.
+/// The CPU time of this thread, which does not depend on other work of the machine.
 fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// A megabyte of whatever costs a careless reader the square of its length.
+/// A megabyte of text takes time in proportion to its length, also of texts that would cost a careless
+/// reader the square of it.
 #[test]
 fn linear_in_the_text() {
     let nested = "a IN (1, ".repeat(30_000);
@@ -454,7 +458,7 @@ fn linear_in_the_text() {
     }
 }
 
-/// The store holds no more of a secret than the texts do.
+/// The store of texts contains no more of a secret than the texts themselves.
 #[test]
 fn stored_texts() {
     let mut texts = Texts::new(TextMode::Normalized);

@@ -1,4 +1,4 @@
-//! The terminal's answer, its figures in JSON, filters, and a report from a file.
+//! The terminal's table, its figures as JSON, filters, and a report from a file.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ fn golden_table() {
     assert!(coloured.contains("\x1b[1m"));
 }
 
-/// What other programs read of `--summary json`.
+/// The JSON of `--summary json`, which other programs read.
 #[test]
 fn golden_summary() {
     let mut text = serde_json::to_string_pretty(&Summary::of(&profiles::shop())).unwrap();
@@ -41,7 +41,7 @@ fn golden_summary() {
     assert_eq!(back, Summary::of(&profiles::shop()));
 }
 
-/// A kernel thread has no user stack: it neither helps nor harms the share of rooted ones.
+/// Kernel threads have no user stack, so they do not count in the share of rooted stacks.
 #[test]
 fn rooted_share() {
     let summary = Summary::of(&profiles::shop());
@@ -53,7 +53,7 @@ fn rooted_share() {
     assert_eq!(Summary::of(&ResolvedProfile::default()).rooted_share, None);
 }
 
-/// A process may put escape sequences into its name; the terminal must not see them.
+/// A process may put escape sequences into its name; they must not reach the terminal.
 #[test]
 fn hostile_names_do_not_reach_the_terminal() {
     let mut b = profiles::Builder::default();
@@ -107,7 +107,7 @@ fn filters() {
     }
 }
 
-/// A filtered profile holds nothing of what was filtered away, and says that it was filtered.
+/// A filtered profile contains nothing that belongs to other samples, and a note says that it was filtered.
 #[test]
 fn a_filtered_profile_is_whole_in_itself() {
     let part = filtered(&["comm=product"]).unwrap();
@@ -123,7 +123,7 @@ fn a_filtered_profile_is_whole_in_itself() {
     assert!(text.lines().eq(expected));
 }
 
-/// From a file to the same table and pictures.
+/// A report from a file gives the same table and pictures.
 #[test]
 fn a_report_from_a_file() {
     let dir = tempfile::tempdir().unwrap();
@@ -146,11 +146,11 @@ fn a_report_from_a_file() {
     assert_eq!(
         fs::read_dir(dir.path()).unwrap().count(),
         4,
-        "nothing else is left"
+        "no other file is left"
     );
 }
 
-/// By query, service, database and trace; a query by its id or by a part of its text.
+/// Filters by query, service, database and trace. A query matches by its id or by a part of its text.
 #[test]
 fn filters_of_database_work() {
     let mut b = profiles::Builder::default();
@@ -191,7 +191,7 @@ fn filters_of_database_work() {
     assert!(count("trace=0a").is_err(), "part of a trace");
 }
 
-/// What other programs read of `queries --json`.
+/// The keys of `queries --json`, which other programs read.
 #[test]
 fn keys_of_queries() {
     let cost = report::QueryCost {

@@ -1,10 +1,10 @@
-//! `flamestorm report`: the table and the pictures of a recording again.
+//! The command `flamestorm report`: the table and the pictures of a recording again.
 
 use std::{fs, path::Path};
 
 use crate::common::{MachineLock, Profile, Summary, Workshop, agent, can_record, start};
 
-/// A recording and the folded file that was written with it.
+/// Makes a recording. Returns the path of its `.pb.gz` and its folded stacks.
 fn record(workshop: &Workshop) -> (String, Profile) {
     let _lock = MachineLock::shared();
     let program = workshop.cc("chain.c", "reported", &[]);
@@ -29,7 +29,7 @@ fn sorted(profile: &Profile) -> Vec<(String, Vec<String>, u64)> {
     stacks
 }
 
-/// Everything that the folded file has can be made again from the file of record.
+/// The file of record contains everything that is in the folded file.
 #[test]
 fn the_same_profile_again() {
     if !can_record() {
@@ -48,7 +48,7 @@ fn the_same_profile_again() {
     assert_eq!(summary.number("/samples"), recorded.total() as f64);
 }
 
-/// A filter keeps what has the label and drops the rest.
+/// A filter keeps the samples with its label and drops all others.
 #[test]
 fn filters() {
     if !can_record() {
@@ -67,7 +67,7 @@ fn filters() {
     only("comm=nobody").failed_saying(&["comm=nobody", "reported"]);
 }
 
-/// A file that was cut off, anywhere, is an error that names it.
+/// A file that is truncated anywhere gives an error that names it.
 #[test]
 fn truncated_file() {
     if !can_record() {
@@ -92,7 +92,7 @@ fn truncated_file() {
     }
 }
 
-/// A file that is something else, or not there, is an error that names it.
+/// A file that is no recording, or does not exist, gives an error that names it.
 #[test]
 fn no_recording() {
     let workshop = Workshop::new();

@@ -1,11 +1,11 @@
-//! The picture.
+//! The picture of a profile (SVG).
 
 use flamestorm::encode::{folded, svg};
 use flamestorm::profile::ResolvedProfile;
 
 use crate::profiles;
 
-/// What is the drawing library's own (script, style) changes with its version, not with ours.
+/// Removes the script and the style, which belong to the drawing library and change with its version.
 fn without_script_and_style(svg: &str) -> String {
     let mut rest = svg;
     let mut out = String::new();
@@ -32,7 +32,7 @@ fn golden() {
     assert!(text.contains("<script"), "it must be interactive");
     let text = without_script_and_style(&text);
     profiles::assert_golden("shop.svg.txt", &text);
-    // Roots and what a search finds are at the head, where a browser begins.
+    // The roots and the result of a search are at the top, which a browser shows first.
     let y = |element: &str| -> f64 {
         let line = text.lines().skip_while(|line| !line.contains(element));
         let mut heights = line.filter_map(|line| Some(line.split_once(" y=\"")?.1));
@@ -50,7 +50,7 @@ fn golden() {
     assert_eq!(y("id=\"matched\""), y("id=\"details\""));
 }
 
-/// The title tells host, time, frequency and how many samples.
+/// The title contains host, time, frequency and the number of samples.
 #[test]
 fn title() {
     assert_eq!(
@@ -59,14 +59,14 @@ fn title() {
     );
 }
 
-/// A profile without samples is a picture that says so, not an error.
+/// A profile without samples gives a picture that says so, not an error.
 #[test]
 fn empty() {
     let svg = String::from_utf8(svg::encode(&ResolvedProfile::default()).unwrap()).unwrap();
     assert!(svg.starts_with("<?xml") && svg.contains("No samples"));
 }
 
-/// Names that are markup stay text.
+/// Names that contain markup are shown as text.
 #[test]
 fn names_are_escaped() {
     let mut b = profiles::Builder::default();
@@ -78,11 +78,11 @@ fn names_are_escaped() {
     assert_eq!(
         svg.matches("</svg>").count(),
         2,
-        "the frames' and the document's"
+        "one of the frames and one of the document"
     );
 }
 
-/// A query that ends in a number, as a leaf, is not taken for one with two counts.
+/// A query that ends in a number, as the leaf of a stack, is not read as a name with two counts.
 #[test]
 fn numbers_at_the_end() {
     let text = "shop;main;SELECT a FROM t LIMIT 20 7\nshop;LIMIT 20;read 3\n";
