@@ -1,8 +1,9 @@
-//! Other kernels: the agent records a ground-truth program under Debian's 6.1 and 6.12 in qemu
-//! (`scripts/qemu.sh`). The verifier and the kernel's structures differ from kernel to kernel.
+//! Other kernels: the agent records programs whose true stacks are known under Debian's 6.1 and 6.12 in
+//! qemu (`scripts/qemu.sh`). The verifier and the kernel's structures differ from kernel to kernel. Every
+//! guest runs while the test holds the machine's lock as exclusive.
 //!
-//! Without qemu, or without the kernels and the means to fetch them, a test says so and passes;
-//! `FLAMESTORM_REQUIRE_QEMU=1` makes it fail instead.
+//! Without qemu, or without the kernels and the means to fetch them, a test says so and passes. With
+//! `FLAMESTORM_REQUIRE_QEMU=1` it fails instead.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -20,7 +21,7 @@ fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/qemu.sh")
 }
 
-/// The image of a kernel, fetched if need be; or why there is none.
+/// The image of a kernel, which is fetched if necessary, or the reason why there is none.
 fn image(kernel: &str) -> Result<String, String> {
     let present = |tool: &str| {
         let found = Command::new("sh")
@@ -43,11 +44,12 @@ fn image(kernel: &str) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Runs a shell command under a kernel, with options of `qemu.sh`, the agent in its path and `files` in its root
-/// directory, or where they are here if they are system files. `None`: there is no such kernel here, which has been
-/// said.
+/// Runs a shell command under a kernel, with options for `qemu.sh`. The agent is in the guest's PATH.
+/// `files` are in the guest's root directory, or at their own path if that begins with /usr. If the kernel
+/// is not available, prints that and returns `None`.
 fn under(kernel: &str, options: &[&str], files: &[&Path], shell: &str) -> Option<Finished> {
-    // One guest at a time: two of two processors each, emulated, are more than a small machine can run.
+    // One guest at a time: two emulated guests of two processors each are more than a small machine can
+    // run.
     let _lock = MachineLock::exclusive();
     let image = match image(kernel) {
         Ok(image) => image,
@@ -59,7 +61,7 @@ fn under(kernel: &str, options: &[&str], files: &[&Path], shell: &str) -> Option
         }
     };
     let mut command = Command::new(script());
-    // Its own debug information takes an emulated machine half a minute to read.
+    // Without its debug information, which an emulated machine would take half a minute to read.
     let workshop = Workshop::new();
     let agent = workshop.path().join("flamestorm");
     let mut strip = Command::new("strip");
@@ -88,12 +90,13 @@ fn under(kernel: &str, options: &[&str], files: &[&Path], shell: &str) -> Option
     Some(start(command).finish())
 }
 
-/// qemu.sh says so when the guest's kernel has died.
+/// The exit status of qemu.sh when the guest's kernel has died.
 const GUEST_DIED: i32 = 125;
 
-/// As [`under`]; a guest that died and had said nothing is started once more. qemu's emulation of several processors
-/// now and then lets a guest run into code that it is just patching (`sched_clock_cpu`, when its clock turns out to be
-/// unstable, four seconds after the start). What kills a guest because of us does so again.
+/// Like [`under`], but starts a guest that died without any output once more. With several processors,
+/// qemu's emulation occasionally lets a guest run code that it is just patching (`sched_clock_cpu`, when
+/// its clock turns out to be unstable, four seconds after the start). A guest that dies because of the
+/// agent dies again.
 fn under_again(kernel: &str, options: &[&str], files: &[&Path], shell: &str) -> Option<Finished> {
     let finished = under(kernel, options, files, shell)?;
     if finished.code() != GUEST_DIED || !finished.stdout.is_empty() {
@@ -110,7 +113,7 @@ fn under_again(kernel: &str, options: &[&str], files: &[&Path], shell: &str) -> 
 
 const MARK: &str = "--- folded";
 
-/// Records a program under a kernel: every stack is whole, and the true one.
+/// Records programs under a kernel: every stack is complete and true.
 fn check(kernel: &str) {
     let workshop = Workshop::new();
     let chain = workshop.cc("chain.c", "chain", &[]);
@@ -138,7 +141,7 @@ fn check(kernel: &str) {
     );
     assert_eq!(summary.lost(), 0.0);
     profile.assert_named();
-    // busybox is stripped and static: it has unwind tables all the same.
+    // busybox is stripped and static, but has unwind tables.
     assert!(
         summary.complete_share() >= 0.99,
         "complete: {}\n{summary}\n{profile}",
@@ -163,22 +166,23 @@ fn linux_6_1() {
     check("6.1");
 }
 
-/// Debian 13's kernel, as Debian 12 has it too.
+/// Debian 13's kernel, which Debian 12 has as a backport.
 #[test]
 fn linux_6_12() {
     check("6.12");
 }
 
-/// A CPU that is offline at the start comes online, goes and comes again: what runs on it meanwhile is sampled.
+/// A CPU that is offline at the start comes online, goes offline and comes online again. What runs on it is
+/// sampled.
 #[test]
 fn a_cpu_that_comes_and_goes() {
-    /// CPU time of each of two runs, milliseconds.
+    /// CPU time of each of the two runs, milliseconds.
     const BURNT: f64 = 3000.0;
     const FREQUENCY: f64 = 199.0;
     let workshop = Workshop::new();
     let chain = workshop.cc("chain.c", "chain", &["-static"]);
     let cpu = "/sys/devices/system/cpu/cpu1/online";
-    // The agent looks once a second; a run begins when it must have.
+    // The agent looks for new CPUs once a second; a run begins when it must have found this one.
     let run = format!("echo 1 >{cpu}; sleep 2.5; taskset 2 /chain {BURNT}");
     let shell = format!(
         "echo 0 >{cpu} && flamestorm record --frequency {FREQUENCY} --summary json --output out.folded -- \
@@ -193,7 +197,7 @@ fn a_cpu_that_comes_and_goes() {
         .split_once(MARK)
         .unwrap_or_else(|| panic!("no profile: {finished:#?}"));
     let burnt = Profile::parse(folded.trim()).filtered(|stack| stack.has("burn"));
-    // Ticks of an emulated CPU come late when the host is busy, and a late tick is one that is missed.
+    // Ticks of an emulated CPU come late when the host is busy, and a late tick counts as missed.
     let of_one_run = BURNT / 1000.0 * FREQUENCY;
     assert!(
         burnt.total() as f64 > 1.2 * of_one_run,
@@ -202,20 +206,20 @@ fn a_cpu_that_comes_and_goes() {
     );
 }
 
-/// What a guest with a PostgreSQL is to do.
+/// A guest with a PostgreSQL server, and its load.
 struct Guest {
     kernel: &'static str,
-    /// Options of `qemu.sh`.
+    /// Options for `qemu.sh`.
     options: &'static [&'static str],
-    /// The last arguments of `guest_server.sh`.
+    /// The last arguments for `guest_server.sh`.
     load: &'static str,
 }
 
-/// Two functions in turn, a few statements a second.
+/// A small load: two functions take turns, a few statements a second.
 const CALM: &str = "40000 10000 1 199 0";
 
-/// A PostgreSQL and its clients in a guest: each statement of any connection has its own function above it, but for as many
-/// as the kernel says that it skipped.
+/// A PostgreSQL server and its clients in a guest. Every statement of any connection has its own function
+/// above it, except for as many sends as the kernel says that it skipped.
 fn check_callers(guest: &Guest) {
     let Some(cluster) = Cluster::start("") else {
         return;
@@ -241,19 +245,19 @@ fn check_callers(guest: &Guest) {
             .next()
             .unwrap_or_else(|| panic!("no {name}: {finished:#?}"))
     };
-    // These kernels have no tracepoint for it.
+    // These kernels have no tracepoint for sends.
     assert!(
         part("doctor").contains("functions tcp_sendmsg, unix_stream_sendmsg"),
         "{finished:#?}"
     );
     let summary = Summary::parse(part("summary"));
-    // Shown when the test fails.
+    // The test runner shows this when the test fails.
     println!("{:#}", summary.0);
     assert_eq!(summary.lost(), 0.0);
     let of_sends = |program: &str| summary.0["skipped_runs"][program].as_u64().unwrap_or(0);
     let skipped = of_sends("flamestorm_tcp_call") + of_sends("flamestorm_unix_call");
     let sends = summary.0["attribution"]["sends"].as_u64().expect("sends");
-    // The kernel skips a send only when it preempted the agent in the middle of a call for a map.
+    // The kernel skips a send only if it preempted the agent in the middle of a call for a map.
     assert!(skipped <= sends / 100 + 2, "{skipped} of {sends} skipped");
     let (mut asked, mut missing) = (0, 0);
     for socket in ["by_unix", "by_tcp"] {
@@ -262,7 +266,7 @@ fn check_callers(guest: &Guest) {
             ("ask_heavy", "ask_light", "AS heavy"),
             ("ask_light", "ask_heavy", "AS light"),
         ] {
-            // `main` itself prepares a statement of the same text.
+            // `main` itself prepares a statement of the same text, which is not meant.
             let stacks = profile.filtered(|stack| {
                 stack.user().any(|frame| frame.contains(text))
                     && !stack.has_chain(&["main", "flush"])
@@ -275,7 +279,8 @@ fn check_callers(guest: &Guest) {
             missing += others.total();
         }
     }
-    // A skipped send costs its own statement, a skipped answer the next: three times the samples of a mean one at most.
+    // A skipped send costs its own statement its caller, a skipped answer the next one. A statement may
+    // have up to three times the samples of the mean.
     let of_a_statement = 3 * asked / sends + 1;
     assert!(
         missing <= skipped * of_a_statement,
@@ -283,7 +288,7 @@ fn check_callers(guest: &Guest) {
     );
 }
 
-/// Packs the server's data and what it reads of its share directory, as they are to lie in the guest.
+/// Packs the server's data, and what it reads of its share directory, with their paths in the guest.
 fn pack(archive: &Path, cluster: &Cluster, postgres: &Path) {
     let version = postgres.ancestors().nth(2).and_then(Path::file_name);
     let version = version.expect("/usr/lib/postgresql/VERSION/bin/postgres");
@@ -327,7 +332,8 @@ fn callers_on_linux_6_12() {
     });
 }
 
-/// Many clients on a CPU whose kernel is preempted wherever it may be, thus also where the programs at sends run.
+/// Many clients on a CPU whose kernel can be preempted nearly everywhere, also where the programs at sends
+/// run.
 #[test]
 fn callers_where_the_kernel_is_preempted() {
     check_callers(&Guest {
@@ -337,7 +343,8 @@ fn callers_where_the_kernel_is_preempted() {
     });
 }
 
-/// The wall clock, by which PostgreSQL times its statements, is set by an hour again and again.
+/// The wall clock, which PostgreSQL uses for the start of its statements, is set by an hour again and
+/// again.
 #[test]
 fn callers_when_the_clock_is_set() {
     check_callers(&Guest {

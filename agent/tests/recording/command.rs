@@ -1,4 +1,5 @@
-//! What `flamestorm record` promises beside its stacks: targets, endings, files and errors.
+//! What `flamestorm record` promises apart from its stacks: targets, the ways in which a recording ends,
+//! files and errors.
 
 use std::{
     fs,
@@ -13,7 +14,7 @@ use crate::common::{
 };
 use tempfile::TempDir;
 
-/// More than a test takes; the guard ends the program earlier.
+/// Milliseconds of CPU time that no test reaches. The program is killed when the test drops it.
 const LONG: &str = "120000";
 
 fn burner(workshop: &Workshop, name: &str) -> PathBuf {
@@ -26,12 +27,12 @@ fn run(program: &Path, args: &[&str]) -> Running {
     start(command)
 }
 
-/// The agent has written the line with which a recording begins.
+/// Waits until the agent has printed the line that says that it records.
 fn wait_for_recording(agent: &mut Running) {
     agent.wait_until("recording", |agent| agent.stderr().contains("recording"));
 }
 
-/// The status of COMMAND is the status of the recording, also when a signal ended it.
+/// The exit status of the recording is that of COMMAND, also when a signal ended the command.
 #[test]
 fn exit_status_of_the_command_is_handed_on() {
     if !can_record() {
@@ -58,7 +59,7 @@ fn exit_status_of_the_command_is_handed_on() {
     assert!(out.exists());
 }
 
-/// Ctrl-C ends a recording of the whole machine and writes every kind of file.
+/// Ctrl-C ends a recording of the whole machine, and every output file is written.
 #[test]
 fn interrupt_writes_the_files() {
     if !can_record() {
@@ -88,8 +89,8 @@ fn interrupt_writes_the_files() {
     assert_eq!(packed[..2], [0x1f, 0x8b], "gzip");
 }
 
-/// Ctrl-C while a command is recorded ends the command too, writes the files, and the status is that
-/// of the command.
+/// Ctrl-C while a command is recorded ends the command as well. The files are written, and the exit status
+/// is that of the command.
 #[test]
 fn interrupt_ends_the_command() {
     if !can_record() {
@@ -109,7 +110,7 @@ fn interrupt_ends_the_command() {
     assert!(out.exists());
 }
 
-/// `--duration` ends a recording; without `--output` there are a picture and the file of record.
+/// `--duration` ends a recording. Without `--output` the agent writes a picture and the file of record.
 #[test]
 fn duration_and_default_outputs() {
     if !can_record() {
@@ -127,8 +128,8 @@ fn duration_and_default_outputs() {
     assert_eq!(files(directory.path()), 2);
 }
 
-/// `--pid` takes samples of that process and of nothing else; what else runs is not sent up and
-/// thrown away, but counted in the kernel.
+/// `--pid` gives samples of that process only. Ticks in other processes are not sent to the agent but
+/// counted in the kernel.
 #[test]
 fn pid_is_filtered_in_the_kernel() {
     if !can_record() {
@@ -148,7 +149,7 @@ fn pid_is_filtered_in_the_kernel() {
     assert!(summary.number("/filtered_ticks") > 0.0, "{:#}", summary.0);
 }
 
-/// `--comm` takes samples of every process of that name, also of one that starts later.
+/// `--comm` gives samples of every process of that name.
 #[test]
 fn comm_is_filtered_in_the_kernel() {
     if !can_record() {
@@ -165,7 +166,7 @@ fn comm_is_filtered_in_the_kernel() {
     assert!(summary.number("/filtered_ticks") > 0.0, "{:#}", summary.0);
 }
 
-/// A process of the wanted name that starts while recording is recorded.
+/// A process of the wanted name that starts during the recording is recorded.
 #[test]
 fn comm_that_starts_later() {
     if !can_record() {
@@ -194,7 +195,7 @@ fn comm_that_starts_later() {
     profile.assert_share(1.0, "only the target", |stack| stack.comm == "later");
 }
 
-/// Records a target until `burning` has burnt a second of CPU time.
+/// Records a target until `burning` has used a second of CPU time.
 fn filtered(target: &[&str], burning: &mut Running) -> (Profile, Summary) {
     let directory = TempDir::new().expect("temporary directory");
     let out = directory.path().join("out.folded");
@@ -208,7 +209,7 @@ fn filtered(target: &[&str], burning: &mut Running) -> (Profile, Summary) {
     (Profile::read(&out), Summary::parse(&finished.stdout))
 }
 
-/// Children of a target belong to it: those it has, by fork, and the programs they become.
+/// Children that a target forks belong to the target, also after they have executed another program.
 #[test]
 fn children_of_the_target() {
     if !can_record() {
@@ -231,7 +232,7 @@ fn children_of_the_target() {
         });
 }
 
-/// A target that dies leaves its samples, with their names; the recording goes on to its end.
+/// The samples of a target that has died keep their names, and the recording continues to its end.
 #[test]
 fn target_that_dies() {
     if !can_record() {
@@ -249,9 +250,9 @@ fn target_that_dies() {
     wait_for_recording(&mut recording);
     target.wait_for_cpu(500);
     drop(target);
-    // Its program is gone too, before anyone looks for names.
+    // Its program is removed too, before the agent looks up names.
     fs::remove_file(&program).expect("the program");
-    // Nothing is left to record, which is no reason to end.
+    // With no target left the recording still continues.
     thread::sleep(Duration::from_millis(500));
     recording.signal(libc::SIGINT);
     recording.finish().succeeded();
@@ -262,13 +263,13 @@ fn target_that_dies() {
     });
 }
 
-/// A pid that nobody has is an error that names it, at once.
+/// An unknown pid is an error at once, which names the pid.
 #[test]
 fn unknown_pid() {
     if !can_record() {
         return;
     }
-    // Above the largest pid there can be.
+    // Larger than any pid can be.
     let directory = TempDir::new().expect("temporary directory");
     let mut command = agent(["record", "--pid", "4194305", "--duration", "60s"]);
     command.current_dir(directory.path());
@@ -296,7 +297,7 @@ fn files(directory: &Path) -> usize {
         .count()
 }
 
-/// An output that cannot be written is told before recording, not after.
+/// An output that cannot be written is an error before the recording, not after it.
 #[test]
 fn unwritable_output() {
     if !can_record() {
@@ -312,7 +313,7 @@ fn unwritable_output() {
     }
 }
 
-/// An extension that says nothing is refused, with those there are.
+/// An unknown extension is refused, with a list of those that exist.
 #[test]
 fn unknown_kind_of_output() {
     start(agent(["record", "--duration", "1s", "--output", "out.png"]))
@@ -320,7 +321,7 @@ fn unknown_kind_of_output() {
         .failed_saying(&["out.png", ".svg", ".folded", ".pb.gz"]);
 }
 
-/// A small file system of a test, unmounted at the end.
+/// A small file system for a test. Unmounted when dropped.
 struct SmallDisk(TempDir);
 
 impl SmallDisk {
@@ -344,13 +345,13 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // Nothing to do about a failure but to leave a mount point behind.
+        // If this fails, all that can be done is to leave a mount point behind.
         let _ = Command::new("umount").arg(self.0.path()).status();
     }
 }
 
-/// A full disk is an error that names the file and leaves no half of one; the recording itself is
-/// saved elsewhere.
+/// A full disk is an error that names the file and leaves no partial file. The recording itself is saved
+/// elsewhere.
 #[test]
 fn full_disk() {
     if !can_record() {
@@ -361,7 +362,7 @@ fn full_disk() {
     let program = burner(&workshop, "filling");
     let disk = SmallDisk::new("16k");
     let elsewhere = TempDir::new().expect("temporary directory");
-    // The picture alone is larger.
+    // The picture alone is larger than the disk.
     let picture = disk.0.path().join("out.svg");
     let mut command = agent(["record", "--output"]);
     command.arg(&picture).arg("--").arg(&program).arg("300");
@@ -391,7 +392,7 @@ fn no_privileges() {
     assert_eq!(finished.stdout, "");
 }
 
-/// `doctor` finds this machine good, as root.
+/// As root, `doctor` finds that this machine can record.
 #[test]
 fn doctor_as_root() {
     if !can_record() {
@@ -417,7 +418,7 @@ fn doctor_as_root() {
     }
 }
 
-/// `doctor` as nobody ends with 1 and names what is missing, with the way out.
+/// As nobody, `doctor` exits with 1, and names what is missing and the way out.
 #[test]
 fn doctor_as_nobody() {
     if !can_record() {
@@ -442,11 +443,12 @@ fn doctor_as_nobody() {
     assert!(finished.stdout.contains("Recording cannot work"));
 }
 
-/// The build directory may be closed to other users.
+/// Copies the agent to where every user can run it: the build directory may be closed to other users.
 fn copy_for_everyone(workshop: &Workshop) -> PathBuf {
     let copy = workshop.path().join("flamestorm");
-    // By a program of its own: a file that this process has open for writing would be inherited by a child that another
-    // test forks at that moment, and could not be executed until that child has executed its own program (ETXTBSY).
+    // Copied by another program. If this process had the file open for writing, a child that another test
+    // forks at that moment would inherit the descriptor, and the file could not be executed (ETXTBSY) until
+    // that child has executed its own program.
     let mut install = Command::new("install");
     install.args(["-m", "0755", env!("CARGO_BIN_EXE_flamestorm")]);
     install.arg(&copy);
@@ -465,7 +467,8 @@ fn as_nobody(program: &Path, args: &[&str]) -> Finished {
     start(command).finish()
 }
 
-/// In a pid namespace of its own the agent sees other pids than the kernel: it says so, and how to run it instead.
+/// In a pid namespace of its own the agent sees other pids than the kernel. It refuses to record, and says
+/// how to run it instead.
 #[test]
 fn a_pid_namespace_of_its_own() {
     if !can_record() {
@@ -481,13 +484,14 @@ fn a_pid_namespace_of_its_own() {
     assert_eq!(finished.stdout, "");
 }
 
-/// A thread's id in the place of its process's: the message names the process.
+/// If `--pid` is given the id of a thread, the message names the process of that thread.
 #[test]
 fn a_thread_in_the_place_of_its_process() {
     if !can_record() {
         return;
     }
-    // Nothing is recorded, but a thread burns: not beside a test that has the machine to itself.
+    // Nothing is recorded, but a thread burns CPU time, which must not disturb a test that holds the lock
+    // as exclusive.
     let _lock = MachineLock::shared();
     let workshop = Workshop::new();
     let threads = workshop.cc("threads.c", "two_threads", &["-pthread"]);

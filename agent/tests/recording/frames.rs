@@ -1,4 +1,4 @@
-//! Frames that are not of the simple kind.
+//! Frames of unusual kinds: alloca and realigned stacks, just-in-time compiled code, inlined functions.
 
 use std::fs;
 
@@ -6,8 +6,8 @@ use crate::common::{Recording, Stack, Workshop, can_record};
 
 const MILLISECONDS: f64 = 2000.0;
 
-/// `alloca` and aligned locals: the frame hangs on rbp, the saved registers too, and the frame's
-/// address is found through memory.
+/// `alloca` and aligned locals: the CFA and the saved registers are relative to rbp, and in one function
+/// the CFA is read from memory.
 #[test]
 fn variable_and_realigned_frames() {
     if !can_record() {
@@ -25,8 +25,8 @@ fn variable_and_realigned_frames() {
         });
 }
 
-/// Code with frame pointers in an anonymous mapping, between code without: both directions of the
-/// change are followed, and the frames carry the names of the perf map.
+/// Code with frame pointers in an anonymous mapping, between code without. The stack is followed from one
+/// kind to the other in both directions, and frames have the names of the perf map.
 #[test]
 fn just_in_time_compiled_code() {
     if !can_record() {
@@ -53,7 +53,7 @@ fn just_in_time_compiled_code() {
             "burn",
         ]) && stack.starts_at_process_start()
     });
-    // Proven by tables on both sides, but not in between: the summary says so.
+    // The tables prove the stack on both sides of that code, but not within it, so the outcome says so.
     let by_frame_pointer = recording.summary.outcome("complete_by_frame_pointer");
     assert!(
         by_frame_pointer >= 0.9 * burning.total() as f64,
@@ -62,8 +62,8 @@ fn just_in_time_compiled_code() {
     );
 }
 
-/// Code without tables whose rbp is an ordinary register: a zero in it, or where it points to, may be anything. Nothing
-/// proves the end of such a stack, and the frame that was found is kept.
+/// Code without unwind tables that uses rbp as an ordinary register: rbp may be zero or point anywhere.
+/// Nothing proves the end of such a stack, so it is not called complete; the frame that was found is kept.
 #[test]
 fn just_in_time_compiled_code_without_frame_pointers() {
     if !can_record() {
@@ -77,8 +77,8 @@ fn just_in_time_compiled_code_without_frame_pointers() {
         let counting = recording.profile.filtered(at_leaf);
         let total = counting.total() as f64;
         assert!(total >= 0.9 * MILLISECONDS / 10.0, "{mode}: {counting}");
-        // Outside of its loop rbp is the caller's: for some 40 cycles of five million, so that more than one of 400
-        // samples is there once in 100,000 runs.
+        // Outside the loop rbp is the caller's, for about 40 cycles of five million. So more than one of
+        // 400 samples falls outside only once in 100,000 runs.
         let in_loop = counting.count(|stack| stack.user().count() == 1) as f64;
         assert!(in_loop >= total - 1.0, "{mode}: {counting}");
         let summary = &recording.summary;
@@ -93,7 +93,7 @@ fn just_in_time_compiled_code_without_frame_pointers() {
     }
 }
 
-/// A Rust program: a closure has its name, and so has what was inlined into it.
+/// In a Rust program a closure has its name, and so has a function that was inlined into it.
 #[test]
 fn rust_closures_and_inlined_functions() {
     if !can_record() {

@@ -1,11 +1,12 @@
-//! A file is its contents, not its inode: programs that are overwritten in place while they are recorded.
+//! A file is identified by its content, not by its inode: programs that are overwritten in place while they
+//! are recorded.
 
 use std::path::Path;
 
 use crate::common::{Profile, Recording, Workshop, can_record};
 
-/// Runs one version of a program for 600 ms, overwrites its file in place and runs the other for 900 ms. `padding`
-/// bytes are appended to the first.
+/// Runs one version of a program for 600 ms, overwrites its file in place, and runs the other version for
+/// 900 ms. `padding` bytes are appended to the first version.
 fn overwritten(padding: u64) -> Option<(Recording, Workshop)> {
     if !can_record() {
         return None;
@@ -28,15 +29,16 @@ fn overwritten(padding: u64) -> Option<(Recording, Workshop)> {
     Some((recording, workshop))
 }
 
-/// Samples in the functions of the two versions, of about 0.6 and 0.9 seconds.
+/// The number of samples in the functions of the two versions.
 fn shares(profile: &Profile) -> (f64, f64) {
     let of = |name: &str| profile.count(|stack| stack.has(name)) as f64;
     (of("before"), of("after"))
 }
 
-/// Asserts that a version has as many samples as its CPU time is worth. A program starts and ends between two ticks, which
-/// gains or loses a sample, and its start and end are sampled as well. While the host of a virtual machine takes the CPU
-/// no tick comes, but the program's CPU time goes on: such ticks are counted as missed, on all CPUs together.
+/// Asserts that a version has as many samples as its CPU time gives. A program starts and ends between two
+/// ticks, which adds or removes a sample, and its start and its end are sampled as well. While the host of
+/// a virtual machine takes a CPU away there is no tick, but the program's CPU time goes on; such ticks are
+/// counted as missed, for all CPUs together.
 #[track_caller]
 fn assert_worth(recording: &Recording, samples: f64, milliseconds: f64) {
     let expected = recording.expected(milliseconds);
@@ -52,8 +54,8 @@ fn assert_worth(recording: &Recording, samples: f64, milliseconds: f64) {
     );
 }
 
-/// Each version's samples have its own function's name: the first version's is read from the copy that was made of a
-/// young file.
+/// The samples of each version have the name of its own function. The name in the first version is read
+/// from the copy that the agent makes of a file that was modified recently.
 #[test]
 fn a_young_file_keeps_its_names() {
     let Some((recording, _workshop)) = overwritten(0) else {
@@ -69,8 +71,8 @@ fn a_young_file_keeps_its_names() {
     });
 }
 
-/// A file that is too large to be copied loses the names of its first version, which is said; they are not mistaken
-/// for those of the second.
+/// A file that is too large to be copied loses the names of its first version, which a note says. Its
+/// functions are not named after those of the second version.
 #[test]
 fn a_large_file_loses_its_names_and_says_so() {
     let Some((recording, _workshop)) = overwritten(40 << 20) else {

@@ -1,4 +1,4 @@
-//! Threads, processes and mappings that come and go.
+//! Threads, processes and mappings that begin and end during a recording.
 
 use std::{fs, process::Command, thread, time::Duration};
 
@@ -7,7 +7,7 @@ use crate::common::{
     start,
 };
 
-/// 32 threads at once: each stack ends where the thread began.
+/// The stacks of 32 concurrent threads end where each thread began.
 #[test]
 fn many_threads() {
     if !can_record() {
@@ -15,19 +15,21 @@ fn many_threads() {
     }
     let workshop = Workshop::new();
     let program = workshop.cc("threads.c", "threads", &["-pthread"]);
-    // Alone: while 32 threads want the CPUs, the agents of other tests would wait for theirs.
+    // As exclusive: while 32 threads want the CPUs, the agents of other tests would have to wait for a CPU.
     let recording = Recording::undisturbed(&program, &["80", "32"]);
     recording.assert_sound(80.0 * 32.0);
     recording
         .profile
         .assert_share(0.95, "worker, called by the thread's start", |stack| {
             let user: Vec<&str> = stack.user().collect();
-            // libc: clone3, start_thread; whatever they are called, two frames and no more.
+            // The two frames below are libc's start of a thread (clone3 and start_thread, with or without
+            // names).
             user.get(2) == Some(&"worker") && user.get(3) == Some(&"burn")
         });
 }
 
-/// A process that becomes another program, twice: each part has the stacks of its own program.
+/// A process that executes two further programs. The samples of each part have the stacks of its own
+/// program.
 #[test]
 fn exec_chain() {
     if !can_record() {
@@ -54,8 +56,8 @@ fn exec_chain() {
     }
 }
 
-/// 1,000 processes of some milliseconds each, one after the other: they are there, with whole
-/// stacks and names.
+/// 1,000 processes of a few milliseconds each, one after the other, are sampled with complete stacks and
+/// names.
 #[test]
 fn a_thousand_short_lived_processes() {
     if !can_record() {
@@ -91,8 +93,8 @@ fn a_thousand_short_lived_processes() {
             tiny.count(|stack| stack.has("burn")) * 2 > tiny.total(),
             "most of a process's life is spent in burn:\n{tiny}"
         );
-        // A tenth of all this is execve, in the middle of which a process has its new address space
-        // and still the registers of the old: it has no user stack.
+        // About a tenth of the time is spent in execve. In the middle of it a process has the new address
+        // space and the registers of the old one, hence no user stack.
         assert!(
             recording.summary.complete_share() >= 0.99,
             "{}\n{}",
@@ -102,8 +104,8 @@ fn a_thousand_short_lived_processes() {
     }
 }
 
-/// A library opened and closed again and again, each time as another file: no stack through it is
-/// lost, not even the first, and its functions have names after it has been closed.
+/// A library that is opened and closed again and again, each time as another file. No stack through it is
+/// lost, not even the first, and its functions have names after it was closed.
 #[test]
 fn dlopen_in_flight() {
     if !can_record() {
@@ -128,13 +130,14 @@ fn dlopen_in_flight() {
     });
 }
 
-/// 1,500 processes of a millisecond each, in two kinds: when they are gone, nothing is kept for them but what is
-/// stated.
+/// 1,500 processes of a millisecond each, in two kinds. When they have ended, the agent keeps nothing for
+/// them beyond the stated bounds.
 #[test]
 fn what_has_ended_is_forgotten() {
-    /// Processes of the recording that live at its end: the program, the agent, and what these have just started.
+    /// Processes of the recording that are alive at its end: the program, the agent, and children that
+    /// these have just started.
     const LIVING: f64 = 16.0;
-    /// Processes that begin or end between the end of the recording and the count here: other tests'.
+    /// Processes of other tests that may begin or end between the end of the recording and the count below.
     const OTHERS: f64 = 64.0;
     /// Processes that the agent remembers after their end.
     const REMEMBERED: f64 = 1024.0;
@@ -143,7 +146,8 @@ fn what_has_ended_is_forgotten() {
     }
     let workshop = Workshop::new();
     let churn = workshop.cc("churn.c", "churn", &[]);
-    // The wait is longer than the ten seconds after which the agent looks for what no event told it.
+    // The wait is longer than the ten seconds after which the agent looks for changes that no event
+    // reported.
     let recording = Recording::alone(&churn, &["1500", "1", "12000"]);
     let living = pids().count() as f64 + OTHERS;
     assert_eq!(recording.finished.code(), 0);
@@ -170,14 +174,14 @@ fn what_has_ended_is_forgotten() {
     }
 }
 
-/// Processes of the machine.
+/// Pids of all processes of the machine.
 fn pids() -> impl Iterator<Item = u32> {
     let entries = fs::read_dir("/proc").expect("/proc").flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// A process whose first thread has ended lives on: its stacks are whole and have names, whether it was recorded from
-/// its start or only afterwards.
+/// A process continues when its first thread has ended. Its stacks are complete and have names, whether it
+/// was recorded from its start or attached to later.
 #[test]
 fn a_process_without_its_first_thread() {
     if !can_record() {
@@ -212,8 +216,9 @@ fn a_process_without_its_first_thread() {
     profile.assert_share(0.95, true_stack, is_true);
 }
 
-/// More is mapped than the buffer of a stopped agent holds, and a library is opened that the agent is not told of:
-/// it finds out, and the library's samples have their stacks and names.
+/// While the agent is stopped a process maps more than the agent's event buffer holds, and then opens a
+/// library, of which the agent gets no event. The agent notices the loss, and the samples in the library
+/// have their stacks and names.
 #[test]
 fn lost_events_are_made_up_for() {
     if !can_record() {
@@ -245,8 +250,8 @@ fn lost_events_are_made_up_for() {
     });
 }
 
-/// Records a running process while `meanwhile` lasts. What floods the kernel's buffers floods those of every recording,
-/// so nobody else records then.
+/// Records a running process while `meanwhile` runs. The caller holds the lock as exclusive, because what
+/// floods the kernel's event buffers floods those of every recording.
 fn attached(
     _alone: &MachineLock,
     workshop: &Workshop,
@@ -260,7 +265,7 @@ fn attached(
     command.arg("--output").arg(&folded);
     let mut agent = start(command);
     agent.wait_until("recording", |agent| agent.stderr().contains("recording"));
-    // It has read what there is.
+    // By now the agent has read the existing processes and mappings.
     thread::sleep(Duration::from_millis(500));
     meanwhile(&mut agent, running);
     agent.signal(libc::SIGINT);

@@ -1,4 +1,4 @@
-//! Every way of linking a program, and the code that links it while it runs.
+//! The ways of linking a program, and the code that binds functions while it runs.
 
 use std::{fs, path::Path};
 
@@ -24,7 +24,7 @@ fn check(name: &str, flags: &[&str]) {
         });
 }
 
-/// The default: position independent, dynamic.
+/// The compiler's default: position independent, dynamically linked.
 #[test]
 fn dynamic() {
     check("chain", &[]);
@@ -42,26 +42,26 @@ fn static_pie() {
     check("chain_static_pi", &["-static-pie"]);
 }
 
-/// A dynamic program at fixed addresses: its stated addresses are not relative to zero.
+/// A dynamically linked program at fixed addresses, whose symbols' addresses are not relative to zero.
 #[test]
 fn non_pie() {
     check("chain_non_pie", &["-no-pie"]);
 }
 
-/// Sections of unwind tables that only section headers lead to.
+/// The unwind section can be found through the section headers only.
 #[test]
 fn without_eh_frame_hdr() {
     check("chain_no_hdr", &["-Wl,--no-eh-frame-hdr"]);
 }
 
-/// A stripped program has no names, but each function is told from the others by its start.
+/// A stripped program has no names, but each of its functions is identified by its start.
 #[test]
 fn stripped() {
     if !can_record() {
         return;
     }
     let workshop = Workshop::new();
-    // The same code with its symbols says where each function starts.
+    // The same code with symbols gives the start of each function.
     let symbols = Workshop::symbols(&workshop.cc("chain.c", "twin", &[]));
     let program = workshop.cc("chain.c", "chain_stripped", &["-s"]);
     let recording = Recording::of(&program, &[&MILLISECONDS.to_string()]);
@@ -77,7 +77,7 @@ fn stripped() {
     assert!(recording.summary.number("/frames_module_only") > 0.0);
 }
 
-/// A stripped program in a container: its names come from the debug files that the container has.
+/// The functions of a stripped program in a container are named by the debug files of that container.
 #[test]
 fn debug_files_of_a_container() {
     if !can_record() {
@@ -92,7 +92,7 @@ fn debug_files_of_a_container() {
     let (first, rest) = id.split_at(2);
     let root = workshop.path().to_str().expect("a path of ours");
     let debug = format!("{root}/usr/lib/debug/.build-id/{first}/{rest}.debug");
-    // A root directory and a mount namespace of its own are what makes a container here.
+    // A root directory and a mount namespace of its own are enough to count as a container here.
     let script = format!(
         "mkdir -p $(dirname {debug}) && objcopy --only-keep-debug {root}/contained {debug} && \
          strip {root}/contained && exec unshare --mount chroot {root} /contained {MILLISECONDS}"
@@ -115,8 +115,8 @@ fn plt(kind: &str) -> Recording {
     recording
 }
 
-/// Calls into a shared library: the PLT entry, the function's first instruction and its last all
-/// have the caller.
+/// Calls into a shared library: samples in the PLT entry, at the function's first instruction and at its
+/// last all have the caller.
 #[test]
 fn calls_through_the_plt() {
     if !can_record() {
@@ -152,8 +152,8 @@ fn lazy_binding() {
     calling.assert_share(1.0, "the caller", |stack| {
         stack.has_chain(&["main", "call_all"])
     });
-    // The library's functions do nothing: nearly all of it is the resolver, which has a name only
-    // where the dynamic linker's debug symbols are installed.
+    // The library's functions do nothing, so nearly all samples are in the resolver. It has a name only
+    // where debug symbols of the dynamic linker are installed.
     calling.assert_share(0.5, "in the dynamic linker", |stack| {
         stack
             .user()

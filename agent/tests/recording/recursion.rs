@@ -14,12 +14,12 @@ fn calls(stack: &Stack) -> usize {
     stack.user().filter(|frame| *frame == "recurse").count()
 }
 
-/// The samples taken while the recursion was at its end.
+/// The samples at the end of the recursion.
 fn burning(recording: &Recording) -> Profile {
     recording.profile.filtered(|stack| stack.has("burn"))
 }
 
-/// 300 frames of a recursion come out one by one, from the leaf to `_start`.
+/// All 300 frames of a recursion are in the stack, from the leaf to `_start`.
 #[test]
 fn three_hundred_frames() {
     if !can_record() {
@@ -35,7 +35,7 @@ fn three_hundred_frames() {
     });
 }
 
-/// 900 frames are no limit either (the promise is 512).
+/// 900 frames are within the limit too (documented: 512).
 #[test]
 fn nine_hundred_frames() {
     if !can_record() {
@@ -49,7 +49,7 @@ fn nine_hundred_frames() {
     assert!(recording.summary.number("/stack_depth/max") >= 900.0);
 }
 
-/// 5,000 frames are more than a sample holds: the leaf end is kept, and each sample is marked.
+/// 5,000 frames are more than a sample holds: the leaf end is kept, and each sample is marked as truncated.
 #[test]
 fn five_thousand_frames_are_marked() {
     if !can_record() {
@@ -64,8 +64,8 @@ fn five_thousand_frames_are_marked() {
             && stack.has_chain(&["recurse", "recurse", "burn"])
             && !stack.starts_at_process_start()
     });
-    // While the kernel does not know the process yet, it is the copy of the stack that ends too
-    // early; after that the record is full. Neither is called complete.
+    // While the kernel does not know the process yet, the stack copy is too short; afterwards the record is
+    // full. Neither counts as complete.
     let summary = &recording.summary;
     let marked = summary.outcome("too_deep") + summary.outcome("copy_too_short");
     assert!(

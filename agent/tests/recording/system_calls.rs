@@ -1,10 +1,10 @@
-//! Samples that fall into the kernel, or into the kernel's page of user code.
+//! Samples in the kernel, and in the vDSO, the kernel's own page of user code.
 
 use crate::common::{Recording, Workshop, can_record};
 
 const MILLISECONDS: f64 = 2000.0;
 
-/// A sample inside a system call carries the kernel's frames and below them the whole user stack.
+/// A sample in a system call has the kernel's frames, and below them the complete user stack.
 #[test]
 fn user_stack_below_a_system_call() {
     if !can_record() {
@@ -23,7 +23,7 @@ fn user_stack_below_a_system_call() {
     reading.assert_share(0.99, "the true stack", |stack| {
         stack.has_chain(&["main", "drink", "sip"]) && stack.starts_at_process_start()
     });
-    // Kernel frames come after the user's, and only there.
+    // Kernel frames follow the user's frames and are nowhere else.
     reading.assert_share(1.0, "user frames, then kernel frames", |stack| {
         let user = stack.user().count();
         stack.frames[user..]
@@ -35,7 +35,7 @@ fn user_stack_below_a_system_call() {
     });
 }
 
-/// The vDSO has no file on disk; its code has names and callers all the same.
+/// The vDSO has no file on disk; its functions still have names and callers.
 #[test]
 fn vdso() {
     if !can_record() {

@@ -1,4 +1,4 @@
-//! The step over our tables against framehop, an unwinder of its own, on real files.
+//! The step by the agent's tables, compared with framehop, an independent unwinder, on real files.
 
 use crate::inputs::{LARGE, Random, cursor, files, read, word};
 use agent_ebpf::unwind::{CfaKind, Rule, SAVED, Slot, Step, Unsupported, reg, step};
@@ -8,7 +8,7 @@ use framehop::x86_64::{CacheX86_64, UnwindRegsX86_64, UnwinderX86_64};
 use framehop::{ExplicitModuleSectionInfo, FrameAddress, Module, Unwinder};
 use std::collections::BTreeMap;
 
-/// Addresses tried in each file.
+/// Number of addresses that are tried in each file.
 const ADDRESSES: u64 = 20_000;
 
 type Hop<'data> = UnwinderX86_64<&'data [u8]>;
@@ -33,7 +33,7 @@ fn framehop<'data>(object: &Object<'data>) -> Hop<'data> {
     unwinder
 }
 
-/// Why framehop is not asked about a rule, or answers it otherwise.
+/// The reason why framehop cannot be compared for a rule, if there is one.
 fn explained(rule: &Rule) -> Option<&'static str> {
     let kind = |kind: CfaKind| rule.kind == kind as u8;
     if kind(CfaKind::Unsupported) {
@@ -59,7 +59,7 @@ fn explained(rule: &Rule) -> Option<&'static str> {
     None
 }
 
-/// Same caller (ip, sp, fp) for thousands of addresses of each file.
+/// The caller (ip, sp, fp) is the same for thousands of addresses of each file.
 #[test]
 fn same_caller() {
     for (path, data) in files(LARGE) {
@@ -75,7 +75,8 @@ fn same_caller() {
             let svma = object.base_svma() + random.below(object.text().end - object.base_svma());
             let rule = table.rule_at((svma - table.base_svma) as u32);
             if cfi.function_start(svma).is_none() {
-                // The entry point's code, or rules derived from instructions.
+                // No entry covers the address, so its rule is that of the entry point's code or derived
+                // from instructions.
                 let entry = (object.entry..object.entry + MAX_ENTRY_BYTES).contains(&svma);
                 assert!(rule != Rule::END || entry);
                 *apart.entry("not covered: framehop guesses").or_default() += 1;

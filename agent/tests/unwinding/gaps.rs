@@ -1,6 +1,6 @@
-//! Rules derived from instructions, where no unwind entry covers the code: small pieces of machine
-//! code, random programs on a simulated machine, real files, and code that does have entries, whose
-//! rules must come out the same.
+//! Rules derived from instructions where no unwind entry covers the code. Tested with small pieces of
+//! machine code, random programs on a simulated machine, real files, and code that has entries, for which
+//! the derived rules must be the same.
 
 use crate::inputs::{LARGE, Random, files};
 use agent_ebpf::unwind::{CfaKind, Cursor, Registers, Rule, SAVED, Slot, Step, reg, step};
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 const TEXT: u64 = 0x40_1000;
 const EH_FRAME: u64 = 0x60_0000;
 
-/// One entry, for the byte behind the code.
+/// An `.eh_frame` with one entry, which covers the byte behind the code.
 fn entry_behind(end: u64) -> Vec<u8> {
     let mut section = vec![
         20, 0, 0, 0, 0, 0, 0, 0, 1, b'z', b'R', 0, 1, 0x78, 16, 1, 0x1b, 0x0c, 7, 8, 0x90, 1, 0, 0,
@@ -27,7 +27,7 @@ fn entry_behind(end: u64) -> Vec<u8> {
     section
 }
 
-/// Runs `with` on a file that is nothing but this code at `svma` and one entry behind it.
+/// Runs `with` on a file that contains only this code at `svma` and one entry behind it.
 fn with_code<R>(code: &[u8], svma: u64, with: impl FnOnce(&Cfi<'_>, &Table) -> R) -> R {
     let end = svma + code.len() as u64;
     let eh_frame = entry_behind(end);
@@ -52,7 +52,7 @@ fn with_code<R>(code: &[u8], svma: u64, with: impl FnOnce(&Cfi<'_>, &Table) -> R
     with(&cfi, &table)
 }
 
-/// How the CFA is found at some offsets: register and distance, or nothing.
+/// The CFA's register and offset at some offsets in the code, or `None` where there is no rule.
 fn cfas(code: &[u8], offsets: &[u32]) -> Vec<Option<(u8, i32)>> {
     with_code(code, TEXT, |cfi, table| {
         let rule = |offset: &u32| {
@@ -68,8 +68,8 @@ fn rsp(offset: i32) -> Option<(u8, i32)> {
     Some((reg::RSP, offset))
 }
 
-/// crtstuff's `__do_global_dtors_aux`: two returns, the second behind the first and reached by a
-/// jump, then the next function.
+/// crtstuff's `__do_global_dtors_aux`: two returns, the second of which is behind the first and reached by
+/// a jump, and then the next function.
 #[test]
 fn code_behind_a_return() {
     let code = [
@@ -89,7 +89,7 @@ fn code_behind_a_return() {
     assert_eq!(found, expected);
 }
 
-/// A frame pointer goes on where the stack pointer is lost (a realigned stack), and a caller's
+/// Where the stack pointer is lost (a realigned stack) the frame pointer is used, and the caller's
 /// registers are found where they were pushed.
 #[test]
 fn frame_pointer_when_the_stack_pointer_is_lost() {
@@ -122,7 +122,8 @@ fn frame_pointer_when_the_stack_pointer_is_lost() {
     });
 }
 
-/// Registers that are pushed only to be seen (V8's conservative stack scan), and dropped.
+/// Registers that are pushed only so that a scan of the stack sees them (V8's conservative stack scan), and
+/// then dropped instead of popped.
 #[test]
 fn pushed_and_not_popped() {
     let code = [
@@ -143,7 +144,7 @@ fn pushed_and_not_popped() {
     });
 }
 
-/// A jump forward over a return, and one backward into the middle of a frame.
+/// A jump forward over code, and a jump backward into the middle of a frame.
 #[test]
 fn jumps_carry_their_frame() {
     let code = [
@@ -162,8 +163,7 @@ fn jumps_carry_their_frame() {
     );
 }
 
-/// The entries of a linkage table that is bound lazily: the first has one word on the stack when
-/// it is reached.
+/// The entries of a linkage table with lazy binding. The first entry is reached with one word on the stack.
 #[test]
 fn lazy_linkage_table() {
     let mut code = vec![
@@ -181,7 +181,7 @@ fn lazy_linkage_table() {
     assert_eq!(found, [16, 24, 8, 8, 16, 8, 8, 16].map(rsp));
 }
 
-/// With indirect-branch tracking the entries begin with `endbr64` and push at once.
+/// With indirect-branch tracking the entries begin with `endbr64` and push immediately.
 #[test]
 fn lazy_linkage_table_with_branch_tracking() {
     let mut code = vec![0xff, 0x35, 0, 0x10, 0, 0]; // push GOT+8(%rip)
@@ -195,8 +195,8 @@ fn lazy_linkage_table_with_branch_tracking() {
     assert_eq!(found, [16, 24, 8, 8, 16, 8, 8, 16].map(rsp));
 }
 
-/// The cases of a `switch`, which only a jump through a table leads to, have the frame of that jump;
-/// the function behind them has its own; what could be either has none.
+/// The cases of a `switch`, which are reached only by a jump through a table, have the frame of that jump.
+/// The function behind them has its own frame. Code that could be either has no rule.
 #[test]
 fn cases_of_a_switch() {
     let mut code = vec![
@@ -210,13 +210,14 @@ fn cases_of_a_switch() {
     let expected = [8, 16, 16, 16, 8].map(rsp).into_iter();
     let expected = expected.chain([None, None]).chain([8, 16, 8].map(rsp));
     assert_eq!(found, expected.collect::<Vec<_>>());
-    // Without the push there is nothing to tell apart.
+    // Without the push both have the same frame, so all code has a rule.
     code[0] = 0x90;
     code[10] = 0x90;
     assert_eq!(cfas(&code, &[1, 8, 12, 18]), [8, 8, 8, 16].map(rsp));
 }
 
-/// A signal trampoline without an entry: it, and the byte before, which a return address looks up.
+/// A signal trampoline without an entry has its rule, and so has the byte before it, which is where the
+/// lookup of a return address lands.
 #[test]
 fn signal_trampolines() {
     for number in [
@@ -245,9 +246,9 @@ fn signal_trampolines() {
     }
 }
 
-/// What contradicts itself gets no rule: a return with something on the stack, too much taken off,
-/// an instruction that no program has, a jump into the middle of an instruction, a frame that the
-/// code does not make. The function behind it does.
+/// Contradictory code gets no rule: a return with something on the stack, too much taken off the stack, an
+/// instruction that no program has, a jump into the middle of an instruction, a `leave` without a frame.
+/// The function behind it does get rules.
 #[test]
 fn contradictions_are_not_covered() {
     let wrong: [&[u8]; 6] = [
@@ -267,7 +268,7 @@ fn contradictions_are_not_covered() {
     }
 }
 
-/// Padding alone gives the same row as ever, and nothing counts as derived.
+/// Padding alone gives one row for the gap, and none of it counts as derived.
 #[test]
 fn padding_is_not_code() {
     let code = [
@@ -280,7 +281,7 @@ fn padding_is_not_code() {
     });
 }
 
-/// A stretch that is too long is not looked at: a frame pointer is assumed, as it always was.
+/// A gap that is too long is not analyzed; a frame pointer is assumed there.
 #[test]
 fn long_stretches_are_a_guess() {
     let code = vec![0x53; MIN_FRAME_POINTER_GAP as usize];
@@ -289,14 +290,14 @@ fn long_stretches_are_a_guess() {
     });
 }
 
-/// Bytes that mean nothing, and bytes that are made to be slow: in time, and the look-up of one
-/// address gives what the table has.
+/// Random bytes, and code that is slow to analyze: it takes limited time, and the lookup of one address
+/// gives the rule of the table.
 #[test]
 fn hostile_code() {
     const BYTES: usize = MIN_FRAME_POINTER_GAP as usize - 1;
     let mut random = Random(11);
     let noise: Vec<u8> = (0..BYTES).map(|_| random.next() as u8).collect();
-    // Each with its own depth, all jumping to one another.
+    // Steps with different stack depths that all jump to one another.
     let ladder = |step: &[u8]| step.iter().copied().cycle().take(BYTES).collect();
     let codes: Vec<Vec<u8>> = vec![
         noise,
@@ -319,16 +320,16 @@ fn hostile_code() {
                 assert_eq!(cfi.row_at(TEXT + offset), rule, "{which} at {offset}");
             }
         });
-        // In the debug profile, on a busy machine, four times over.
+        // For the debug profile on a busy machine: four evaluations.
         let elapsed = start.elapsed();
         assert!(elapsed < Duration::from_secs(20), "{which}: {elapsed:?}");
     }
 }
 
-/// What a random program is made of. All of it is undone in the epilogue.
+/// The operations of a random program. The epilogue undoes all of them.
 #[derive(Clone, Debug)]
 enum Op {
-    /// Push of the register with this number in machine code, pop at the end.
+    /// Push of the register with this number in machine code, popped in the epilogue.
     Push(u8),
     /// `sub $n, %rsp`.
     Reserve(u8),
@@ -336,11 +337,11 @@ enum Op {
     Lea(u8),
     /// `push %rbp; mov %rsp, %rbp`, undone by `leave`.
     Frame,
-    /// `push $n`, and at once `pop %rax`.
+    /// `push $n`, followed at once by `pop %rax`.
     Bounce(u8),
     /// `xor` of a register with itself, if it was pushed before.
     Clear(u8),
-    /// `jne` to a second epilogue, which is placed behind the return.
+    /// `jne` to a second epilogue, which is behind the return.
     LeaveEarly,
 }
 
@@ -356,7 +357,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// DWARF number of a register's number in machine code.
+/// The DWARF number of a register, given its number in machine code.
 fn dwarf(code: u8) -> usize {
     let low = [0, 2, 1, 3, 7, 6, 4, 5];
     low.get(usize::from(code))
@@ -387,7 +388,7 @@ fn epilogue(done: &[Op], code: &mut Vec<u8>) {
     code.push(0xc3);
 }
 
-/// The program's bytes.
+/// The machine code of the program.
 fn assemble(ops: &[Op]) -> Vec<u8> {
     let mut code = Vec::new();
     let mut done: Vec<Op> = Vec::new();
@@ -434,13 +435,13 @@ fn assemble(ops: &[Op]) -> Vec<u8> {
     code
 }
 
-/// A machine that knows these instructions.
+/// A simulated machine that executes these instructions.
 struct Machine<'code> {
     code: &'code [u8],
     at: usize,
     gp: [u64; 16],
     stack: HashMap<u64, u64>,
-    /// Which of the coming `jne` are taken.
+    /// Bits that say which of the next `jne` are taken, lowest first.
     jumps: u64,
 }
 
@@ -455,7 +456,7 @@ impl Machine<'_> {
         self.stack[&(self.gp[7] - 8)]
     }
 
-    /// Executes one instruction; false at the return.
+    /// Executes one instruction. Returns false at the return.
     fn step(&mut self) -> bool {
         let rest = &self.code[self.at..];
         let word = |at: usize| i32::from_le_bytes(rest[at..at + 4].try_into().expect("four bytes"));
@@ -519,7 +520,7 @@ impl Machine<'_> {
     }
 }
 
-/// Runs the program, and before each instruction the step, which must find the caller as it was.
+/// Runs the program. Before each instruction the step must find the caller with its registers.
 fn caller_everywhere(code: &[u8], jumps: u64, seed: u64) {
     const RETURN: u64 = 0x1234_5678;
     let mut random = Random(seed);
@@ -544,7 +545,7 @@ fn caller_everywhere(code: &[u8], jumps: u64, seed: u64) {
                 ip: TEXT + machine.at as u64,
             });
             let result = step(&mut cursor, &rule, |address, words| {
-                // What was popped is still there; what was never written reads as zero.
+                // Popped words are still in memory; words that were never written read as zero.
                 for (index, word) in words.iter_mut().enumerate() {
                     let address = address.wrapping_add(index as u64 * 8);
                     *word = machine.stack.get(&address).copied().unwrap_or(0);
@@ -568,7 +569,8 @@ fn caller_everywhere(code: &[u8], jumps: u64, seed: u64) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Random programs, every path: the caller and its registers are found before each instruction.
+    /// In random programs, on several paths, the caller and its registers are found before each
+    /// instruction.
     #[test]
     fn random_programs(
         ops in prop::collection::vec(op(), 0..24),
@@ -584,7 +586,7 @@ proptest! {
 
 type Elf = object::elf::FileHeader64<LE>;
 
-/// Start and bytes of a section.
+/// Address and content of a section.
 fn section<'data>(data: &'data [u8], name: &str) -> Option<(u64, &'data [u8])> {
     let header = Elf::parse(data).expect("an ELF file");
     let sections = header.sections(LE, data).expect("sections");
@@ -592,8 +594,7 @@ fn section<'data>(data: &'data [u8], name: &str) -> Option<(u64, &'data [u8])> {
     Some((section.sh_addr(LE), section.data(LE, data).expect("bytes")))
 }
 
-/// `.init` and `.fini` (`sub $8, %rsp; …; add $8, %rsp; ret`) and crtstuff at the start of `.text`,
-/// in every file that has them without entries.
+/// `.init` and `.fini` (`sub $8, %rsp; …; add $8, %rsp; ret`) in every file that has them without entries.
 #[test]
 fn crt_files() {
     let mut tested = 0;
@@ -623,7 +624,7 @@ fn crt_files() {
             tested += 1;
         }
     }
-    assert!(tested >= 2, "this test itself has both");
+    assert!(tested >= 2, "this test program has both");
 }
 
 /// A program linked by lld, which writes no entry for its linkage table.
@@ -665,7 +666,7 @@ fn linkage_table_of_lld() {
             assert_eq!(rule.kind, CfaKind::Register as u8, "{binding} {offset}");
             (rule.reg == reg::RSP).then_some(rule.offset)
         };
-        // lld's first entry: `push; jmp *; nop`, the others: `jmp *; push; jmp`.
+        // The first entry of lld's table: `push; jmp *; nop`, the others: `jmp *; push; jmp`.
         for entry in (16..code.len()).step_by(16) {
             let got = [0, 6, 11].map(|offset| rsp(entry + offset));
             assert_eq!(got, [8, 8, 16].map(Some), "{binding} {entry}");
@@ -674,11 +675,10 @@ fn linkage_table_of_lld() {
     }
 }
 
-/// Code that does have entries, looked at as if it had none: where both say how the CFA is found
-/// from the same register, they say the same, with few exceptions, which are functions entered in
-/// the middle. Two things are left out that come with entries only: parts of functions that the
-/// compiler moved elsewhere, and files that handle exceptions (nothing in the code leads to the
-/// landing pads).
+/// Code that has entries, analyzed as if it had none. Where both find the CFA from the same register, the
+/// offsets are the same, with few exceptions: functions that are entered in the middle. Two kinds of code
+/// are left out, because only entries describe them: parts of functions that the compiler moved elsewhere,
+/// and files that handle exceptions (no instruction leads to the landing pads).
 #[test]
 fn as_the_entries_say() {
     const WINDOW: u64 = 32 << 10;

@@ -1,20 +1,20 @@
-//! Broken and hostile files: real ELF files with bytes changed, cut and moved, always the same ones.
-//! Nothing may panic, hang, or take memory out of proportion.
+//! Damaged and hostile files: real ELF files with bytes changed, cut and moved, the same ones in every run.
+//! None may cause a panic, take too long, or take memory out of proportion.
 //!
-//! `FLAMESTORM_FUZZ_SECONDS` sets how long (5 seconds without it), `FLAMESTORM_FUZZ_SEED` where the
-//! numbers start.
+//! `FLAMESTORM_FUZZ_SECONDS` sets how long files are tried (5 seconds if it is not set),
+//! `FLAMESTORM_FUZZ_SEED` the seed of the random numbers.
 
 use crate::inputs::{Random, files};
 use flamestorm::object::Object;
 use flamestorm::unwind::{Cfi, tree};
 use std::time::{Duration, Instant};
 
-/// Longest that one file may take, in the debug profile on a busy machine. A mutation takes some
-/// milliseconds; what this finds is quadratic.
+/// Longest time for one file, in the debug profile on a busy machine. A mutated file takes some
+/// milliseconds; this finds quadratic time.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Bytes of table for each byte of file at most. A two-byte instruction can make a row of six bytes,
-/// and vectors double.
+/// Most bytes of table for each byte of file. An instruction of two bytes can make a row of six bytes, and
+/// vectors double their capacity.
 const MEMORY_FACTOR: usize = 8;
 
 fn number_from(variable: &str, default: u64) -> u64 {
@@ -24,7 +24,7 @@ fn number_from(variable: &str, default: u64) -> u64 {
     }
 }
 
-/// Files small enough that thousands of mutations of each fit into seconds.
+/// Files that are small enough for thousands of mutations of each in seconds.
 fn seeds() -> Vec<Vec<u8>> {
     let mut seeds: Vec<Vec<u8>> = files(512 << 10).into_iter().map(|file| file.1).collect();
     seeds.retain(|data| data.len() < 512 << 10);
@@ -32,7 +32,7 @@ fn seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
-/// ld.so with nothing after its last loaded byte: no section headers.
+/// ld.so without section headers.
 fn small() -> Vec<u8> {
     let mut data = std::fs::read("/lib64/ld-linux-x86-64.so.2").expect("ld.so");
     data[0x28..0x30].fill(0);
@@ -40,7 +40,7 @@ fn small() -> Vec<u8> {
     data
 }
 
-/// Ranges of the file where changes are worthwhile: headers, notes, unwind sections, code.
+/// Ranges of the file in which changes have an effect: headers, notes, unwind sections, code.
 fn targets(data: &[u8]) -> Vec<std::ops::Range<usize>> {
     let object = Object::parse(data).expect("a sound file");
     let inside = |section: &[u8]| {
@@ -66,7 +66,7 @@ fn targets(data: &[u8]) -> Vec<std::ops::Range<usize>> {
     targets
 }
 
-/// Numbers at which code goes wrong.
+/// Numbers at which arithmetic goes wrong.
 const EDGES: [u64; 12] = [
     0,
     1,
@@ -99,7 +99,7 @@ fn mutate(data: &mut Vec<u8>, targets: &[std::ops::Range<usize>], random: &mut R
                 data[at..at + width].copy_from_slice(&edge.to_le_bytes()[..width]);
             }
             7 => {
-                // The same bytes again somewhere else: entries within entries.
+                // Copies bytes to another place, which makes entries within entries.
                 let length = 16 + random.below(256) as usize;
                 let from = target.start + random.below((end - target.start - 15) as u64) as usize;
                 let length = length.min(end - at).min(end - from);
@@ -120,7 +120,7 @@ fn mutate(data: &mut Vec<u8>, targets: &[std::ops::Range<usize>], random: &mut R
     }
 }
 
-/// Reads everything there is to read.
+/// Reads everything that the agent reads of a file. Returns whether there was a table.
 fn exercise(data: &[u8], random: &mut Random) -> bool {
     let Ok(object) = Object::parse(data) else {
         return false;
@@ -157,7 +157,7 @@ fn exercise(data: &[u8], random: &mut Random) -> bool {
     tree::layout(&table).is_ok()
 }
 
-/// Thousands of broken files.
+/// Thousands of damaged files.
 #[test]
 fn mutated_files() {
     let seconds = number_from("FLAMESTORM_FUZZ_SECONDS", 5);
@@ -169,7 +169,7 @@ fn mutated_files() {
     while start.elapsed() < Duration::from_secs(seconds) {
         let which = tried as usize % seeds.len();
         let mut data = seeds[which].clone();
-        // A number of its own for each try, so that it can be repeated alone.
+        // A seed for each try, so that one try can be repeated alone.
         let mut random = Random(seed.wrapping_add(tried).wrapping_mul(0x5851_f42d_4c95_7f2d));
         mutate(&mut data, &targets[which], &mut random);
         let before = Instant::now();
@@ -183,7 +183,7 @@ fn mutated_files() {
     assert!(tried > 10 && compiled > tried / 10);
 }
 
-/// Every length of a small file, from nothing to whole.
+/// Truncations of a small file, from nothing to nearly all of it.
 #[test]
 fn truncated_files() {
     let data = small();
@@ -194,8 +194,8 @@ fn truncated_files() {
     }
 }
 
-/// Ten thousand entries that each claim the rest of the section: the work they ask for is the square
-/// of their size, and is refused.
+/// Ten thousand entries that each claim the rest of the section. The work would be the square of their
+/// number, so it is refused.
 #[test]
 fn entries_within_entries() {
     const ENTRIES: u32 = 10_000;
@@ -213,7 +213,7 @@ fn entries_within_entries() {
         let start = TEXT + u64::from(n) * 16;
         hdr.extend((start.wrapping_sub(HDR) as u32).to_le_bytes());
         hdr.extend(((EH_FRAME - HDR) as u32 + at).to_le_bytes());
-        // Everything up to the section's end belongs to it.
+        // The entry claims everything up to the section's end.
         let length = (ENTRIES - n) * 20 - 4;
         eh_frame.extend(length.to_le_bytes());
         eh_frame.extend((at + 4).to_le_bytes());

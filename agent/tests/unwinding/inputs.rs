@@ -1,16 +1,16 @@
-//! What the tests of the unwind tables share: real files, numbers that look random, and a stack
-//! that answers every read.
+//! Inputs that the tests of the unwind tables share: real files, pseudo-random numbers, and a stack on
+//! which every read succeeds.
 
 use agent_ebpf::unwind::{Cursor, Registers, reg};
 use std::path::{Path, PathBuf};
 
-/// Files that every Debian has, and this test itself (a Rust program).
+/// Files that every Debian has. This test program itself (a Rust program) is added to them.
 const PRESENT: [&str; 2] = [
     "/lib/x86_64-linux-gnu/libc.so.6",
     "/lib64/ld-linux-x86-64.so.2",
 ];
 
-/// Files of packages that `make test` does not install.
+/// Files of packages that `make test` does not install. Missing ones are skipped.
 const PERHAPS: [&str; 10] = [
     "/usr/lib/postgresql/15/bin/postgres",
     "/lib/x86_64-linux-gnu/libcrypto.so.3",
@@ -24,10 +24,10 @@ const PERHAPS: [&str; 10] = [
     "/usr/lib/chromium/chromium",
 ];
 
-/// Largest file that a test in the debug profile reads whole.
+/// Size of the largest file that a test in the debug profile reads whole, bytes.
 pub const LARGE: u64 = 64 << 20;
 
-/// Every file to test with, not larger than `limit` bytes.
+/// All files to test with that have at most `limit` bytes, with their content.
 pub fn files(limit: u64) -> Vec<(PathBuf, Vec<u8>)> {
     let mut paths: Vec<PathBuf> = PRESENT.iter().map(PathBuf::from).collect();
     paths.push(std::env::current_exe().expect("the path of this test"));
@@ -45,7 +45,7 @@ pub fn files(limit: u64) -> Vec<(PathBuf, Vec<u8>)> {
     paths.into_iter().map(read).collect()
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014): the same numbers in every run.
+/// The generator SplitMix64 (Steele, Lea, Flood 2014), which gives the same numbers in every run.
 pub struct Random(pub u64);
 
 impl Random {
@@ -54,7 +54,7 @@ impl Random {
         mix(self.0)
     }
 
-    /// Below `bound`, which is not 0.
+    /// A number less than `bound`, which must not be 0.
     pub fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
@@ -66,13 +66,13 @@ fn mix(mut z: u64) -> u64 {
     z ^ z >> 31
 }
 
-/// The word at an address: different everywhere, never 0, the same in every run, and an address
-/// above the stack when it is taken for one.
+/// The word at an address of the stack: a different one everywhere, the same in every run, and never 0.
+/// Taken as an address it lies above the stack.
 pub fn word(address: u64) -> u64 {
     0x7000_0000_0000 + (mix(address) & 0xff_ffff_fff8)
 }
 
-/// A machine state at `ip` with every register pointing somewhere into the stack.
+/// A machine state at `ip` in which every register points somewhere into the stack.
 pub fn cursor(ip: u64, random: &mut Random) -> Cursor {
     let sp = 0x6000_0000_0000 + random.below(1 << 20) * 16;
     let mut regs = Registers {
@@ -86,7 +86,7 @@ pub fn cursor(ip: u64, random: &mut Random) -> Cursor {
     Cursor::new(regs)
 }
 
-/// Reads the stack of [`word`]s.
+/// Reads from the stack of [`word`]s. Never fails.
 pub fn read(address: u64, words: &mut [u64]) -> bool {
     for (index, out) in words.iter_mut().enumerate() {
         *out = word(address.wrapping_add(index as u64 * 8));

@@ -1,5 +1,5 @@
-//! Call frame information made up at random: what the compiler makes of it, against gimli's rows
-//! and against the look-up of a single address.
+//! Random call frame information: the compiled table, compared with gimli's rows and with the lookup of a
+//! single address.
 
 use crate::inputs::{Random, cursor, read};
 use crate::reference::{Slice, check, for_each_row};
@@ -8,7 +8,7 @@ use flamestorm::object::{Object, Section, Segment};
 use flamestorm::unwind::Cfi;
 use proptest::prelude::*;
 
-/// Sets of programs that each property is tried with.
+/// Number of random inputs for each property.
 const CASES: u32 = 128;
 
 const TEXT: u64 = 0x40_1000;
@@ -16,7 +16,7 @@ const TEXT_BYTES: u64 = 0x2000;
 const EH_FRAME: u64 = 0x50_0000;
 const HDR: u64 = 0x4f_0000;
 
-/// A call frame instruction. Numbers are the operands as they are encoded.
+/// A call frame instruction. Numbers are operands in their encoded form.
 #[derive(Clone, Debug)]
 enum Instruction {
     Advance(u8),
@@ -88,7 +88,8 @@ fn sleb(out: &mut Vec<u8>, mut value: i64) {
     out.push(value as u8 & 0x7f);
 }
 
-/// Whether the CFA is a register and an offset: only then may one of the two be changed alone.
+/// Encodes a program. `plain` is whether the CFA is a register and an offset: only then may one of the two
+/// be changed alone.
 fn encode(program: &[Instruction], plain: &mut bool, out: &mut Vec<u8>) {
     for instruction in program {
         encode_one(instruction, plain, out);
@@ -172,15 +173,15 @@ fn encode_one(instruction: &Instruction, plain: &mut bool, out: &mut Vec<u8>) {
     }
 }
 
-/// A section under construction.
+/// The sections of a file under construction.
 struct Sections {
     eh_frame: Vec<u8>,
-    /// Start of the function and address of the entry, both svmas.
+    /// Start of the function and address of its entry, both svmas.
     entries: Vec<(u64, u64)>,
 }
 
 impl Sections {
-    /// With one CIE: CFA = rsp + 8, the return address below it.
+    /// A section with one CIE: CFA = rsp + 8, the return address below it.
     fn new() -> Sections {
         let mut sections = Sections {
             eh_frame: Vec::new(),
@@ -250,7 +251,7 @@ fn lost(rule: &Rule) -> Vec<u8> {
     lost.map(|(register, _)| register).collect()
 }
 
-/// A program within what the rules can tell must not come out unsupported.
+/// Whether rules can express everything in the program, so that none of it may be unsupported.
 fn must_be_supported(program: &[Instruction]) -> bool {
     use Instruction::*;
     program.iter().all(|instruction| match instruction {
@@ -266,7 +267,8 @@ fn must_be_supported(program: &[Instruction]) -> bool {
 proptest! {
     #![proptest_config(ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Random programs: same caller and saved registers as by gimli's rows, or given up.
+    /// Random programs have the same caller and saved registers as by gimli's rows, or are reported as
+    /// unsupported.
     #[test]
     fn same_caller_as_by_gimlis_rows(
         programs in prop::collection::vec(
@@ -302,8 +304,8 @@ proptest! {
         });
     }
 
-    /// Entries that overlap, coincide, are empty or lie outside the text: one address and the whole
-    /// table never disagree, and a function's start is never that of another function.
+    /// With entries that overlap, coincide, are empty or lie outside the text, the lookup of one address
+    /// and the whole table never disagree, and a function's start is never that of another function.
     #[test]
     fn disordered_entries(
         entries in prop::collection::vec(
@@ -319,7 +321,7 @@ proptest! {
         let hdr = sections.finish();
         let object = sections.object(with_hdr.then_some(&hdr[..]), TEXT - 0x400 + entry);
         let Ok(cfi) = Cfi::new(&object) else {
-            // Nothing but empty entries.
+            // All entries are empty.
             return Ok(());
         };
         let table = cfi.compile().expect("a table");

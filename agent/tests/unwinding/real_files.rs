@@ -1,5 +1,5 @@
-//! The tables of real files: against gimli's rows with every saved register, against the look-up of
-//! a single address, and through the blocks that the kernel searches.
+//! The tables of real files, compared with gimli's rows for every saved register, with the lookup of a
+//! single address, and through the blocks that the kernel searches.
 
 use crate::inputs::{LARGE, Random, cursor, files, read, word};
 use crate::reference::{Slice, check, for_each_row};
@@ -9,10 +9,10 @@ use flamestorm::object::Object;
 use flamestorm::unwind::{Cfi, Table, tree};
 use std::collections::HashMap;
 
-/// Share of text that may be unsupported in any of the files, in parts per thousand.
+/// The share of the text that may be unsupported in a file, per mille.
 const UNSUPPORTED_PER_MILLE: u64 = 2;
 
-/// Every row of every FDE: the step finds the same caller with the same saved registers.
+/// For every row of every FDE the step finds the same caller with the same saved registers.
 #[test]
 fn every_row_has_the_caller_that_gimli_says() {
     for (path, data) in files(LARGE) {
@@ -57,14 +57,14 @@ fn every_row_has_the_caller_that_gimli_says() {
     }
 }
 
-/// Saved registers that the rule gives up.
+/// Saved registers that the rule does not restore.
 fn lost(rule: &Rule) -> Vec<u8> {
     let pairs = SAVED.into_iter().zip(rule.saved);
     let lost = pairs.filter(|(_, slot)| *slot == Slot::UNDEFINED);
     lost.map(|(register, _)| register).collect()
 }
 
-/// The look-up of one address gives the table's rule: around every row, and anywhere.
+/// The lookup of one address gives the table's rule, at the edges of rows and anywhere else.
 #[test]
 fn row_at_is_the_table() {
     for (path, data) in files(LARGE) {
@@ -86,7 +86,7 @@ fn row_at_is_the_table() {
     }
 }
 
-/// The ends of many rows, and addresses anywhere in the text.
+/// The edges of many rows, and random addresses in the text.
 fn addresses(table: &Table, random: &mut Random) -> Vec<u64> {
     let rows = table.rows().step_by(1 + table.len() / 10_000);
     let edges = rows.flat_map(|row| [row.address, row.address.saturating_sub(1)]);
@@ -97,8 +97,8 @@ fn addresses(table: &Table, random: &mut Random) -> Vec<u64> {
         .collect()
 }
 
-/// Without the search table, the same table comes out. Without section headers too, but that where
-/// sections of code begin and end can no longer be told in code without entries.
+/// Without the search table (`.eh_frame_hdr`) the table is the same. Without section headers too, except
+/// that in code without entries the borders of code sections are unknown.
 #[test]
 fn stripped_of_section_headers() {
     for (path, mut data) in files(LARGE) {
@@ -140,7 +140,7 @@ fn same_rules(one: &Table, other: &Table, path: &std::path::Path) {
     assert!(one.rows().eq(other.rows()), "{}", path.display());
 }
 
-/// The blocks of a table give every row's rule to the kernel's search.
+/// The kernel's search finds the rule of every row in the blocks of a table.
 #[test]
 fn through_the_blocks() {
     for (path, data) in files(LARGE) {
@@ -170,7 +170,7 @@ fn through_the_blocks() {
     }
 }
 
-/// What the table says of its own coverage adds up, and little is unsupported.
+/// The table's figures of its own coverage add up, and little is unsupported.
 #[test]
 fn coverage() {
     for (path, data) in files(u64::MAX) {
@@ -201,8 +201,8 @@ fn coverage() {
     }
 }
 
-/// glibc's signal return, which libc must have, is a signal frame with the `sigcontext` where the
-/// kernel puts it: behind `uc_flags`, `uc_link` and `uc_stack`, 40 bytes (asm-generic/ucontext.h).
+/// glibc's signal return, which every libc must have, is a signal frame. Its `sigcontext` is where the
+/// kernel puts it: behind `uc_flags`, `uc_link` and `uc_stack`, at 40 bytes (asm-generic/ucontext.h).
 #[test]
 fn signal_frame_of_libc() {
     let data = std::fs::read("/lib/x86_64-linux-gnu/libc.so.6").expect("libc");
@@ -219,8 +219,8 @@ fn signal_frame_of_libc() {
     assert_eq!((rule.offset, rule.aux, rule.reg), (8, 11, 7));
 }
 
-/// OpenSSL's Montgomery multiplication, where TLS servers spend their time, keeps the old stack
-/// pointer on top of an array of r9 words.
+/// OpenSSL's Montgomery multiplication, in which TLS servers spend their time, saves the old stack pointer
+/// behind an array of r9 words.
 #[test]
 fn index_register_of_libcrypto() {
     let Ok(data) = std::fs::read("/lib/x86_64-linux-gnu/libcrypto.so.3") else {
@@ -244,15 +244,15 @@ fn index_register_of_libcrypto() {
     assert_eq!(table.unsupported.iter().sum::<u64>(), 0);
 }
 
-/// The end of the stack is proven where threads and processes begin: `_start` of ld.so, which has
-/// no entry of its own, and that of this program, whose return address is undefined.
+/// The end of the stack is proven where threads and processes begin: at `_start` of ld.so, which has no
+/// entry of its own, and at that of this program, whose return address is undefined.
 #[test]
 fn stacks_end_at_the_entry_point() {
     for path in ["/lib64/ld-linux-x86-64.so.2", "/proc/self/exe"] {
         let data = std::fs::read(path).expect("a file");
         let object = Object::parse(&data).expect("an ELF file");
         let cfi = Cfi::new(&object).expect("unwind entries");
-        // Past the first instructions: where a call returns to.
+        // Also behind the first instructions, where calls return to.
         for offset in [0, 8, 20] {
             assert_eq!(
                 cfi.row_at(object.entry + offset),
@@ -291,7 +291,7 @@ fn vdso() {
     assert_eq!(bias, start.wrapping_sub(object.base_svma() & !0xfff));
 }
 
-/// A mapping of a file's code gives its bias, whatever part of the segment it covers.
+/// The bias follows from a mapping of a file's code, whatever part of the segment it covers.
 #[test]
 fn bias_of_a_mapping() {
     let data = std::fs::read("/lib/x86_64-linux-gnu/libc.so.6").expect("libc");
@@ -307,7 +307,7 @@ fn bias_of_a_mapping() {
     assert!(object.build_id.is_some());
 }
 
-/// A word of the made-up stack is never zero: zero would end a walk.
+/// A word of the simulated stack is never zero, because zero would end a walk.
 #[test]
 fn words() {
     assert!((0..1000).all(|n| word(n * 8) != 0));

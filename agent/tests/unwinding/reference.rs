@@ -1,5 +1,5 @@
-//! The caller of a frame by gimli's rows, evaluated in the plainest way: every register of the row
-//! by its rule, expressions by gimli's own evaluator.
+//! The caller of a frame by gimli's rows, evaluated in the simplest way: each register of the row by its
+//! rule, and expressions by gimli's own evaluator.
 
 use agent_ebpf::unwind::{Cursor, Registers, reg};
 use gimli::{
@@ -12,14 +12,15 @@ use crate::inputs::word;
 
 pub type Slice<'data> = EndianSlice<'data, LittleEndian>;
 
-/// What the row says of the caller's registers; `None`: lost.
+/// The caller's registers by the row; `None` if the value is lost.
 pub struct Caller {
     pub cfa: u64,
     pub gp: [Option<u64>; 16],
     pub ip: Option<u64>,
 }
 
-/// Every row of `.eh_frame`, as (start, end, caller of a frame at start with `registers`).
+/// Calls `row` for every row of `.eh_frame` with its start, its end, the registers of a frame at the start,
+/// and that frame's caller.
 pub fn for_each_row(
     eh_frame: &EhFrame<Slice<'_>>,
     bases: &BaseAddresses,
@@ -122,8 +123,8 @@ fn evaluate(
     }
 }
 
-/// Checks the cursor after a step against the reference. Registers that the rule gives up
-/// ([`agent_ebpf::unwind::Slot::UNDEFINED`]) are in `lost`.
+/// Checks the cursor after a step against the reference. `lost` are the registers that the rule does not
+/// restore ([`agent_ebpf::unwind::Slot::UNDEFINED`]).
 pub fn check(cursor: &Cursor, caller: &Caller, lost: &[u8], context: &str) {
     assert_eq!(Some(cursor.regs.ip), caller.ip, "ip {context}");
     assert_eq!(Some(cursor.regs.sp()), caller.gp[7], "sp {context}");
