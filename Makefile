@@ -60,10 +60,10 @@ bench: setup-bench build ## Measure the agent beside perf  [PEERS=1: beside othe
 
 soak: export FLAMESTORM_REQUIRE_BPF = 1
 soak: setup-test ## Record for long among processes that live for short  [SOAK=30 minutes each of two tests]
-	FLAMESTORM_SOAK_MINUTES=$(SOAK) $(CARGO) test --release --workspace --test soak -- --nocapture
+	FLAMESTORM_SOAK_MINUTES=$(SOAK) $(CARGO) test --release --workspace --test alone -- --nocapture soak::
 
 fuzz: setup ## Feed damaged files to the readers for longer  [FUZZ=300 seconds each]
-	FLAMESTORM_FUZZ_SECONDS=$(FUZZ) $(CARGO) test --release --package agent --test unwind_hostile --test symbolize --test encode_pprof --test query_hostile
+	FLAMESTORM_FUZZ_SECONDS=$(FUZZ) $(CARGO) test --release --package agent --test unwinding --test naming --test outputs -- hostile:: symbolize:: pprof:: query_texts::
 
 install: build ## Install the agent  [PREFIX=/usr/local DESTDIR=]
 	@$(AS_ROOT) install -D -m 0755 $(AGENT) $(DESTDIR)$(PREFIX)/bin/flamestorm

@@ -1,4 +1,5 @@
-//! A PostgreSQL of a test's own: Debian's, in a temporary directory, gone at the end.
+//! A PostgreSQL server of one test: Debian's programs, with data in a temporary directory that is removed
+//! at the end.
 
 use std::{
     fs,
@@ -13,10 +14,10 @@ use tempfile::TempDir;
 
 use super::{namespace::Namespace, programs::run};
 
-/// A running server with the superuser `test`, listening on a Unix socket and on loopback.
+/// A running server with the superuser `test`. It listens on a Unix socket and on loopback.
 pub struct Cluster {
     directory: PathBuf,
-    /// Removed at the end.
+    /// The temporary directory, if this created it. Removed when dropped.
     _own: Option<TempDir>,
     namespace: Option<Namespace>,
     programs: PathBuf,
@@ -24,8 +25,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts one. `None` where there is no PostgreSQL, which has been said;
-    /// `FLAMESTORM_REQUIRE_BPF=1` makes that a failure.
+    /// Starts a server. Where PostgreSQL is not installed, says so and returns `None`, or fails if
+    /// `FLAMESTORM_REQUIRE_BPF=1`.
     pub fn start(settings: &str) -> Option<Cluster> {
         let programs = programs()?;
         let directory = cluster_directory();
@@ -40,7 +41,7 @@ impl Cluster {
         Some(cluster)
     }
 
-    /// Starts one in a namespace, in a directory that is seen only there.
+    /// Starts a server in namespaces, in a directory that is mounted only there.
     pub fn start_in(
         namespace: Namespace,
         directory: &Path,
@@ -77,18 +78,18 @@ impl Cluster {
             "listen_addresses = '127.0.0.1, ::1'\nport = {port}\nunix_socket_directories = '{socket}'\n\
              fsync = off\nautovacuum = off\njit = off\n{settings}\n"
         );
-        // A parameter that is given twice has its last value.
+        // The last value of a repeated parameter counts, so `settings` override the defaults above.
         let path = self.outside("data/postgresql.auto.conf");
         fs::write(&path, configuration).expect("configuration");
         self.control("start");
     }
 
-    /// Where the socket is, too.
+    /// The directory of the server, which also contains its socket.
     pub fn path(&self) -> &Path {
         &self.directory
     }
 
-    /// A file in it, as the test sees it.
+    /// A file in the directory, as the test sees it.
     fn outside(&self, file: &str) -> PathBuf {
         let path = self.directory.join(file);
         match &self.namespace {
@@ -97,12 +98,12 @@ impl Cluster {
         }
     }
 
-    /// The Unix socket.
+    /// The path of the Unix socket.
     pub fn socket(&self) -> String {
         format!("{}/.s.PGSQL.{}", self.path().display(), self.port)
     }
 
-    /// The pid of the postmaster, as this test sees it.
+    /// The pid of the postmaster, as the test sees it.
     pub fn postmaster(&self) -> u32 {
         let path = self.outside("data/postmaster.pid");
         let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
@@ -114,7 +115,7 @@ impl Cluster {
         }
     }
 
-    /// `pg_ctl start|stop|restart`
+    /// Runs `pg_ctl start`, `stop` or `restart`.
     pub fn control(&self, action: &str) {
         let log = self.path().join("log");
         let log = log.to_str().expect("UTF-8");
@@ -124,7 +125,7 @@ impl Cluster {
         );
     }
 
-    /// Runs SQL by psql.
+    /// Runs SQL by psql and returns what it printed.
     pub fn sql(&self, sql: &str) -> String {
         let mut command = self.command("psql");
         command.args(["-qAtX", "-v", "ON_ERROR_STOP=1", "-U", "test", "-h"]);
@@ -133,7 +134,7 @@ impl Cluster {
         run(command).trim().to_owned()
     }
 
-    /// A program of the server's version, as the server's user.
+    /// A command that runs one of the server's own programs, as the server's user.
     pub fn command(&self, program: &str) -> Command {
         let program = self.programs.join(program);
         // PostgreSQL refuses to run as root.
@@ -154,7 +155,7 @@ impl Cluster {
         command
     }
 
-    /// Any program, where the server is.
+    /// A command that runs any program in the same namespaces as the server.
     pub fn beside(&self, program: &Path) -> Command {
         match &self.namespace {
             Some(namespace) => namespace.command(program, None),
@@ -177,7 +178,8 @@ impl Drop for Cluster {
     }
 }
 
-/// A port of loopback that is free now; nobody else on this machine picks it in the next second.
+/// A port that is free on loopback now. The kernel does not choose it for another socket within the next
+/// second.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| listener.local_addr())
@@ -185,7 +187,7 @@ pub fn free_port() -> u16 {
         .port()
 }
 
-/// A directory that the server's user can write to.
+/// A temporary directory to which the server's user can write.
 pub fn cluster_directory() -> TempDir {
     let directory = tempfile::Builder::new()
         .prefix("flamestorm-cluster-")
@@ -196,7 +198,7 @@ pub fn cluster_directory() -> TempDir {
     directory
 }
 
-/// The newest of Debian's PostgreSQLs.
+/// The program directory of the newest PostgreSQL that Debian has installed.
 fn programs() -> Option<PathBuf> {
     let versions = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
@@ -216,7 +218,8 @@ fn programs() -> Option<PathBuf> {
     found
 }
 
-/// A user without rights, as a server should have: `postgres`, else `nobody`. Name, number, group.
+/// A user without privileges, as a server should have: `postgres`, or `nobody` where that does not exist.
+/// Name, user id and group id.
 pub fn unprivileged() -> (&'static str, u32, u32) {
     let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
     let of = |name: &'static str| {

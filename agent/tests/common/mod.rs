@@ -1,15 +1,14 @@
-//! What the tests on a real kernel share: build a ground-truth program, record it with the agent,
-//! read what the agent wrote.
+//! Helpers of the tests that run the agent: build a program whose true stacks are known, record it with the
+//! agent, and read what the agent wrote.
 //!
-//! Without the rights or the kernel to record, a test says so on standard error and passes;
-//! `FLAMESTORM_REQUIRE_BPF=1` makes it fail instead.
+//! On a machine that cannot record (missing capabilities, or a kernel without BTF) a test says so on
+//! standard error and passes. With `FLAMESTORM_REQUIRE_BPF=1` it fails instead.
 #![allow(
     dead_code,
     unused_imports,
-    reason = "each test file uses a part of this"
+    reason = "each test binary uses a part of this"
 )]
 
-pub mod attributed;
 mod cluster;
 mod namespace;
 mod process;
@@ -31,14 +30,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Samples a second in most tests. No divisor of the kernel's own tick; and few enough that the
-/// kernel's budget of stack copies lasts while a process is new to it, however busy the machine is.
+/// Sampling frequency of most tests, Hz. It does not divide the frequency of the kernel's own tick, and it
+/// is low enough that the kernel's budget of stack copies is not used up while a process is new to the
+/// agent, even on a busy machine.
 pub const HERTZ: u32 = 199;
 
-/// Samples a second where a share of CPU time is measured.
+/// Sampling frequency of tests that measure shares of CPU time, Hz.
 pub const MANY_HERTZ: u32 = 997;
 
-/// Whether this machine can record. Where it cannot: says why, or fails if it has to.
+/// Whether this machine can record. If not, prints the reason, or fails if `FLAMESTORM_REQUIRE_BPF=1`.
 pub fn can_record() -> bool {
     let Some(missing) = what_is_missing() else {
         return true;
@@ -47,14 +47,14 @@ pub fn can_record() -> bool {
         env::var_os("FLAMESTORM_REQUIRE_BPF").is_none_or(|value| value != "1"),
         "FLAMESTORM_REQUIRE_BPF=1, but this machine cannot record: {missing}"
     );
-    // Not `eprintln!`, which the test runner keeps to itself when the test passes.
+    // Not `eprintln!`, whose output the test runner captures and drops when the test passes.
     let test = std::thread::current().name().unwrap_or("?").to_owned();
     writeln!(io::stderr(), "{test}: SKIPPED, {missing}").expect("standard error");
     false
 }
 
-/// A program that `scripts/setup.sh test` has put under `target/tools`. Where it is missing: says so, or fails if
-/// it has to be there.
+/// A program that `scripts/setup.sh test` has put under `target/tools`. If it is missing, says so and
+/// returns `None`, or fails if `FLAMESTORM_REQUIRE_BPF=1`.
 pub fn tool(path: &str) -> Option<PathBuf> {
     let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools");
     let tool = tools.join(path);
@@ -91,19 +91,19 @@ fn what_is_missing() -> Option<String> {
     None
 }
 
-/// Keeps recordings that measure shares of CPU time apart from all others, in this process and in
-/// others: held until dropped.
+/// A lock of the whole machine, which keeps recordings that measure shares of CPU time apart from all
+/// others, in this process and in other processes. Held until dropped.
 pub struct MachineLock(#[expect(dead_code, reason = "the open file is the lock")] File);
 
 impl MachineLock {
-    /// With other recordings, but with none that wants the machine for itself.
+    /// For recordings that may run beside each other. Waits while a test holds the lock as exclusive.
     pub fn shared() -> Self {
         let file = Self::file();
         file.lock_shared().expect("lock of the tests");
         Self(file)
     }
 
-    /// Alone.
+    /// For a recording beside which no other may run.
     pub fn exclusive() -> Self {
         let file = Self::file();
         file.lock().expect("lock of the tests");
@@ -112,7 +112,7 @@ impl MachineLock {
 
     fn file() -> File {
         let path = env::temp_dir().join("flamestorm-tests.lock");
-        // Opened for reading alone if another user made it: enough for a lock.
+        // If another user created the file it can only be opened for reading, which is enough for a lock.
         File::options()
             .append(true)
             .create(true)

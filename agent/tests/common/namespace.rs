@@ -1,20 +1,20 @@
-//! A place apart, as a container has it: processes, mounts and network of its own.
+//! Linux namespaces for a test, as a container has them: its own processes, mounts and network.
 
 use std::{ffi::OsStr, fs, path::Path, process::Command};
 
 use super::{Running, children_of, start};
 
-/// A namespace each of pids, mounts and network, with loopback up and an empty directory of its own in the place
-/// of one that is there. It goes with all its processes.
+/// A pid, a mount and a network namespace. Loopback is up, and an empty directory is mounted over an
+/// existing one. All processes in the namespaces are killed when this is dropped.
 pub struct Namespace {
-    /// Keeps it alive.
+    /// The process that keeps the namespaces alive.
     _holder: Running,
-    /// Its first process, as the test sees it.
+    /// The pid of their first process, as the test sees it.
     init: u32,
 }
 
 impl Namespace {
-    /// A new one, in which `directory` is empty.
+    /// Creates the namespaces. `directory` is empty inside.
     pub fn new(directory: &Path) -> Namespace {
         let mut command = Command::new("unshare");
         command
@@ -25,7 +25,9 @@ impl Namespace {
             )
             .arg(directory);
         let mut holder = start(command);
-        holder.wait_until("it is apart", |holder| holder.stdout().contains("ready"));
+        holder.wait_until("the namespaces are ready", |holder| {
+            holder.stdout().contains("ready")
+        });
         let init = children_of(holder.pid()).first().copied();
         let init = init.expect("unshare has a child");
         Namespace {
@@ -34,7 +36,7 @@ impl Namespace {
         }
     }
 
-    /// A program in there; `user`: with this user and group.
+    /// A command that runs a program in the namespaces, with the ids of `user` (user, group) if given.
     pub fn command(&self, program: impl AsRef<OsStr>, user: Option<(u32, u32)>) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.init.to_string()]);
@@ -47,7 +49,7 @@ impl Namespace {
         command
     }
 
-    /// A path in there as the test sees it.
+    /// A path in the namespaces, as the test sees it.
     pub fn outside(&self, path: &Path) -> std::path::PathBuf {
         let path = path.strip_prefix("/").expect("a path from the root");
         Path::new("/proc")
@@ -56,7 +58,7 @@ impl Namespace {
             .join(path)
     }
 
-    /// The pid that the test knows a process by; `pid` is the process's own.
+    /// The pid by which the test knows a process; `pid` is its pid inside the namespace.
     pub fn pid_outside(&self, pid: u32) -> u32 {
         let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
         let own = |process: u32| -> Option<u32> {
@@ -73,6 +75,6 @@ impl Namespace {
             .find(|&process| {
                 own(process) == Some(pid) && namespace(process) == namespace(self.init)
             })
-            .unwrap_or_else(|| panic!("no process is {pid} in there"))
+            .unwrap_or_else(|| panic!("no process of the namespace has pid {pid}"))
     }
 }

@@ -11,27 +11,28 @@ use std::{
 
 use tempfile::TempDir;
 
-/// Longer than anything here takes on a machine that is busy with other builds.
+/// Timeout for every wait: longer than anything here takes on a machine that is busy with other builds.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// The agent with these arguments.
+/// The agent's command line with these arguments.
 pub fn agent<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flamestorm"));
     command.args(args);
-    // Cargo's: the loader of each recorded program would look for libc in all of its directories, which takes as long
-    // as a short-lived program itself.
+    // Set by Cargo, and inherited by recorded programs: their loader would search all of these directories
+    // for libc, which takes as long as a short-lived program runs.
     command.env_remove("LD_LIBRARY_PATH");
     command
 }
 
-/// A started process, in a process group of its own. The whole group is killed at the end.
+/// A started process in a process group of its own. The whole group is killed when this is dropped.
 pub struct Running {
     child: Child,
-    /// Standard output and error go to files: nothing blocks on a full pipe.
+    /// Standard output and standard error are written to files here, so that the process never blocks on a
+    /// full pipe.
     output: TempDir,
 }
 
-/// What became of a process.
+/// The result of a process that has ended.
 #[derive(Debug)]
 pub struct Finished {
     pub status: ExitStatus,
@@ -48,8 +49,7 @@ pub fn start(mut command: Command) -> Running {
         .stdout(file("stdout"))
         .stderr(file("stderr"))
         .process_group(0);
-    // Also when the test itself is killed.
-    // SAFETY: between fork and exec the closure makes one system call, which takes no pointers.
+    // Ends the process also when the test itself is killed.
     unsafe {
         command.pre_exec(|| {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
@@ -63,24 +63,25 @@ pub fn start(mut command: Command) -> Running {
 }
 
 impl Running {
-    /// The process id, also that of its group.
+    /// The process id, which is also the id of its process group.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Sends a signal to the process alone.
+    /// Sends a signal to the process, not to its group.
     pub fn signal(&self, signal: i32) {
         let pid = i32::try_from(self.pid()).expect("a pid is positive");
         // SAFETY: kill takes no pointers; the child has not been waited for, so the pid is its own.
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "kill {pid}");
     }
 
-    /// What it has written to standard error so far.
+    /// What the process has written to standard error so far.
     pub fn stderr(&self) -> String {
         read(&self.output.path().join("stderr"))
     }
 
-    /// The process behind a recording agent that does its work: the one that was started only stands in front of it.
+    /// The pid of the process that records. The agent that was started only waits for that child and
+    /// forwards signals to it.
     pub fn worker(&self) -> u32 {
         let pid = self.pid();
         let first = children_of(pid).first().copied();
@@ -94,17 +95,17 @@ impl Running {
         unsafe { libc::kill(worker, signal) };
     }
 
-    /// What it has written to standard output so far.
+    /// What the process has written to standard output so far.
     pub fn stdout(&self) -> String {
         read(&self.output.path().join("stdout"))
     }
 
-    /// Its exit status, if it has ended.
+    /// The exit status, if the process has ended.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("wait")
     }
 
-    /// Waits until `condition` holds. Panics when the process ends before, or patience does.
+    /// Waits until `condition` holds. Panics if the process ends first or [`PATIENCE`] is over.
     pub fn wait_until(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
         let start = Instant::now();
         while !condition(self) {
@@ -118,12 +119,12 @@ impl Running {
         }
     }
 
-    /// CPU time of the process and the children it has waited for, so far, milliseconds.
+    /// CPU time of the process so far, including children that it has waited for, milliseconds.
     pub fn cpu_ms(&self) -> u64 {
         let path = format!("/proc/{}/stat", self.pid());
         let stat = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-        // After the name, which may hold anything: state is the third field, utime the 14th; then
-        // stime, cutime, cstime.
+        // The name may contain any character, so fields are counted after the last `)`: state is field 3,
+        // utime field 14, followed by stime, cutime and cstime.
         let (_, fields) = stat.rsplit_once(')').expect("the name is in parentheses");
         let times = fields.split_whitespace().skip(14 - 3).take(4);
         let ticks: u64 = times.filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
@@ -132,19 +133,19 @@ impl Running {
         ticks * 1000 / u64::try_from(per_second).expect("ticks a second")
     }
 
-    /// Waits until it has used so much more CPU time: however busy the machine is, it is worth the
-    /// same number of samples.
+    /// Waits until the process has used this much more CPU time. Unlike a wait by the clock, this gives the
+    /// same number of samples on a busy machine.
     pub fn wait_for_cpu(&mut self, milliseconds: u64) {
         let until = self.cpu_ms() + milliseconds;
         self.wait_until("it has burnt its time", |running| running.cpu_ms() >= until);
     }
 
-    /// Waits for its end.
+    /// Waits until the process has ended.
     pub fn finish(self) -> Finished {
         self.finish_within(PATIENCE)
     }
 
-    /// Waits for its end, so long at most.
+    /// Waits until the process has ended. Panics if that takes longer than `patience`.
     pub fn finish_within(mut self, patience: Duration) -> Finished {
         let start = Instant::now();
         let status = loop {
@@ -172,13 +173,14 @@ impl Drop for Running {
         // SAFETY: killpg takes no pointers. The group is the child's own; when everything in it has
         // ended there is no such group, and nothing happens.
         unsafe { libc::killpg(group, libc::SIGKILL) };
-        // A zombie otherwise. Already waited for: the same status again.
+        // Without this the child would stay a zombie. If it has been waited for, this returns the same
+        // status again.
         let _ = self.child.wait();
     }
 }
 
 impl Finished {
-    /// The same, if the process succeeded.
+    /// Returns `self` if the process succeeded, panics otherwise.
     #[track_caller]
     pub fn succeeded(self) -> Self {
         assert!(self.status.success(), "{self:#?}");
@@ -193,8 +195,8 @@ impl Finished {
             .unwrap_or_else(|| panic!("ended by signal {:?}\n{self:#?}", self.status.signal()))
     }
 
-    /// Asserts a clean failure: a chosen status, and a message on standard error with all of
-    /// `words` that is no panic.
+    /// Asserts that the process failed cleanly: it chose its exit status, and printed a message with all of
+    /// `words` on standard error that is no panic.
     #[track_caller]
     pub fn failed_saying(&self, words: &[&str]) {
         assert_ne!(self.code(), 0, "{self:#?}");
@@ -210,7 +212,7 @@ fn read(path: &Path) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Pids of a process's children, whichever of its threads has started them.
+/// Pids of the children of a process, of all its threads.
 pub fn children_of(pid: u32) -> Vec<u32> {
     let threads = fs::read_dir(format!("/proc/{pid}/task"));
     let children = threads

@@ -1,4 +1,4 @@
-//! What the agent wrote, read back without any of its code.
+//! Reads what the agent wrote, without any of the agent's own code.
 
 use std::{fmt, fs, path::Path};
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 #[derive(Clone, Debug)]
 pub struct Stack {
     pub comm: String,
-    /// Root first.
+    /// From the root to the leaf.
     pub frames: Vec<String>,
     pub count: u64,
 }
@@ -32,7 +32,7 @@ impl Stack {
         })
     }
 
-    /// The frames in user space, root first.
+    /// The frames in user space, from the root to the leaf.
     pub fn user(&self) -> impl Iterator<Item = &str> {
         self.frames
             .iter()
@@ -40,32 +40,32 @@ impl Stack {
             .filter(|frame| !frame.ends_with("_[k]"))
     }
 
-    /// Whether the sample fell into the kernel.
+    /// Whether the sample was taken in the kernel.
     pub fn in_kernel(&self) -> bool {
         self.frames
             .last()
             .is_some_and(|leaf| leaf.ends_with("_[k]"))
     }
 
-    /// Whether these functions called each other, directly and in this order, anywhere in the stack.
+    /// Whether the stack contains these functions as direct callers of each other, in this order.
     pub fn has_chain(&self, chain: &[&str]) -> bool {
         let user: Vec<&str> = self.user().collect();
         user.windows(chain.len()).any(|window| window == chain)
     }
 
-    /// Whether these functions are in the stack in this order, with others between them.
+    /// Whether the stack contains these functions in this order. Other frames may be between them.
     pub fn has_in_order(&self, names: &[&str]) -> bool {
         let mut user = self.user();
         names.iter().all(|name| user.any(|frame| frame == *name))
     }
 
-    /// Whether the function is in the stack.
+    /// Whether the stack contains the function.
     pub fn has(&self, name: &str) -> bool {
         self.user().any(|frame| frame == name)
     }
 
-    /// Whether the root is the first function of a process: `_start` of the program, or of the
-    /// dynamic linker while it loads the program.
+    /// Whether the root is the first function of a process: `_start` of the program, or of the dynamic
+    /// linker while it loads the program.
     pub fn starts_at_process_start(&self) -> bool {
         self.user()
             .next()
@@ -73,7 +73,7 @@ impl Stack {
     }
 }
 
-/// Whether a frame has no symbol and is named by this module and a function's start.
+/// Whether a frame has no symbol, and is named after this module and the start of its function.
 pub fn is_in_module(frame: &str, module: &str) -> bool {
     frame
         .strip_prefix(module)
@@ -109,12 +109,12 @@ impl Profile {
         Self(self.0.iter().filter(|stack| keep(stack)).cloned().collect())
     }
 
-    /// Samples.
+    /// The number of samples.
     pub fn total(&self) -> u64 {
         self.0.iter().map(|stack| stack.count).sum()
     }
 
-    /// Samples for which `holds` does.
+    /// The number of samples for which `holds` is true.
     pub fn count(&self, holds: impl Fn(&Stack) -> bool) -> u64 {
         self.0
             .iter()
@@ -123,8 +123,8 @@ impl Profile {
             .sum()
     }
 
-    /// Asserts that at least `least` of the samples satisfy `holds`; on failure shows those that do
-    /// not.
+    /// Asserts that `holds` is true for at least the share `least` of the samples. On failure shows the
+    /// samples for which it is not.
     #[track_caller]
     pub fn assert_share(&self, least: f64, what: &str, holds: impl Fn(&Stack) -> bool) {
         let (total, count) = (self.total(), self.count(&holds));
@@ -136,7 +136,7 @@ impl Profile {
         );
     }
 
-    /// Asserts that no frame is without a name: neither empty nor unknown nor a bare address.
+    /// Asserts that every frame has a name: not an empty one, not a placeholder, and not a bare address.
     #[track_caller]
     pub fn assert_named(&self) {
         let unnamed = |frame: &String| {
@@ -151,7 +151,7 @@ impl Profile {
     }
 }
 
-/// The heaviest stacks, in full.
+/// The stacks with the most samples, in full.
 impl fmt::Display for Profile {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut stacks: Vec<&Stack> = self.0.iter().collect();
@@ -172,7 +172,7 @@ impl fmt::Display for Profile {
     }
 }
 
-/// What a test wants to see of it.
+/// The parts of the summary that explain a failed test.
 impl fmt::Display for Summary {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         for key in ["samples", "frames_unnamed", "lost", "notes", "agent"] {
@@ -191,7 +191,7 @@ impl fmt::Display for Summary {
 }
 
 impl Summary {
-    /// Reads it from standard output, which must hold nothing else.
+    /// Parses standard output, which must contain nothing else.
     #[track_caller]
     pub fn parse(stdout: &str) -> Self {
         Self(
@@ -209,7 +209,7 @@ impl Summary {
             .unwrap_or_else(|| panic!("no number {pointer} in {:#}", self.0))
     }
 
-    /// Samples that ended in this way.
+    /// The number of samples with this outcome.
     #[track_caller]
     pub fn outcome(&self, name: &str) -> f64 {
         assert!(
@@ -220,7 +220,7 @@ impl Summary {
         self.0["outcomes"][name].as_f64().unwrap_or(0.0)
     }
 
-    /// Samples lost in the agent's own pipeline, by any cause.
+    /// The number of samples that the agent lost, for any cause.
     #[track_caller]
     pub fn lost(&self) -> f64 {
         match &self.0["lost"] {
@@ -229,7 +229,7 @@ impl Summary {
         }
     }
 
-    /// Share of the samples whose stack is whole.
+    /// The share of the samples whose stack is complete.
     #[track_caller]
     pub fn complete_share(&self) -> f64 {
         let complete: f64 = ["complete", "complete_by_frame_pointer", "kernel_only"]

@@ -1,4 +1,4 @@
-//! Builds the ground-truth programs of `tests/programs`.
+//! Builds the programs of `tests/programs`, whose true stacks are known.
 
 use std::{
     collections::BTreeMap,
@@ -10,11 +10,11 @@ use std::{
 
 use tempfile::TempDir;
 
-/// A temporary directory with programs built for one test, removed at the end.
+/// A temporary directory with programs built for one test. Removed when dropped.
 pub struct Workshop(TempDir);
 
 impl Workshop {
-    /// An empty one, which every user of the machine can read.
+    /// An empty directory, which every user of the machine can read.
     pub fn new() -> Self {
         let directory = tempfile::Builder::new()
             .prefix("flamestorm-programs-")
@@ -25,13 +25,13 @@ impl Workshop {
         Self(directory)
     }
 
-    /// Where the programs are.
+    /// The directory of the programs.
     pub fn path(&self) -> &Path {
         self.0.path()
     }
 
-    /// Builds `source` as `name`, without frame pointers and with the compiler's default of unwind
-    /// tables. The name is the process's name too: at most 15 bytes.
+    /// Builds `source` as `name`, without frame pointers and with the compiler's default unwind tables. The
+    /// name becomes the process's name too, which has at most 15 bytes.
     pub fn cc(&self, source: &str, name: &str, flags: &[&str]) -> PathBuf {
         let program = self.path().join(name);
         let mut command = Command::new("cc");
@@ -59,7 +59,7 @@ impl Workshop {
         program
     }
 
-    /// Stated addresses of the symbols of a program that is not stripped.
+    /// Addresses of the symbols of a program that is not stripped, as `nm` prints them.
     pub fn symbols(program: &Path) -> BTreeMap<String, u64> {
         let mut command = Command::new("nm");
         command.arg(program);
@@ -78,7 +78,7 @@ fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs")
 }
 
-/// Runs a command that must succeed; what it printed.
+/// Runs a command, which must succeed. Returns what it wrote to standard output.
 #[track_caller]
 pub fn run(mut command: Command) -> String {
     let output = command

@@ -1,4 +1,4 @@
-//! `flamestorm record … -- PROGRAM`, and what must hold for every recording.
+//! Recordings of one command (`flamestorm record … -- PROGRAM`), and what must hold for each of them.
 
 use std::{ffi::OsString, path::Path};
 
@@ -6,25 +6,32 @@ use tempfile::TempDir;
 
 use super::{Finished, HERTZ, MANY_HERTZ, MachineLock, Profile, Summary, agent, start};
 
-/// The agent's record of one command.
+/// The agent's recording of one command.
 pub struct Recording {
     pub profile: Profile,
     pub summary: Summary,
-    /// Of the agent; the command's standard error is in it too.
+    /// Standard error of the agent, which the recorded command shares.
     pub stderr: String,
     pub finished: Finished,
     hertz: u32,
 }
 
 impl Recording {
-    /// Records `program` until it ends, beside other recordings.
+    /// Records `program` until it ends. Other recordings may run at the same time.
     #[track_caller]
     pub fn of(program: &Path, args: &[&str]) -> Self {
         let _lock = MachineLock::shared();
         Self::run(HERTZ, program, args)
     }
 
-    /// Records `program` while no other recording is made, with many samples.
+    /// Records `program` until it ends, while no other recording is made.
+    #[track_caller]
+    pub fn undisturbed(program: &Path, args: &[&str]) -> Self {
+        let _lock = MachineLock::exclusive();
+        Self::run(HERTZ, program, args)
+    }
+
+    /// Records `program` until it ends, at [`MANY_HERTZ`] and while no other recording is made.
     #[track_caller]
     pub fn alone(program: &Path, args: &[&str]) -> Self {
         let _lock = MachineLock::exclusive();
@@ -60,8 +67,8 @@ impl Recording {
         }
     }
 
-    /// A value that the program printed as `name value`: on the agent's standard error, since the summary has its
-    /// standard output.
+    /// A value that the program printed as `name value`. With `--summary json` the agent redirects the
+    /// command's standard output to standard error.
     #[track_caller]
     pub fn printed(&self, name: &str) -> f64 {
         self.stderr
@@ -70,15 +77,15 @@ impl Recording {
             .unwrap_or_else(|| panic!("the program printed no {name}: {:#?}", self.finished))
     }
 
-    /// Samples that so much CPU time is worth.
+    /// The number of samples that this much CPU time gives.
     pub fn expected(&self, cpu_ms: f64) -> f64 {
         cpu_ms / 1000.0 * f64::from(self.hertz)
     }
 
-    /// What holds for every recording of a program that burns `cpu_ms` of CPU time: its exit status
-    /// was 0, nothing was lost, every frame has a name, all but a hundredth of the stacks are whole,
-    /// and samples of at least half the time are there (a virtual machine's stolen time is in
-    /// nobody's samples).
+    /// Asserts what must hold for every recording of a program that burns `cpu_ms` of CPU time: its exit
+    /// status is 0, no sample is lost, every frame has a name, at least 99 % of the stacks are complete,
+    /// and the number of samples is at least half of what the CPU time gives. (Time that the host of a
+    /// virtual machine steals is in no sample.)
     #[track_caller]
     pub fn assert_sound(&self, cpu_ms: f64) -> &Self {
         assert_eq!(self.finished.code(), 0, "{:#?}", self.finished);
@@ -87,8 +94,8 @@ impl Recording {
         let total = self.profile.total() as f64;
         assert_eq!(summary.number("/samples"), total, "{summary}");
         assert_eq!(summary.lost(), 0.0, "{summary}");
-        // The agent's own programs in the kernel have gone when functions are named, and their symbols with them. Only a
-        // frame that the kernel called as a program may be without a name.
+        // When functions are named the agent's own BPF programs have been unloaded, and their symbols are
+        // gone. Only a frame that the kernel called as a BPF program may be without a name.
         let in_programs = self.profile.count(|stack| {
             stack.frames.windows(2).any(|pair| {
                 pair[0].starts_with("bpf_trace_run") && pair[1].starts_with("[kernel]+0x")

@@ -1,20 +1,20 @@
-//! Files that lie: sections that a linker would not write.
+//! ELF files with sections that no linker would write.
 
 use std::{fs, path::Path, process::Command};
 
 use crate::common::run;
 
-/// Fields of a section header of a 64-bit ELF file.
+/// Offsets of fields in a section header of a 64-bit ELF file.
 pub const SH_FLAGS: usize = 8;
 pub const SH_OFFSET: usize = 24;
 pub const SH_SIZE: usize = 32;
 /// The flag of a compressed section.
 const SHF_COMPRESSED: u64 = 1 << 11;
-/// Algorithms of compressed sections.
+/// Compression algorithms of sections.
 pub const ZLIB: u32 = 1;
 pub const ZSTD: u32 = 2;
 
-/// An ELF file that is being changed; written at the end.
+/// An ELF file in memory that is changed, then written back.
 pub struct Elf<'path> {
     path: &'path Path,
     pub bytes: Vec<u8>,
@@ -27,7 +27,7 @@ impl<'path> Elf<'path> {
         Self { path, bytes }
     }
 
-    /// Replaces the file: the new one keeps its permissions.
+    /// Writes the file back. Its permissions stay.
     pub fn write(self) {
         fs::write(self.path, self.bytes)
             .unwrap_or_else(|error| panic!("{}: {error}", self.path.display()));
@@ -51,7 +51,7 @@ impl<'path> Elf<'path> {
         self.bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
     }
 
-    /// Where the header of a section is.
+    /// The offset of the header of a section.
     #[track_caller]
     pub fn section(&self, name: &str) -> usize {
         let headers = self.word(0x28) as usize;
@@ -67,7 +67,8 @@ impl<'path> Elf<'path> {
             .unwrap_or_else(|| panic!("{}: no section {name}", self.path.display()))
     }
 
-    /// Gives a section other content, at the end of the file. What the program itself sees stays as it is.
+    /// Gives a section other content, which is appended to the file. What the program has loaded in memory
+    /// does not change.
     pub fn set_content(&mut self, name: &str, content: &[u8]) {
         let header = self.section(name);
         self.bytes.resize(self.bytes.len().next_multiple_of(16), 0);
@@ -76,7 +77,7 @@ impl<'path> Elf<'path> {
         self.bytes.extend(content);
     }
 
-    /// Gives a section compressed content.
+    /// Gives a section compressed content that claims to have `claimed` bytes.
     pub fn set_compressed(&mut self, name: &str, algorithm: u32, claimed: u64, packed: &[u8]) {
         let mut content = Vec::new();
         content.extend(u64::from(algorithm).to_le_bytes());
@@ -90,14 +91,14 @@ impl<'path> Elf<'path> {
     }
 }
 
-/// `objcopy` on a file.
+/// Runs `objcopy` on a file, in place.
 pub fn objcopy(file: &Path, args: &[&str]) {
     let mut command = Command::new("objcopy");
     command.args(args).arg(file);
     run(command);
 }
 
-/// Adds a section.
+/// Adds a section with this content.
 pub fn add_section(file: &Path, name: &str, content: &[u8]) {
     let part = file.with_extension("section");
     fs::write(&part, content).expect("a file of ours");
@@ -108,7 +109,7 @@ pub fn add_section(file: &Path, name: &str, content: &[u8]) {
     fs::remove_file(&part).expect("a file of ours");
 }
 
-/// Content of `.gnu_debuglink`.
+/// The content of a section `.gnu_debuglink`.
 pub fn debug_link(target: &str, crc: u32) -> Vec<u8> {
     let mut content = target.as_bytes().to_vec();
     content.resize((content.len() + 1).next_multiple_of(4), 0);
@@ -116,7 +117,7 @@ pub fn debug_link(target: &str, crc: u32) -> Vec<u8> {
     content
 }
 
-/// Content of `.gnu_debugaltlink`.
+/// The content of a section `.gnu_debugaltlink`.
 pub fn alternate_link(target: &str) -> Vec<u8> {
     let mut content = target.as_bytes().to_vec();
     content.push(0);
@@ -124,12 +125,12 @@ pub fn alternate_link(target: &str) -> Vec<u8> {
     content
 }
 
-/// Zlib's format of so many times 16 MiB of zeros: a real bomb, not only a claim.
+/// Zlib data that unpacks to `times` times 16 MiB of zeros: an actual bomb, not only a false claim.
 pub fn zlib_zeros(times: u32) -> Vec<u8> {
     use flate2::{Compress, Compression, FlushCompress, Status};
     let mut packer = Compress::new(Compression::best(), false);
     let mut piece = Vec::with_capacity(1 << 20);
-    // A full flush ends at a byte and forgets what was: the piece can be repeated.
+    // A full flush ends at a byte boundary and resets the state, so the piece can be repeated.
     let status = packer
         .compress_vec(&vec![0; 16 << 20], &mut piece, FlushCompress::Full)
         .expect("zeros can be compressed");
@@ -138,7 +139,7 @@ pub fn zlib_zeros(times: u32) -> Vec<u8> {
     for _ in 0..times {
         packed.extend(&piece);
     }
-    // An empty last block, and the checksum of zeros.
+    // An empty last block, and the checksum (Adler-32) of the zeros.
     packed.extend([0x03, 0x00]);
     let length = (u64::from(times) * (16 << 20) % 65521) as u16;
     packed.extend(length.to_be_bytes());
@@ -146,10 +147,10 @@ pub fn zlib_zeros(times: u32) -> Vec<u8> {
     packed
 }
 
-/// Zstandard's format (RFC 8878) of so many times 128 KiB of zeros: four bytes each.
+/// Zstandard data (RFC 8878) that unpacks to `times` times 128 KiB of zeros, in blocks of four bytes.
 pub fn zstd_zeros(times: u32) -> Vec<u8> {
     let mut packed = vec![0x28, 0xb5, 0x2f, 0xfd];
-    // One segment, with the size of the content in eight bytes.
+    // A single segment, with the size of the content in eight bytes.
     packed.push(0b1110_0000);
     packed.extend((u64::from(times) << 17).to_le_bytes());
     for block in 1..=times {
@@ -161,14 +162,14 @@ pub fn zstd_zeros(times: u32) -> Vec<u8> {
     packed
 }
 
-/// An `.eh_frame` of so many functions, each with the smallest entry there is.
+/// An `.eh_frame` of `count` functions, each with the smallest possible entry.
 pub fn many_entries(count: u32) -> Vec<u8> {
     let mut frame = common_entry();
     for index in 0..count {
         let start = frame.len() as u32;
         frame.extend(16u32.to_le_bytes());
         frame.extend((start + 4).to_le_bytes());
-        // Where it begins, relative to here; how long it is; no augmentation, no instructions.
+        // Start of the function, relative to this field, and its length. No augmentation, no instructions.
         frame.extend((index.wrapping_mul(16)).to_le_bytes());
         frame.extend(16u32.to_le_bytes());
         frame.extend([0; 4]);
@@ -177,13 +178,13 @@ pub fn many_entries(count: u32) -> Vec<u8> {
     frame
 }
 
-/// An `.eh_frame` whose entries name each other as what they have in common.
+/// An `.eh_frame` whose entries refer to each other as their common entry (CIE).
 pub fn circular_entries(count: u32) -> Vec<u8> {
     let mut frame = common_entry();
     for _ in 0..count {
         let start = frame.len() as u32;
         frame.extend(12u32.to_le_bytes());
-        // Back to the entry before, which is no common one, or to itself.
+        // Refers to the entry before, which is no CIE, or to itself.
         frame.extend((if start.is_multiple_of(32) { 4 } else { 20u32 }).to_le_bytes());
         frame.extend([0xff; 8]);
     }
@@ -191,8 +192,9 @@ pub fn circular_entries(count: u32) -> Vec<u8> {
     frame
 }
 
-/// Length, a common entry's mark, version 1, augmentation `zR`, code alignment 1, data alignment −8, return
-/// address 16, pointers relative to themselves in four bytes, CFA = rsp + 8, return address at CFA − 8.
+/// A CIE: length, the CIE's mark, version 1, augmentation `zR`, code alignment 1, data alignment −8, return
+/// address in register 16, pointers relative to themselves in four bytes, CFA = rsp + 8, return address at
+/// CFA − 8.
 fn common_entry() -> Vec<u8> {
     let mut entry = 20u32.to_le_bytes().to_vec();
     entry.extend([0; 4]);

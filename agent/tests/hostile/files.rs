@@ -1,4 +1,4 @@
-//! Files that are read for names and for unwind tables.
+//! Hostile files that the agent reads for names and for unwind tables.
 
 use std::{
     ffi::CString,
@@ -15,19 +15,19 @@ use crate::{
     stage::{Case, Removed, Stage, Started},
 };
 
-/// A file that is larger than any disk here, and has nothing in it.
+/// The size of a sparse file that is larger than any disk here.
 const HUGE: u64 = 20 << 30;
 
-/// What a name may lead to.
+/// What a path may lead to.
 #[derive(Clone, Copy)]
 enum Trap {
     Fifo,
     Device(&'static str),
-    /// An ELF file, to begin with.
+    /// A sparse file of 20 GiB that begins as an ELF file.
     Sparse,
     Directory,
     Loop,
-    /// Debug information of another program.
+    /// The debug information of another program.
     Foreign,
 }
 
@@ -61,7 +61,7 @@ impl Trap {
     }
 }
 
-/// The same program with other names for its functions.
+/// The hostile program with other names for its functions.
 fn foreign(stage: &Stage) -> PathBuf {
     let path = stage.workshop.path().join("foreign.debug");
     if !path.exists() {
@@ -76,7 +76,7 @@ fn foreign(stage: &Stage) -> PathBuf {
     path
 }
 
-/// A copy of the hostile program that is changed before it runs.
+/// Runs a copy of a program that was changed by `change` before.
 fn changed(stage: &Stage, name: &'static str, program: &Path, change: impl Fn(&Path)) -> Started {
     let program = stage.copy(program, name);
     change(&program);
@@ -101,11 +101,11 @@ fn debug_link(name: &'static str, trap: Trap, path: fn(&Path, &str) -> String) -
     .refused()
 }
 
-/// `.gnu_debuglink` names each of the traps.
+/// Cases in which `.gnu_debuglink` names each of the traps.
 pub fn debug_links() -> Vec<Case> {
     let absolute = |directory: &Path, name: &str| format!("{}/{name}.debug", directory.display());
     let relative = |_: &Path, name: &str| format!("{name}.debug");
-    // As many steps up as lead to the root of anything.
+    // Enough steps up to reach the root directory from anywhere.
     let outside = |directory: &Path, name: &str| {
         format!("{}{}/{name}.debug", "../".repeat(20), directory.display())
     };
@@ -150,7 +150,8 @@ fn bomb(name: &'static str, algorithm: u32, claimed: u64, packed: fn() -> Vec<u8
     .refused()
 }
 
-/// Alternate links (`dwz` makes them) to traps; compressed sections that unpack to more than there is.
+/// Cases with alternate links (written by `dwz`) to traps, and with compressed sections that unpack to more
+/// than the memory there is.
 pub fn alternates_and_bombs() -> Vec<Case> {
     vec![
         alternate("alt_fifo", Trap::Fifo),
@@ -176,7 +177,7 @@ fn broken(name: &'static str, change: impl Fn(&mut Elf<'_>) + Copy + 'static) ->
 fn renamed(name: &'static str, new: fn() -> String) -> Case {
     Case::new(name, move |stage, name| {
         changed(stage, name, &stage.hostile, |program| {
-            // Without debug information, which has the name as well.
+            // Without debug information, which contains the name as well.
             elf::objcopy(program, &["--strip-debug"]);
             let list = program.with_extension("names");
             fs::write(&list, format!("work {}\n", new())).expect("a file of ours");
@@ -185,7 +186,7 @@ fn renamed(name: &'static str, new: fn() -> String) -> Case {
     })
 }
 
-/// Executables whose tables are not what they should be. All of them run.
+/// Cases with executables whose tables are damaged. All of them run.
 pub fn executables() -> Vec<Case> {
     vec![
         broken("elf_cut", |file| {
@@ -193,7 +194,8 @@ pub fn executables() -> Vec<Case> {
             file.bytes.truncate(headers + 200);
         }),
         broken("elf_headers", |file| {
-            // Without a number in the header, the first section's size is it.
+            // If the header's number of sections is zero, the size field of the first section is the
+            // number.
             let headers = file.word(0x28) as usize;
             file.bytes[0x3c..0x3e].copy_from_slice(&[0, 0]);
             file.set(headers + SH_SIZE, 1 << 40);
@@ -228,7 +230,7 @@ pub fn executables() -> Vec<Case> {
     ]
 }
 
-/// The perf map of a process, written after it has begun.
+/// A case with a perf map that is written after the process has started.
 fn perf_map(name: &'static str, write: impl Fn(&Stage, &Path, u64) + 'static) -> Case {
     Case::new(name, move |stage, name| {
         let program = stage.copy(&stage.hostile, name);
@@ -241,12 +243,12 @@ fn perf_map(name: &'static str, write: impl Fn(&Stage, &Path, u64) + 'static) ->
             files: vec![Removed(path.clone())],
             ..Started::of(running)
         };
-        write(stage, &path, code.expect("where the code is"));
+        write(stage, &path, code.expect("the address of the code"));
         started
     })
 }
 
-/// Perf maps that cannot be read, and links in the debug directory of a container.
+/// Cases with perf maps that cannot be read, and with links in the debug directory of a container.
 pub fn maps_and_directories() -> Vec<Case> {
     vec![
         perf_map("map_fifo", |stage, path, _| Trap::Fifo.lay(stage, path)).refused(),
@@ -278,13 +280,13 @@ pub fn maps_and_directories() -> Vec<Case> {
                 ..Started::of(running)
             }
         }),
-        // In that root there is no such file: nothing to refuse.
+        // In that root the file does not exist, so there is nothing to refuse.
         Case::new("root_links", root_with_links),
     ]
 }
 
-/// A process with a root and mounts of its own, in which the debug file of its build id is a link to a path that is nothing in
-/// that root and a FIFO outside.
+/// A process with its own root and mounts, in which the debug file for its build id is a link. The path of
+/// the link does not exist in that root and is a FIFO outside of it.
 fn root_with_links(stage: &Stage, name: &'static str) -> Started {
     let root = stage.workshop.path().join("root");
     let _ = fs::remove_dir_all(&root);
@@ -304,7 +306,8 @@ fn root_with_links(stage: &Stage, name: &'static str) -> Started {
     Started::of(stage.begin(command))
 }
 
-/// Two libraries that differ in the names of their functions, at the same places.
+/// Builds the library, with some functions renamed: `functions` has pairs `old=new`. The functions stay at
+/// the same addresses.
 pub fn library(stage: &Stage, name: &str, functions: &str) -> PathBuf {
     let defines: Vec<String> = functions
         .split(' ')
@@ -320,7 +323,7 @@ pub fn library(stage: &Stage, name: &str, functions: &str) -> PathBuf {
     stage.workshop.cc("plugin.c", name, &flags)
 }
 
-/// What `cp` does to a file that is there: the same file, other bytes.
+/// Overwrites an existing file as `cp` does: the same inode, other content.
 pub fn copy_over(from: &Path, to: &Path) {
     let mut command = Command::new("cp");
     command.arg("--no-preserve=all").arg(from).arg(to);

@@ -1,5 +1,5 @@
-//! A file system of one file, whose server stops answering requests when it is told to: all, or those at which a file
-//! is closed.
+//! A FUSE file system with one file, whose server stops answering requests when told to: all requests, or
+//! only those at the close of a file.
 
 use std::{
     ffi::CString,
@@ -15,22 +15,23 @@ use std::{
     thread,
 };
 
-/// The one file's number; the directory's is 1.
+/// The node number of the file; that of the directory is 1.
 const FILE: u64 = 2;
-/// The largest request: a write of a megabyte, and its header.
+/// Size of the largest request: a write of a megabyte with its header.
 const MAX_REQUEST: usize = (1 << 20) + 4096;
 
-/// What is not answered.
+/// Which requests are not answered.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Unanswered {
     Everything,
     Closing,
 }
 
-/// FLUSH, which the kernel sends for each descriptor that is closed, and waits for.
+/// FLUSH: the kernel sends it for every descriptor that is closed, and waits for the answer.
 const FLUSH: u32 = 25;
 
-/// A mounted file system. At its end it is unmounted, and whoever waits for it gets an error.
+/// A mounted file system. When it is dropped it is unmounted, and every process that waits for it gets an
+/// error.
 pub struct Fuse {
     directory: PathBuf,
     hangs: Arc<AtomicBool>,
@@ -40,7 +41,7 @@ pub struct Fuse {
 }
 
 impl Fuse {
-    /// Mounts it on a new directory; the file is an executable with this content.
+    /// Mounts the file system on a new directory. The file is an executable with this content.
     pub fn mount(
         directory: &Path,
         name: &'static str,
@@ -95,7 +96,8 @@ impl Fuse {
 }
 
 impl Fuse {
-    /// Requests that were read and not answered. Whoever waits for one of these is not ended by a signal.
+    /// The number of requests that were read and not answered. A thread that waits for one of these cannot
+    /// be ended by a signal.
     pub fn unanswered(&self) -> usize {
         self.unanswered.load(Ordering::Relaxed)
     }
@@ -107,7 +109,7 @@ impl Drop for Fuse {
         // SAFETY: the pointer is to a string that ends in NUL and outlives the call.
         unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
         self.ends.store(true, Ordering::Relaxed);
-        // The thread closes the device, by which the kernel ends all that waits for an answer.
+        // The thread closes the device, on which the kernel ends every wait for an answer.
         let _ = self.server.take().map(thread::JoinHandle::join);
     }
 }
@@ -145,7 +147,7 @@ impl Server {
         }
     }
 
-    /// Waits a little.
+    /// Waits up to 50 ms for a request.
     fn has_request(&self) -> bool {
         let mut poll = libc::pollfd {
             fd: self.device.as_raw_fd(),
@@ -157,7 +159,7 @@ impl Server {
         ready > 0
     }
 
-    /// See include/uapi/linux/fuse.h.
+    /// The answer to a request: see include/uapi/linux/fuse.h.
     fn answer(&self, request: &[u8]) -> Option<Vec<u8>> {
         let half = |at: usize| u32::from_le_bytes(request[at..at + 4].try_into().expect("4 bytes"));
         let word = |at: usize| u64::from_le_bytes(request[at..at + 8].try_into().expect("8 bytes"));
@@ -193,7 +195,7 @@ impl Server {
                 body.extend(&self.content[start..end]);
                 0
             }
-            // INIT: version 7.31, read ahead of 128 KiB, writes of a page.
+            // INIT: version 7.31, read-ahead of 128 KiB, writes of one page.
             26 => {
                 for value in [7, 31, 1 << 17, 0, 0, 4096, 1] {
                     body.extend(u32::to_le_bytes(value));
@@ -201,7 +203,7 @@ impl Server {
                 body.resize(64, 0);
                 0
             }
-            // STATFS: one server says what it is, one does not.
+            // STATFS: the server that hangs entirely answers it, the other does not implement it.
             17 if self.kind == Unanswered::Everything => {
                 body.resize(80, 0);
                 0
@@ -225,11 +227,11 @@ impl Server {
             (0, libc::S_IFDIR | 0o755)
         };
         let mut bytes = Vec::new();
-        // Number, size, blocks, three times.
+        // Node number, size, blocks, and three times in seconds.
         for value in [node, size, size.div_ceil(512), 0, 0, 0] {
             bytes.extend(value.to_le_bytes());
         }
-        // Three parts of a second, mode, links, user, group, device, size of a block, flags.
+        // Nanoseconds of the three times, mode, links, user, group, device, block size, flags.
         for value in [0, 0, 0, mode, 1, 0, 0, 0, 4096, 0] {
             bytes.extend(value.to_le_bytes());
         }

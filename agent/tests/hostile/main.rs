@@ -1,5 +1,6 @@
-//! Files and processes that are made to hang the agent, to fill its memory, or to make it lie. Beside each of them the
-//! agent tells of honest programs what it tells when they are alone, ends in time, and notes what it refused.
+//! Files and processes that try to hang the agent, to fill its memory, or to make it report wrong names.
+//! Beside each of them the agent must report of honest programs what it reports when they are alone, end in
+//! time, and note what it refused.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -12,14 +13,14 @@ mod stage;
 use common::can_record;
 use stage::{Case, Stage};
 
-/// Every case, in groups that are recorded together.
+/// All cases, in groups that are recorded together.
 #[test]
 fn hostile_files_and_processes() {
     if !can_record() {
         return;
     }
     let stage = Stage::set();
-    // To try some: words of which a case's name has one.
+    // To run only some cases: words separated by commas, one of which is in the case's name.
     let only = std::env::var("FLAMESTORM_HOSTILE").ok();
     let mut failures = Vec::new();
     for (group, cases) in groups() {
@@ -37,7 +38,8 @@ fn hostile_files_and_processes() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-/// What hostile files and processes add to the time that a recording takes: at most five seconds. For `make bench`.
+/// Hostile files and processes add at most five seconds to the time that a recording takes. Run by `make
+/// bench`.
 #[test]
 #[ignore = "a measurement, for a machine that does nothing else"]
 fn a_recording_takes_no_longer() {
@@ -57,8 +59,8 @@ fn a_recording_takes_no_longer() {
     assert!(most <= 5.0, "{most:.2} s more");
 }
 
-/// A recording process that is killed ends for whoever waits for it, also when a thread of it waits for a file system
-/// that never answers, and so cannot end.
+/// If the recording process is killed, the front process ends too, even if a thread of the recording
+/// process waits for a file system that never answers and therefore cannot end.
 #[test]
 fn killed_while_a_thread_waits() {
     if !can_record() {
@@ -79,6 +81,6 @@ fn groups() -> Vec<(&'static str, Vec<Case>)> {
         ),
         ("memory that hangs", processes::memory()),
         ("processes", processes::processes()),
-        ("servers that are none", processes::servers()),
+        ("false servers", processes::servers()),
     ]
 }

@@ -1,4 +1,4 @@
-//! Processes that are watched and asked.
+//! Hostile processes: what the agent observes of them, and what it asks of them.
 
 use std::{
     fs::{self, File},
@@ -19,27 +19,27 @@ fn process(name: &'static str, args: &'static [&'static str]) -> Case {
     })
 }
 
-/// Memory and files whose owner decides how long a read takes.
+/// Cases with memory and files whose owner decides how long a read takes.
 pub fn memory() -> Vec<Case> {
     vec![
         Case::new("fuse_exe", |stage, name| {
             on_fuse(stage, name, Unanswered::Everything)
         })
         .refused(),
-        // Its server answers reads, but not the close: to close the file, to exit or to run another program waits for ever.
-        // The agent reads the file once, and names it from the copy.
+        // Its server answers reads but not FLUSH, so closing the file, exiting or executing another program
+        // waits forever. The agent reads the file once, and looks names up in its copy.
         Case::new("fuse_flush", |stage, name| {
             on_fuse(stage, name, Unanswered::Closing)
         })
         .named(),
         Case::new("env_hangs", |stage, name| {
-            // Nothing is refused: Linux itself does not read a file for /proc/PID/environ (since 4.17).
+            // Nothing is refused: since 4.17 Linux itself does not read a file for /proc/PID/environ.
             memory_on_fuse(stage, name, "environment", "environment")
         })
         .named(),
-        // Only its beginning is read, in which a service would stand; nothing is refused.
+        // The agent reads only the beginning, which would contain a service name. Nothing is refused.
         process("env_huge", &["environment"]).named(),
-        // By this name an OpenTelemetry SDK's context is known.
+        // The context of an OpenTelemetry SDK is recognized by this name.
         Case::new("context_hangs", |stage, name| {
             memory_on_fuse(stage, name, "context", "memfd:OTEL_CTX")
         })
@@ -49,7 +49,7 @@ pub fn memory() -> Vec<Case> {
     ]
 }
 
-/// A program on a file system whose server will answer no more.
+/// A program on a file system whose server stops answering.
 pub fn on_fuse(stage: &Stage, name: &'static str, unanswered: Unanswered) -> Started {
     let content = fs::read(&stage.hostile).expect("a program of ours");
     let (fuse, file) = mount(stage, name, name, content, unanswered);
@@ -59,7 +59,7 @@ pub fn on_fuse(stage: &Stage, name: &'static str, unanswered: Unanswered) -> Sta
     }
 }
 
-/// A file on a file system whose server will answer no more.
+/// Mounts a file system of one file, whose server stops answering.
 fn mount(
     stage: &Stage,
     case: &str,
@@ -74,7 +74,7 @@ fn mount(
     (fuse, directory.join(file))
 }
 
-/// A process that has memory there, which nobody has read yet.
+/// A process with a mapping of a file on such a file system, of which no page has been read.
 fn memory_on_fuse(stage: &Stage, name: &'static str, mode: &str, file: &'static str) -> Started {
     let (fuse, file) = mount(
         stage,
@@ -90,10 +90,10 @@ fn memory_on_fuse(stage: &Stage, name: &'static str, mode: &str, file: &'static 
     }
 }
 
-/// Processes that do what the kernel lets them.
+/// Cases with processes that use what the kernel permits.
 pub fn processes() -> Vec<Case> {
     vec![
-        // The kernel allows a process 65,530.
+        // The kernel permits a process 65,530 mappings.
         Case::new("many_mappings", |stage, name| {
             let program = stage.copy(&stage.hostile, name);
             Started {
@@ -136,7 +136,7 @@ pub fn processes() -> Vec<Case> {
     ]
 }
 
-/// A process that runs a library of its own.
+/// A process that runs code of a library of its own.
 fn with_library(stage: &Stage, name: &'static str, library: &Path) -> Started {
     let program = stage.copy(&stage.hostile, name);
     let own = stage.workshop.path().join(format!("{name}.so"));
@@ -145,7 +145,8 @@ fn with_library(stage: &Stage, name: &'static str, library: &Path) -> Started {
     Started::of(stage.run(&program, &["library", own.to_str().expect("UTF-8")]))
 }
 
-/// 300 processes that look like PostgreSQL's postmaster, and claim a port on which none of them listens.
+/// A case with 300 processes that look like postmasters of PostgreSQL, and claim a port on which none of
+/// them listens.
 pub fn servers() -> Vec<Case> {
     let case = Case::new("fake_server", |stage, name| {
         let flags = ["-DFAKE_SERVER", "-rdynamic", "-pthread"];

@@ -1,5 +1,5 @@
-//! Honest programs beside hostile ones: a recording of the whole machine that must end, stay small, and know of the
-//! honest ones what it knows of them when they are alone.
+//! Honest programs beside hostile ones. A recording of the whole machine must end in time, stay within its
+//! memory, and report of the honest programs what it reports when they are alone.
 
 use std::{
     collections::BTreeMap,
@@ -19,58 +19,59 @@ use crate::{
     processes,
 };
 
-/// How long a recording of [`SECONDS`] may take, names included.
+/// Timeout for a recording of [`SECONDS`], including names.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long is recorded.
+/// Length of a recording, seconds.
 const SECONDS: u32 = 3;
-/// What hostile files and processes may add to the agent's memory; pages of mapped files apart, which the kernel takes
-/// back.
+/// Bytes that hostile files and processes may add to the agent's memory. Pages of mapped files do not
+/// count, since the kernel can reclaim them.
 const MORE_MEMORY: u64 = 512 << 20;
-/// What the children may have in which files are read: the debug information of the largest programs needs it.
+/// Bytes of memory for the children that read files: the debug information of the largest programs needs
+/// it.
 const CHILDRENS_MEMORY: u64 = 6 << 30;
-/// Here the agent is stopped, before it takes the machine's memory.
+/// Above this the agent is stopped, before it takes the machine's memory. Bytes.
 const TOO_MUCH_MEMORY: u64 = 3 << 30;
-/// Samples of each honest program at least. (The machine may be busy with other work.)
+/// The least number of samples of each honest program. (The machine may be busy with other work.)
 const LEAST: u64 = 10;
-/// Longest name of a frame.
+/// Longest permitted name of a frame, bytes.
 const LONGEST_NAME: usize = 64 << 10;
-/// The honest programs, and the function that their time is spent in.
+/// The honest programs, and the function in which each spends its time.
 const HONEST: [(&str, &str); 3] = [
     ("honest_chain", "burn"),
     ("share_three", "burn_share"),
     ("share_one", "burn_share"),
 ];
 
-/// The stacks of the honest programs down to that function, by the program's name.
+/// Samples of the honest programs by program name and stack, from the root down to that function.
 type Chains = BTreeMap<(String, Vec<String>), u64>;
 
-/// Starts a case of that name.
+/// Starts the processes of a case with this name.
 type Begin = dyn Fn(&Stage, &'static str) -> Started;
 
 /// One hostile file or process.
 pub struct Case {
-    /// Of the case, and of its program and process.
+    /// The name of the case, its program and its process.
     pub name: &'static str,
-    /// Something of it is refused, which costs it something, so a note names it.
+    /// The agent refuses something of it, and therefore a note must name it.
     refused: bool,
-    /// Its own function has its name nevertheless.
+    /// Its own function must have its name nevertheless.
     named: bool,
-    /// No sample of it can be expected.
+    /// It may be without samples.
     unseen: bool,
     begin: Box<Begin>,
 }
 
-/// What was started for a case. All of it ends with this, in the order of the fields.
+/// What was started for a case. Dropping it ends everything, in the order of the fields.
 #[derive(Default)]
 pub struct Started {
-    // By its end those who hang on the file system are released.
+    // Dropped first: this releases processes that wait for the file system.
     pub fuse: Option<Fuse>,
     pub running: Vec<Running>,
     #[expect(dead_code, reason = "removed when it is dropped")]
     pub files: Vec<Removed>,
-    /// Done as soon as the recording has begun.
+    /// Called as soon as the recording has begun.
     pub then: Option<Box<dyn FnOnce()>>,
-    /// Names of functions that would be wrong, or somebody else's.
+    /// Names of functions that would be wrong, or that belong to another program.
     pub wrong: Vec<&'static str>,
 }
 
@@ -79,7 +80,7 @@ impl Case {
         name: &'static str,
         begin: impl Fn(&Stage, &'static str) -> Started + 'static,
     ) -> Self {
-        // The process's name is cut there.
+        // The kernel truncates a process's name to 15 bytes.
         assert!(name.len() <= 15, "{name}");
         Self {
             name,
@@ -113,7 +114,7 @@ impl Case {
 }
 
 impl Started {
-    /// Lets its file system answer no more.
+    /// Makes its file system stop answering.
     fn hang(self) -> Self {
         if let Some(fuse) = &self.fuse {
             fuse.hang();
@@ -129,7 +130,7 @@ impl Started {
     }
 }
 
-/// A file that is removed at the end.
+/// A file that is removed when this is dropped.
 pub struct Removed(pub PathBuf);
 
 impl Drop for Removed {
@@ -145,12 +146,12 @@ pub struct Recorded {
     folded: String,
     stderr: String,
     memory: Memory,
-    /// From its start to its end.
+    /// Time from the start of the agent to its end.
     took: Duration,
 }
 
 impl Recorded {
-    /// Stacks that could not be completed, because processes that were new took the budget for that.
+    /// The number of refused stack copies: new processes had used up the budget.
     fn copies_refused(&self) -> u64 {
         let refused = self.summary.0["stack_copies"]["refused"].as_object();
         let causes = refused.into_iter().flatten();
@@ -158,7 +159,7 @@ impl Recorded {
     }
 }
 
-/// Bytes at the highest.
+/// Bytes of memory: the highest value so far, or the current one.
 #[derive(Clone, Copy, Debug, Default)]
 struct Memory {
     agent: u64,
@@ -185,10 +186,10 @@ impl Memory {
     }
 }
 
-/// Where it all happens.
+/// The programs of all cases, and what the agent reports of the honest ones when they are alone.
 pub struct Stage {
     pub workshop: Workshop,
-    /// The program of all hostile processes, and the same without symbols.
+    /// The program of all hostile processes, with symbols and stripped.
     pub hostile: PathBuf,
     pub stripped: PathBuf,
     honest: [PathBuf; 2],
@@ -197,7 +198,7 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Starts the honest programs, and records them alone.
+    /// Builds the programs, starts the honest ones, and records them alone.
     pub fn set() -> Self {
         let _lock = MachineLock::exclusive();
         let workshop = Workshop::new();
@@ -238,7 +239,7 @@ impl Stage {
         }
     }
 
-    /// A copy of a program, under a name of its own.
+    /// A copy of a program, under another name.
     pub fn copy(&self, program: &Path, name: &str) -> PathBuf {
         let copy = self.workshop.path().join(name);
         let _ = fs::remove_file(&copy);
@@ -246,7 +247,7 @@ impl Stage {
         copy
     }
 
-    /// Starts a hostile program, and waits until it is at work.
+    /// Starts a hostile program, and waits until it is running its mode.
     #[track_caller]
     pub fn run(&self, program: &Path, args: &[&str]) -> Running {
         let mut command = Command::new(program);
@@ -254,7 +255,7 @@ impl Stage {
         self.begin(command)
     }
 
-    /// The same with a command.
+    /// Like [`Stage::run`], with a command.
     #[track_caller]
     pub fn begin(&self, command: Command) -> Running {
         let mut running = start(command);
@@ -262,8 +263,8 @@ impl Stage {
         running
     }
 
-    /// Records while all these cases are there. If something is wrong, one after the other as well: by which case?
-    /// What is wrong.
+    /// Records while all these cases are running. If something is wrong and there are several, records each
+    /// case alone as well, to find which one it is. Returns what is wrong.
     pub fn judge(&self, group: &str, cases: &[Case]) -> Vec<String> {
         let together: Vec<&Case> = cases.iter().collect();
         let failures = self.try_together(group, &together);
@@ -277,8 +278,8 @@ impl Stage {
         all
     }
 
-    /// How long a recording takes without these cases and with them, the shortest of three: the machine does other
-    /// work as well.
+    /// How long a recording takes without these cases and with them: the shortest of three each, since the
+    /// machine does other work too.
     pub fn times(&self, cases: &[Case]) -> Result<(Duration, Duration), String> {
         let _lock = MachineLock::exclusive();
         let _honest = begin_honest(&self.honest);
@@ -331,12 +332,12 @@ impl Stage {
         failures
     }
 
-    /// Kills a recording process of which a thread waits for a file system that never answers.
+    /// Kills a recording process while one of its threads waits for a file system that never answers.
     #[track_caller]
     pub fn kill_while_a_thread_waits(&self) {
         let _lock = MachineLock::exclusive();
         let running = processes::on_fuse(self, "fuse_kill", Unanswered::Everything);
-        // It runs for a moment before its file is gone, and needs none of it then.
+        // Time for the program to load everything that it needs from its file before the file system stops.
         thread::sleep(Duration::from_millis(300));
         let hung = running.hang();
         thread::sleep(Duration::from_millis(300));
@@ -367,12 +368,13 @@ impl Stage {
             .iter()
             .map(|case| (case.begin)(self, case.name))
             .collect();
-        // They run for a moment before their files are gone.
+        // Time for the programs to load everything that they need from their files before the file systems
+        // stop.
         thread::sleep(Duration::from_millis(300));
         started.into_iter().map(Started::hang).collect()
     }
 
-    /// What is wrong about the honest programs.
+    /// What is wrong with the honest programs' samples.
     fn honest(&self, recorded: &Recorded) -> Vec<String> {
         let mut failures = Vec::new();
         let now = chains(&recorded.profile);
@@ -392,11 +394,13 @@ impl Stage {
                 !chain.is_empty() && alone.keys().any(|(_, known)| known.ends_with(chain))
             };
             let same = sum(&is_same);
-            // Before a process is known, the rest of a stack is in a copy. Those that were refused are counted.
+            // Before the kernel knows a process, the rest of a stack is in a stack copy. Refused copies are
+            // counted, and excuse as many incomplete stacks.
             let parts = sum(&is_part) - same;
-            // They are few: the programs are known soon after the recording has begun.
+            // But only a tenth of the samples: the programs are known soon after the recording has begun.
             let excused = parts.min(recorded.copies_refused()).min(total / 10);
-            // A sample may fall where nothing is rooted: into execve, into the first instruction of a handler.
+            // A sample may be taken where no stack has a root: in execve, or at the first instruction of a
+            // signal handler.
             let others = (total - same - excused) as f64;
             if total < LEAST || others > 1.0 + 0.01 * total as f64 {
                 failures.push(format!(
@@ -408,7 +412,7 @@ impl Stage {
         failures
     }
 
-    /// What is wrong about the recording itself.
+    /// What is wrong with the recording itself.
     fn clean(&self, recorded: &Recorded) -> Vec<String> {
         let mut failures = Vec::new();
         let (alone, now) = (self.alone_memory, recorded.memory);
@@ -434,7 +438,7 @@ impl Stage {
     }
 }
 
-/// Starts the honest programs. They end by themselves as well, in case that the test is killed.
+/// Starts the honest programs. They also end by themselves, in case the test is killed.
 fn begin_honest(programs: &[PathBuf; 2]) -> [Running; 2] {
     let running = programs.each_ref().map(|program| {
         let mut command = Command::new(program);
@@ -445,7 +449,7 @@ fn begin_honest(programs: &[PathBuf; 2]) -> [Running; 2] {
     running
 }
 
-/// What is wrong about one case.
+/// What is wrong with one case.
 fn of_case(case: &Case, started: &Started, recorded: &Recorded) -> Vec<String> {
     let mut failures = Vec::new();
     let name = case.name;
@@ -456,7 +460,7 @@ fn of_case(case: &Case, started: &Started, recorded: &Recorded) -> Vec<String> {
     if case.named {
         let in_code = own.filtered(|stack| !stack.in_kernel());
         let named = in_code.count(|stack| stack.has("work"));
-        // As for the honest ones: without a copy there may be nothing of a stack.
+        // As for the honest programs: without a stack copy a sample may have no user frame.
         let bare = in_code.count(|stack| stack.user().all(str::is_empty));
         let most = in_code.total() / 4;
         let excused = bare.min(recorded.copies_refused()).min(most);
@@ -472,7 +476,7 @@ fn of_case(case: &Case, started: &Started, recorded: &Recorded) -> Vec<String> {
             failures.push(format!("{name}: {wrong} is not its function"));
         }
     }
-    // By its file or by its process.
+    // A note may name the case by its file or by its process.
     let pids: Vec<String> = started
         .running
         .iter()
@@ -493,7 +497,7 @@ fn of_case(case: &Case, started: &Started, recorded: &Recorded) -> Vec<String> {
     failures
 }
 
-/// The honest programs' stacks down to where their time is spent.
+/// The stacks of the honest programs, from the root down to the function in which they spend their time.
 fn chains(profile: &Profile) -> Chains {
     let mut chains = Chains::new();
     for stack in &profile.0 {
@@ -509,7 +513,8 @@ fn chains(profile: &Profile) -> Chains {
     chains
 }
 
-/// Records the whole machine. An error when it does not end in time, takes too much memory, or fails.
+/// Records the whole machine. Returns an error if the agent does not end in time, takes too much memory, or
+/// fails.
 fn record(started: &mut [Started]) -> Result<Recorded, String> {
     let directory = TempDir::new().expect("temporary directory");
     let path = directory.path().join("out.folded");
@@ -540,7 +545,7 @@ fn record(started: &mut [Started]) -> Result<Recorded, String> {
     };
     if let Some(error) = stopped {
         recording.signal(libc::SIGKILL);
-        // Whoever hangs on one of them cannot end before it does.
+        // A process that waits for one of the file systems cannot end before that file system does.
         for started in started {
             *started = Started::default();
         }
@@ -564,7 +569,7 @@ fn record(started: &mut [Started]) -> Result<Recorded, String> {
     })
 }
 
-/// Memory of a process that is not a file's, now.
+/// Memory of a process that is not backed by a file, now. Bytes.
 fn own_memory(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let sizes = status.lines().filter_map(|line| {
