@@ -32,7 +32,7 @@ pub struct Pruned {
     pub by_program: u64,
 }
 
-/// Samples whose caller's stack was dropped by one call of [`Window::prune`].
+/// Samples whose caller's stack was dropped when the window was pruned once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DroppedCallers {
     /// Of callers whose stack was whole.

@@ -50,6 +50,7 @@ pub fn start(mut command: Command) -> Running {
         .stderr(file("stderr"))
         .process_group(0);
     // Ends the process also when the test itself is killed.
+    // SAFETY: between fork and exec the closure makes one system call, which takes no pointers.
     unsafe {
         command.pre_exec(|| {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
