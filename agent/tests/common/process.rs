@@ -50,6 +50,7 @@ pub fn start(mut command: Command) -> Running {
         .stderr(file("stderr"))
         .process_group(0);
     // Ends the process also when the test itself is killed.
+    // SAFETY: between fork and exec the closure makes one system call, which takes no pointers.
     unsafe {
         command.pre_exec(|| {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
@@ -137,7 +138,9 @@ impl Running {
     /// same number of samples on a busy machine.
     pub fn wait_for_cpu(&mut self, milliseconds: u64) {
         let until = self.cpu_ms() + milliseconds;
-        self.wait_until("it has burnt its time", |running| running.cpu_ms() >= until);
+        self.wait_until("it has used its CPU time", |running| {
+            running.cpu_ms() >= until
+        });
     }
 
     /// Waits until the process has ended.
