@@ -93,7 +93,7 @@ fn check(recorded: &Recorded, name: &str, mode: &str, truth: &str) {
     let asked = all.filtered(|stack| query(stack).is_some());
     asked.assert_share(
         0.99,
-        &format!("{application}: the caller beside it"),
+        &format!("{application}: the caller in the same namespaces"),
         |stack| {
             stack.comm == name && stack.has_in_order(&["alternate", "flush", "postgres", "main"])
         },

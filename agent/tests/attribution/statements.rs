@@ -313,10 +313,10 @@ fn restart() {
     }
     // `debug_query_string` still holds the text while a statement runs. Without the start time of the
     // statement no caller can be found.
-    recorded.share("state=disabled", 0.9, "the text", |stack| {
+    recorded.share("state=disabled", 0.9, "the text of the query", |stack| {
         query(stack).is_some()
     });
-    recorded.share("state=disabled", 1.0, "no guess", |stack| {
+    recorded.share("state=disabled", 1.0, "no guessed caller", |stack| {
         caller(stack).is_none()
     });
     let asked = |filters: &[&str]| recorded.of(filters).count(|stack| query(stack).is_some());
@@ -438,7 +438,7 @@ fn views() {
         });
     stitched
         .of("two_queries")
-        .assert_share(0.99, "is both", |stack| {
+        .assert_share(0.99, "contains both stacks", |stack| {
             stack.has_in_order(&["_start", "alternate", "postgres", "PostgresMain"])
         });
 }
@@ -487,7 +487,7 @@ fn traces() {
         assert_eq!(service.total(), of(&[&application, "caller=known"]).total());
         assert!(service.total() as f64 >= 0.99 * all.total() as f64);
     }
-    // The same in the table of queries.
+    // The table of queries has the same trace and service.
     let queries = recorded.queries(&["application=eleven"]);
     assert_eq!(queries[0]["trace_ids"][0], "11".repeat(16));
     assert_eq!(queries[0]["callers"][0]["service"], "ground-truth");
@@ -523,7 +523,7 @@ fn a_false_server_is_not_believed() {
         agent.stderr().contains(&found)
     });
     let believed = format!("pid {}, port {}", cluster.postmaster(), cluster.port);
-    recording.wait_until("the true server is believed", |agent| {
+    recording.wait_until("the true server is accepted", |agent| {
         agent.stderr().contains(&believed)
     });
     // Meanwhile the agent looks at the false server ten times a second.

@@ -138,7 +138,9 @@ impl Running {
     /// same number of samples on a busy machine.
     pub fn wait_for_cpu(&mut self, milliseconds: u64) {
         let until = self.cpu_ms() + milliseconds;
-        self.wait_until("it has burnt its time", |running| running.cpu_ms() >= until);
+        self.wait_until("it has used its CPU time", |running| {
+            running.cpu_ms() >= until
+        });
     }
 
     /// Waits until the process has ended.

@@ -104,7 +104,7 @@ fn under_again(kernel: &str, options: &[&str], files: &[&Path], shell: &str) -> 
     }
     writeln!(
         io::stderr(),
-        "qemu, Linux {kernel}: the guest died, once more: {}",
+        "qemu, Linux {kernel}: the guest died and is started again: {}",
         finished.stderr
     )
     .expect("standard error");
@@ -272,7 +272,9 @@ fn check_callers(guest: &Guest) {
                     && !stack.has_chain(&["main", "flush"])
             });
             assert!(stacks.total() > 20, "{socket}, {text}: {profile}");
-            stacks.assert_share(1.0, "nobody else's", |stack| !stack.has(other));
+            stacks.assert_share(1.0, "not the other function's caller", |stack| {
+                !stack.has(other)
+            });
             let others = stacks.filtered(|stack| !stack.has(function));
             println!("{socket}, {text}: without its function:\n{others}");
             asked += stacks.total();

@@ -17,6 +17,7 @@ use flamestorm::report::Summary;
 use crate::profiles;
 
 /// A reader of the wire format that shares no code with the encoder.
+/// <https://protobuf.dev/programming-guides/encoding/>
 mod wire {
     pub enum Value<'a> {
         Number(u64),

@@ -1,8 +1,8 @@
-// What every ground-truth program shares: functions that keep their own stack frame, and a leaf
+// Shared by all programs whose true stacks are known: functions that keep their own stack frame, and a leaf
 // that burns an exact amount of CPU time.
 //
-// Time is CPU time of the thread, so that a busy machine changes how long a program takes, not how
-// many samples it is worth.
+// Time is CPU time of the thread. A busy machine then changes how long a program takes, but not how many
+// samples it gets.
 #ifndef BURN_H
 #define BURN_H
 
@@ -16,7 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
-// Not inlined, not cloned, not specialised: the function is a frame under its own name.
+// Neither inlined nor cloned nor specialized: the function is a frame under its own name.
 #define FRAME __attribute__((noipa))
 
 static inline int64_t clock_nanoseconds(clockid_t clock) {
@@ -27,7 +27,7 @@ static inline int64_t clock_nanoseconds(clockid_t clock) {
 
 static inline int64_t thread_cpu(void) { return clock_nanoseconds(CLOCK_THREAD_CPUTIME_ID); }
 
-// A share of about 0.1 ms of arithmetic, without a call.
+// About 0.1 ms of arithmetic, without a call.
 static inline void some_arithmetic(void) {
     static volatile uint64_t sink;
     uint64_t value = sink;
@@ -44,7 +44,7 @@ static FRAME __attribute__((unused)) void burn(int64_t milliseconds) {
     while (thread_cpu() < end) some_arithmetic();
 }
 
-// Numeric argument `index`, or a message and the exit.
+// The numeric argument `index`. If it is missing, prints a message and exits.
 static inline int64_t number(int argc, char **argv, int index) {
     if (index >= argc) {
         fprintf(stderr, "%s: argument %d is missing\n", argv[0], index);

@@ -1,6 +1,6 @@
 // churn COUNT MILLISECONDS WAIT
-// Starts COUNT processes one after the other, each of which burns MILLISECONDS and ends: one in two is a forked
-// child, the other one runs this program anew. Then waits WAIT milliseconds.
+// Starts COUNT processes one after the other, each of which burns MILLISECONDS and ends: half of them are forked
+// children, the others execute this program again. Then waits WAIT milliseconds.
 // True stack: main → forked → burn, or main → executed → burn.
 #include "burn.h"
 #include <sys/wait.h>

@@ -1,6 +1,6 @@
 // dlopen MILLISECONDS LIBRARY COUNT DIRECTORY
-// Copies LIBRARY to DIRECTORY/plugin-N.so, opens it, burns MILLISECONDS in it, closes it; COUNT
-// times, each under another name (so each is a new file to the profiler). The copies stay.
+// COUNT times: copies LIBRARY to DIRECTORY/plugin-N.so, opens it, burns MILLISECONDS in it, and closes it. Each copy
+// has another name, so each is a new file for the profiler. The copies stay.
 // True stack: _start … main → use_plugin → plugin_run → plugin_inner → burn.
 #include "burn.h"
 #include <dlfcn.h>

@@ -1,6 +1,6 @@
 // exec_chain MILLISECONDS [NEXT_PROGRAM]…
-// True stack: _start … main → STAGE → burn, then the process becomes the next program. Built
-// several times with -DSTAGE=name.
+// True stack: _start … main → STAGE → burn. Then the process executes the next program. Built several times with
+// -DSTAGE=name.
 #include "burn.h"
 
 FRAME int STAGE(int64_t ms) { burn(ms); return 1; }
@@ -8,7 +8,7 @@ FRAME int STAGE(int64_t ms) { burn(ms); return 1; }
 int main(int argc, char **argv) {
     if (!STAGE(number(argc, argv, 1))) return 1;
     if (argc < 3) return 0;
-    // The name of the next program, the milliseconds, the programs after it.
+    // The arguments of the next program: its name, the milliseconds, and the programs after it.
     char *program = argv[2];
     argv[2] = argv[1];
     argv[1] = program;

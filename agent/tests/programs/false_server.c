@@ -1,6 +1,6 @@
 // false_server PORT
-// Exports what a PostgreSQL server exports, and works in a directory whose postmaster.pid names a port that is somebody
-// else's.
+// Exports the symbols of a PostgreSQL server, and runs in a directory whose postmaster.pid names a port on which another
+// process listens.
 #include "burn.h"
 
 struct status { int change_count; int pid; } *MyBEEntry;

@@ -1,6 +1,6 @@
 // flood COUNT MILLISECONDS LIBRARY
-// On one CPU: at SIGUSR1 maps and unmaps code of LIBRARY COUNT times, opens it and prints `flooded`; at the next
-// SIGUSR1 burns MILLISECONDS in it.
+// Stays on one CPU. At the first SIGUSR1 maps and unmaps code of LIBRARY COUNT times, opens the library and prints
+// `flooded`. At the next SIGUSR1 burns MILLISECONDS in the library.
 // True stack: _start … main → use_plugin → plugin_run → plugin_inner → burn.
 #include "burn.h"
 #include <dlfcn.h>
@@ -39,7 +39,7 @@ int main(int argc, char **argv) {
     puts("flooded");
     fflush(stdout);
     sigwait(&signals, &signal);
-    // The kernel tells what it has lost before the next event of this CPU.
+    // The kernel reports lost events together with the next event of this CPU.
     some_code(file);
     return use_plugin(run, ms) != 3;
 }

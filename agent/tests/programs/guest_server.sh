@@ -1,11 +1,11 @@
-# In a guest: a PostgreSQL, a recording, and while it runs clients that take turns with two functions each.
+# Runs in a guest: starts a PostgreSQL server and a recording, and meanwhile clients that alternate between two functions.
 # guest_server.sh POSTGRES HEAVY LIGHT CLIENTS FREQUENCY STEP
-#   POSTGRES    its data, and what it needs of its share directory, are in /server.tgz
-#   HEAVY LIGHT rows that the two functions' queries count
-#   CLIENTS     of each kind of socket
-#   FREQUENCY   of the samples, Hz
-#   STEP        seconds by which the wall clock is set forth, and back again, once a second; 0: it is left alone
-# Prints the doctor's line, the summary and the folded stacks, each after a line `--- NAME`.
+#   POSTGRES    path of the server; its data, and the files that it needs of its share directory, are in /server.tgz
+#   HEAVY LIGHT numbers of rows that the queries of the two functions count
+#   CLIENTS     number of clients for each kind of socket
+#   FREQUENCY   sampling frequency, Hz
+#   STEP        seconds by which the wall clock is set forward and back again, once a second; 0: the clock is not set
+# Prints the line of `flamestorm doctor`, the summary and the folded stacks, each after a line `--- NAME`.
 set -eu
 postgres=$1 heavy=$2 light=$3 clients=$4 frequency=$5 step=$6
 mkdir -p "${postgres%/bin/postgres}/lib"

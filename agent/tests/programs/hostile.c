@@ -1,6 +1,6 @@
 // hostile MODE [ARGUMENT…]
-// Processes that a profiler of the whole machine meets and cannot trust. Each one prints `ready`, uses little CPU
-// time, and ends by itself after two minutes.
+// Processes that a profiler of the whole machine meets and must not trust. Each prints `ready`, uses little CPU time,
+// and ends by itself after two minutes.
 // True stack of most: … main → for_ever → work → burn.
 #include "burn.h"
 #include <dlfcn.h>
@@ -13,13 +13,13 @@
 #include <sys/wait.h>
 
 #ifdef FAKE_SERVER
-// Exported by a PostgreSQL server.
+// Symbols that a PostgreSQL server exports.
 void *MyBEEntry, *MyProcPort;
 #endif
 
 enum { PAGE = 4096, LIFE = 120 };
 
-// The compiler must not know that loops have no end: it would leave out what follows a call.
+// Hides from the compiler that the loops never end: otherwise it would omit the code behind a call.
 static volatile int always = 1;
 
 static FRAME void work(int64_t ms) { burn(ms); }
@@ -42,7 +42,7 @@ static void *anonymous(size_t size, int protection) {
     return need(mmap(NULL, size, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0), "mmap");
 }
 
-// Memory that is a file's, of which nothing has been read yet.
+// A mapping of a file, of which no page has been read yet.
 static void *file_memory(const char *path) {
     int fd = open(path, O_RDONLY);
     struct stat status;
@@ -50,7 +50,8 @@ static void *file_memory(const char *path) {
     return need(mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_PRIVATE, fd, 0), "mmap");
 }
 
-// As many executable mappings, which the kernel cannot merge: neighbours show the same page of the file.
+// Makes `count` executable mappings, which the kernel cannot merge because all of them show the same page
+// of the file.
 static void mappings(int64_t count) {
     int fd = open("/proc/self/exe", O_RDONLY);
     char *memory = anonymous((size_t)count * PAGE, PROT_NONE);
@@ -79,7 +80,8 @@ static void forks(void) {
     }
 }
 
-// So many new processes a second, for so long: every other one runs a program. Prints how many there were.
+// Starts `rate` new processes a second for `seconds`; every other one executes a program. Prints how many
+// there were.
 static void storm(int64_t rate, int64_t seconds, char *program) {
     char *words[] = {program, "0", NULL};
     int64_t start = clock_nanoseconds(CLOCK_MONOTONIC), began = 0;
@@ -145,8 +147,8 @@ static void deep(void) {
     pause();
 }
 
-// Code without a file. mov ecx,2000000; loop: dec ecx; jnz loop; pop rbp; ret, after
-// push rbp; mov rbp,rsp; and for the liar mov [rbp],rbp: the caller's frame is said to be this one.
+// Code in anonymous memory. push rbp; mov rbp,rsp; mov ecx,2000000; loop: dec ecx; jnz loop; pop rbp; ret.
+// The liar also does mov [rbp],rbp, so that the frame claims to be its own caller.
 static void *code_in_memory(int lies) {
     static const unsigned char HONEST[] = {0x55, 0x48, 0x89, 0xe5, 0xb9, 0x80, 0x84, 0x1e, 0, 0xff, 0xc9, 0x75, 0xfc, 0x5d, 0xc3};
     static const unsigned char LIAR[] = {0x55, 0x48, 0x89, 0xe5, 0x48, 0x8b, 0x45, 0,    0x48, 0x89, 0x6d, 0, 0xb9, 0x80, 0x84,
@@ -167,7 +169,7 @@ static void run_code(int lies) {
     }
 }
 
-// A perf map that grows while it is read: a hundred megabytes, then again.
+// A perf map that grows while the agent reads it: to tens of megabytes, then truncated and written again.
 static void *grow_map(void *unused) {
     char path[64], line[4096];
     snprintf(path, sizeof path, "/tmp/perf-%d.map", getpid());
@@ -183,7 +185,7 @@ static void *grow_map(void *unused) {
     return unused;
 }
 
-// The process context of OTEP 4719: signature, version, size, time, address.
+// The process context of OTEP 4719: signature, version, size, time and address.
 struct context {
     char signature[8];
     uint32_t version, size;
@@ -202,7 +204,7 @@ static void context_hangs(const char *path) {
 static void context_lies(void) {
     struct context *context = context_memory();
     char *payload = (char *)context + PAGE;
-    memset(payload, 0x0a, 16 * PAGE); // a message within a message within …
+    memset(payload, 0x0a, 16 * PAGE); // nested messages without end
     const struct context lies[] = {
         {"OTEL_CTX", 2, UINT32_MAX, 1, (uint64_t)payload}, {"OTEL_CTX", 2, 1 << 16, 1, (uint64_t)payload},
         {"OTEL_CTX", 2, 1 << 16, 1, 0xffffffff81000000},   {"OTEL_CTX", 2, 1 << 16, 1, 0},
@@ -211,13 +213,13 @@ static void context_lies(void) {
     ready();
     for (unsigned i = 0;; i++) {
         *context = lies[i % 6];
-        context->time = i + 1; // never twice the same
+        context->time = i + 1; // never the same value twice
         if (i % 100000 == 0) work(4);
         if (i % 1000 == 0) usleep(1000);
     }
 }
 
-// Field 3 is the first of /proc/self/stat that follows the name.
+// A numeric field of /proc/self/stat. Field 3 is the first behind the name.
 static uint64_t field_of_stat(int wanted) {
     char text[4096] = "";
     FILE *file = fopen("/proc/self/stat", "r");
@@ -227,7 +229,7 @@ static uint64_t field_of_stat(int wanted) {
     for (int at = 3; field && at < wanted; at++) field = strtok(NULL, " ");
     return field ? strtoull(field, NULL, 10) : 0;
 }
-// What /proc/PID/environ shows is this memory. Needs no rights.
+// Makes this memory the environment that /proc/PID/environ shows. Needs no privileges.
 static void move_environment(void *memory, size_t size) {
     struct prctl_mm_map map = {
         .start_code = field_of_stat(26), .end_code = field_of_stat(27), .start_stack = field_of_stat(28),
@@ -244,7 +246,7 @@ static void environment(const char *path) {
     gently();
 }
 
-// A library whose file is cut while it is mapped.
+// Runs a library whose file may be truncated while it is mapped; the handler continues without it.
 static void library_goes(int signal) {
     (void)signal;
     gently();
@@ -263,7 +265,7 @@ static void library(const char *path) {
     }
 }
 
-// As many processes which look like postmasters of servers on that port.
+// Starts `count` processes that look like postmasters of servers on that port.
 static void servers(const char *directory, int64_t count, int64_t port) {
     for (int64_t i = 0; i < count; i++) {
         char path[4096];
@@ -273,7 +275,7 @@ static void servers(const char *directory, int64_t count, int64_t port) {
         if (pid < 0) fail("fork");
         if (pid > 0) waitpid(pid, NULL, 0);
         if (pid == 0) {
-            // An orphan: its parent is not a process of the same program.
+            // Forked again to become an orphan: its parent must not be a process of the same program.
             if (fork()) _exit(0);
             FILE *lock = fopen("postmaster.pid", "w"), *version = fopen("PG_VERSION", "w");
             if (!lock || !version) fail("postmaster.pid");

@@ -1,6 +1,6 @@
 // jit MILLISECONDS
-// Code with frame pointers in an anonymous mapping, named by /tmp/perf-PID.map (removed at the end
-// only when a second argument `clean` is given: a profiler may read it later).
+// Code with frame pointers in an anonymous mapping, named by /tmp/perf-PID.map. The map is removed at the end only if the
+// second argument is `clean`, because a profiler may read it later.
 // True stack: _start … main → run_jit → jit_outer → jit_inner → callback → burn.
 #include "burn.h"
 #include <sys/mman.h>

@@ -1,8 +1,8 @@
 // jit_client WHERE MODE TIMES QUERY APPLICATION
 // A client of PostgreSQL that sends from code in an anonymous mapping, as programs of just-in-time compiled languages
-// do. MODE, what that code does with rbp:
-//   kept  a frame pointer
-//   lost  an ordinary register, zero while it sends
+// do. MODE says what that code uses rbp for:
+//   kept  as a frame pointer
+//   lost  as an ordinary register, which is zero while it sends
 // True stack: _start … main → ask → the code → flush.
 #include "machine_code.h"
 #include "postgres.h"
@@ -23,7 +23,8 @@ FRAME void ask(struct connection *c, code send, const char *query) {
 int main(int argc, char **argv) {
     static struct connection c;
     if (argc < 6) fail("arguments");
-    // What a process asks before the recording knows it may be asked by nobody known; that is not what is tested.
+    // Statements that are sent before the recording knows this process may be without a caller, which is
+    // not what the test is about.
     usleep(300000);
     int is_kept = strcmp(argv[2], "kept") == 0;
     void *send = is_kept ? machine_code(KEPT, sizeof KEPT) : machine_code(LOST, sizeof LOST);

@@ -1,6 +1,6 @@
 // jit_register MILLISECONDS MODE
-// Code in an anonymous mapping that counts, and uses rbp as an ordinary register.
-// MODE, what a walk by rbp finds:
+// A counting loop in an anonymous mapping that uses rbp as an ordinary register.
+// MODE says what a walk along rbp finds:
 //   register  rbp is zero
 //   return    rbp points to a place on the stack where a return address would be zero
 // True stack: _start … main → run → the code.

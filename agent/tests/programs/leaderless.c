@@ -1,5 +1,6 @@
 // leaderless MILLISECONDS
-// The first thread ends, another one burns MILLISECONDS: /proc/PID/maps is empty then and /proc/PID/exe unreadable.
+// The first thread ends and another thread burns MILLISECONDS. Meanwhile /proc/PID/maps is empty and /proc/PID/exe cannot
+// be read.
 // True stack: (libc's thread start) → worker → burn.
 #include "burn.h"
 #include <pthread.h>

@@ -1,4 +1,4 @@
-// Machine code in an anonymous mapping, as a just-in-time compiler makes it.
+// Puts machine code into an anonymous mapping, as a just-in-time compiler does.
 #ifndef MACHINE_CODE_H
 #define MACHINE_CODE_H
 

@@ -1,8 +1,8 @@
 // plt MILLISECONDS calls|binding
 // calls:   _start … main → call_all → entry_NN, or the PLT entry before it.
-// binding: _start … main → call_all → PLT entry → _dl_runtime_resolve_… → _dl_fixup …: the GOT is
-//          put back to its state before the first call again and again, so that every call is bound
-//          anew. Needs -Wl,-z,lazy -Wl,-z,norelro.
+// binding: _start … main → call_all → PLT entry → _dl_runtime_resolve_… → _dl_fixup …: the GOT is reset to its state
+//          before the first call again and again, so that every call is bound anew.
+//          Needs -Wl,-z,lazy -Wl,-z,norelro.
 #include "burn.h"
 
 #define ENTRY(name) long entry_##name(long);
@@ -18,7 +18,8 @@ FRAME long call_all(long value) {
     return value;
 }
 
-// More than 64 functions of the library and those of libc: the reserved three, then one a function.
+// Slots of the GOT that are reset: the three reserved ones, and 64 of the slots for functions. (There are
+// more, because the program calls functions of libc too.)
 enum { SLOTS = 3 + 64 };
 extern void *_GLOBAL_OFFSET_TABLE_[];
 
@@ -32,7 +33,7 @@ int main(int argc, char **argv) {
         for (int i = 0; i < (binding ? 20 : 2000); i++) {
             if (binding) {
                 __asm__ volatile("" : : : "memory");
-                // Word by word: memcpy itself may be called through the table.
+                // Word by word, because memcpy itself may be called through the table.
                 for (int slot = 3; slot < SLOTS; slot++)
                     ((void *volatile *)_GLOBAL_OFFSET_TABLE_)[slot] = unbound[slot];
             }

@@ -1,5 +1,5 @@
-// The library of plt.c: 64 functions that do next to nothing, so that the PLT entries before them
-// have their share of the time.
+// The library of plt.c: 64 functions that do almost nothing, so that the PLT entries before them take a
+// noticeable share of the time.
 #define ENTRY(name) \
     __attribute__((noipa)) long entry_##name(long value) { return value + 0x##name; }
 #define ROW(x) \

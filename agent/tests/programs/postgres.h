@@ -1,5 +1,5 @@
-// A client of PostgreSQL's protocol 3, as small as it can be: no library between the functions of a test and
-// the system call that sends. No passwords, no encryption.
+// The smallest client of PostgreSQL's protocol 3: there is no library between the functions of a test and the system
+// call that sends. No passwords, no encryption.
 // https://www.postgresql.org/docs/current/protocol.html
 #ifndef POSTGRES_H
 #define POSTGRES_H
@@ -14,7 +14,7 @@
 struct connection {
     int fd;
     int pid; // of the backend
-    uint32_t key; // with which its statement can be cancelled
+    uint32_t key; // the secret key that cancels its statement
     char state; // of the last ReadyForQuery
     int errors;
     unsigned char out[1 << 16];
@@ -48,7 +48,7 @@ static inline void put32(struct connection *c, int value) {
 }
 static inline void put_string(struct connection *c, const char *text) { put(c, text, strlen(text) + 1); }
 
-// A message of this type with one string.
+// Adds a message of this type with one string.
 static inline void message(struct connection *c, char type, const char *text) {
     put(c, &type, 1);
     put32(c, (int)strlen(text) + 5);
@@ -79,7 +79,7 @@ static inline void sync_(struct connection *c) {
     put32(c, 4);
 }
 
-// The system call that is seen.
+// Sends what was added, with the system call that the agent observes.
 static FRAME __attribute__((unused)) void flush(struct connection *c) {
     for (size_t sent = 0; sent < c->used;) {
         ssize_t n = send(c->fd, c->out + sent, c->used - sent, MSG_NOSIGNAL);
@@ -89,7 +89,7 @@ static FRAME __attribute__((unused)) void flush(struct connection *c) {
     c->used = 0;
 }
 
-// Reads answers up to and with ReadyForQuery.
+// Reads answers up to and including ReadyForQuery, or CopyInResponse.
 static inline void until_ready(struct connection *c) {
     static __thread char body[1 << 20];
     for (;;) {
@@ -98,7 +98,7 @@ static inline void until_ready(struct connection *c) {
         receive(c, &type, 1);
         receive(c, &length, 4);
         length = ntohl(length) - 4;
-        if (length > sizeof body) fail("a message that long");
+        if (length > sizeof body) fail("the message is too long");
         receive(c, body, length);
         if (type == 'K') {
             uint32_t pid;
@@ -118,8 +118,8 @@ static inline void until_ready(struct connection *c) {
     }
 }
 
-// Opens a connection to a Unix socket (a path) or to a port of ::1 or 127.0.0.1 ("6:5432", "4:5432"), from a
-// certain port if there is one ("4:5432:40000").
+// Opens a connection to a Unix socket (a path), or to a port of ::1 or 127.0.0.1 ("6:5432", "4:5432"). A
+// second number is the client's own port ("4:5432:40000").
 static inline int open_socket(const char *where) {
     struct sockaddr_storage address = {0}, own = {0};
     socklen_t size;
@@ -148,7 +148,7 @@ static inline int open_socket(const char *where) {
     if (address.ss_family != AF_UNIX) setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     if (own_port) {
         own = address;
-        ((struct sockaddr_in *)&own)->sin_port = htons((uint16_t)own_port); // where IPv6 has it, too
+        ((struct sockaddr_in *)&own)->sin_port = htons((uint16_t)own_port); // IPv6 has the port at the same offset
         setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
         if (bind(fd, (struct sockaddr *)&own, size)) fail("bind");
     }
@@ -156,7 +156,7 @@ static inline int open_socket(const char *where) {
     return fd;
 }
 
-// Connects as the role `test`; places as for open_socket.
+// Connects as the role `test`. `where` is as for open_socket.
 static inline void connect_to(struct connection *c, const char *where, const char *application) {
     memset(c, 0, sizeof *c);
     c->fd = open_socket(where);
@@ -170,7 +170,8 @@ static inline void connect_to(struct connection *c, const char *where, const cha
     until_ready(c);
 }
 
-// Ends the connection and waits until the server has ended its side, so that everything about it is free.
+// Ends the connection and waits until the server has closed its side, so that everything that belongs to it
+// is free.
 static inline void disconnect(struct connection *c) {
     put(c, "X", 1);
     put32(c, 4);
@@ -178,13 +179,13 @@ static inline void disconnect(struct connection *c) {
     char byte;
     while (read(c->fd, &byte, 1) > 0) {
     }
-    // Its port can be used again at once.
+    // Makes the port reusable at once.
     struct linger at_once = {.l_onoff = 1};
     setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
     close(c->fd);
 }
 
-// Asks for the end of the connection's statement, on a connection of its own.
+// Cancels the statement of a connection, by a second connection.
 static FRAME __attribute__((unused)) void cancel(struct connection *c, const char *where) {
     struct connection other = {.fd = open_socket(where)};
     put32(&other, 16);
@@ -198,7 +199,7 @@ static FRAME __attribute__((unused)) void cancel(struct connection *c, const cha
     close(other.fd);
 }
 
-// Waits until a process sleeps, as a backend does soon after its answer; no longer than a second.
+// Waits until a process sleeps, as a backend does soon after its answer. At most about a second.
 static inline void until_asleep(int pid) {
     char path[64];
     snprintf(path, sizeof path, "/proc/%d/stat", pid);
@@ -212,8 +213,9 @@ static inline void until_asleep(int pid) {
     }
 }
 
-// CPU time of a process so far, nanoseconds: the first number of schedstat. Of a process that is running the kernel counts
-// the time since the last tick only when it is switched out, which would make it time of the next statement.
+// CPU time of a process so far, nanoseconds: the first number of schedstat. For a running process the
+// kernel adds the time since the last tick only when it is switched out, which would count it for the next
+// statement.
 static inline int64_t cpu_of(int pid) {
     char path[64];
     long long nanoseconds = 0;

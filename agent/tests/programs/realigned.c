@@ -1,7 +1,6 @@
 // realigned MILLISECONDS
-// True stack: _start … main → variable (alloca: the frame hangs on rbp) → realigned (aligned locals:
-// the stack pointer is rounded down) → both (aligned locals and alloca: the CFA is found through
-// memory) → burn.
+// True stack: _start … main → variable (alloca: the CFA is relative to rbp) → realigned (aligned locals: the stack
+// pointer is rounded down) → both (aligned locals and alloca: the CFA is read from memory) → burn.
 #include "burn.h"
 #include <alloca.h>
 

@@ -1,7 +1,7 @@
 // set_clock STEP
-// Sets the wall clock forth by STEP seconds, and back again, once a second until it is killed. Each time it loses
-// another 20 ms, so that it never returns to what it was: what was true before the last step is then nearly true,
-// which is worse than plainly wrong.
+// Sets the wall clock forward by STEP seconds and back again, once a second until it is killed. Each step loses another
+// 20 ms, so the clock never returns to exactly its old offset: times from before the last two steps are then nearly
+// right, which is harder to detect than plainly wrong.
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>

@@ -1,6 +1,6 @@
 // shares MILLISECONDS
 // Two processes on one CPU for MILLISECONDS of wall time: `share_three` burns 75 % of it, `share_one`
-// 25 %, each by its own CPU clock. Prints the truth: the CPU milliseconds that each really got.
+// 25 %, each by its own CPU clock. Prints the truth: the CPU microseconds that each process really used.
 // True stacks: _start … main → three → burn_share and _start … main → one → burn_share.
 #include "burn.h"
 #include <sched.h>
@@ -15,7 +15,8 @@ FRAME int64_t burn_share(int64_t ms, int percent) {
         if (cpu * 100 < wall * percent) {
             some_arithmetic();
         } else {
-            // Pauses of one length keep step with the sampling clock: the other process then has the ticks.
+            // Pauses of one length would stay in step with the sampling clock, so that the other process
+            // would get all the ticks.
             random = random * 1664525u + 1013904223u;
             struct timespec pause = {0, 200000 + random % 800000};
             nanosleep(&pause, NULL);
@@ -29,7 +30,7 @@ FRAME int64_t one(int64_t ms) { return burn_share(ms, 25) + 1; }
 int main(int argc, char **argv) {
     int64_t ms = number(argc, argv, 1);
     cpu_set_t cpus;
-    // The last CPU: the first has more of the machine's own work.
+    // The last CPU, because the first one has more of the machine's own work.
     int cpu = (int)sysconf(_SC_NPROCESSORS_ONLN) - 1;
     CPU_ZERO(&cpus);
     CPU_SET(cpu, &cpus);

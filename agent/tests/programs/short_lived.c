@@ -1,6 +1,6 @@
 // short_lived COUNT PROGRAM [ARGS]…
-// Starts PROGRAM, waits for it, COUNT times one after the other. Prints the truth: how many succeeded
-// and the CPU milliseconds that all of them used.
+// Starts PROGRAM and waits for it, COUNT times one after the other. Prints the truth: how many succeeded, and the CPU
+// milliseconds that all of them used.
 #include "burn.h"
 #include <sys/resource.h>
 #include <sys/wait.h>

@@ -1,7 +1,7 @@
 // signal MILLISECONDS normal|alternate
-// True stack: _start … main → interrupted (→ outer → inner) → on_alarm → burn: a timer interrupts a
-// loop of small calls, at any instruction of theirs, and the handler burns CPU; on the normal stack,
-// or on an alternate one. Between the signals: … main → interrupted (→ outer → inner).
+// True stack: _start … main → interrupted (→ outer → inner) → on_alarm → burn. A timer interrupts a loop of small calls
+// at any of their instructions, and the handler burns CPU time, on the normal stack or on an alternate one. Between the
+// signals: … main → interrupted (→ outer → inner).
 #include "burn.h"
 #include <signal.h>
 #include <sys/time.h>

@@ -1,5 +1,5 @@
 // system_call MILLISECONDS
-// True stack: _start … main → drink → sip → read → the kernel's, for nearly all of the time.
+// True stack for nearly all of the time: _start … main → drink → sip → read → frames of the kernel.
 #include "burn.h"
 #include <fcntl.h>
 

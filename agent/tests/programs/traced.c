@@ -1,8 +1,8 @@
 // traced WHERE SECONDS [APPLICATION]
-// A service that publishes what it is (OTEP 4719, `service.name` = "ground-truth") and, in each thread, the trace
-// that it works for (OTEP 4947). Two threads, each with a connection and a trace of its own (bytes 0x11 and
-// 0x22) and named eleven and twentytwo, or APPLICATION: each burns a millisecond itself, then asks the server for
-// work, and so on.
+// A service that publishes its name (OTEP 4719, `service.name` = "ground-truth") and, in each thread, the trace that the
+// thread works for (OTEP 4947). Two threads, each with its own connection and trace (bytes 0x11 and 0x22). Their
+// application names are eleven and twentytwo, or APPLICATION. Each repeatedly burns a millisecond itself and then runs
+// a statement on the server.
 // True stacks: … worker → burn and … worker → ask → flush.
 #include "postgres.h"
 #include <pthread.h>

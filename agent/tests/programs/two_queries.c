@@ -1,26 +1,27 @@
 // two_queries WHERE MODE HEAVY LIGHT UNTIL [APPLICATION]
-// One connection, two functions: `ask_heavy` and `ask_light` take turns, each with a query of its own (HEAVY
-// and LIGHT rows are counted). UNTIL: seconds, or "cpu:400", when the backend has burnt so many milliseconds.
-// APPLICATION is the connection's name, MODE by default. Prints the truth: the CPU time of the backend for each,
+// One connection, two functions: `ask_heavy` and `ask_light` take turns, each with its own query (which count HEAVY and
+// LIGHT rows). UNTIL is a number of seconds, or "cpu:400": until the backend has used that many milliseconds of CPU time.
+// APPLICATION is the application name, MODE by default. Prints the truth: the CPU time of the backend for each query,
 // microseconds.
 // True stacks: _start … main → alternate → ask_heavy → send_text → flush, and the same with ask_light.
-// MODE, how it is asked:
+// MODE says how statements are sent:
 //   simple, extended, prepared
-//   pipelined    both before either is answered
-//   transaction  each turn in a transaction, with time to think
-//   cursor       a cursor is declared and moved over
-//   nested       by a function in the server
-//   ping         between asking and the answer another function sends a Sync, as a pool does that tests its
+//   pipelined    both, before either is answered
+//   transaction  both queries of a turn in one transaction, with a pause between them
+//   cursor       declares a cursor and moves over all rows
+//   nested       the query runs in a PL/pgSQL function of the server
+//   ping         between the query and its answer another function sends a Sync, as a pool does to test a
 //                connection
 //   error        a query that fails
-//   fork         by a child, on the connection that its parent made
-//   workers      of a table, by parallel workers too
-//   jit          an expression that is compiled
-//   copy_in      rows are sent, by another function, and dropped by the server
-//   copy_out     rows come
-//   cancel       without an end, until it is cancelled (HEAVY, LIGHT: microseconds)
-//   reconnect    each on a connection of its own; reuse: by backends of the same pid, if the test's pid namespace
-//                allows to choose it (prints how often that came true)
+//   fork         a child process sends, on the connection that its parent opened
+//   workers      counts rows of a table, with parallel workers
+//   jit          the server compiles the expression
+//   copy_in      another function sends rows, which the server drops
+//   copy_out     the server sends rows
+//   cancel       a query that does not end by itself is cancelled after HEAVY or LIGHT microseconds
+//   reconnect    each query on a new connection
+//   reuse        the same, with backends of the same pid, where the test's pid namespace permits choosing it (prints
+//                how often that succeeded)
 #include "postgres.h"
 #include <poll.h>
 #include <sys/wait.h>
@@ -73,11 +74,11 @@ static FRAME void finish(struct connection *c, int64_t rows) {
         flush(c);
     }
     if (is("copy_in")) {
-        until_ready(c); // It asks for the rows.
+        until_ready(c); // The server is ready for the rows.
         send_rows(c, rows);
     }
     if (is("cancel")) {
-        // One that comes before the statement has begun does nothing.
+        // A cancel request that arrives before the statement has begun has no effect.
         struct pollfd answer = {.fd = c->fd, .events = POLLIN};
         do {
             usleep((useconds_t)rows);
@@ -99,7 +100,7 @@ static FRAME void again(struct connection *c) {
     int before = c->pid;
     disconnect(c);
     if (is("reuse")) {
-        // The postmaster forks the next.
+        // The postmaster forks the next backend, with the next pid.
         FILE *last = fopen("/proc/sys/kernel/ns_last_pid", "w");
         if (!last || fprintf(last, "%d", before - 1) < 0 || fclose(last)) fail("ns_last_pid");
     }
@@ -121,7 +122,7 @@ static int is_over(void) {
 static FRAME void alternate(struct connection *c) {
     while (!is_over()) {
         if (is("pipelined")) {
-            // Both are in the server before either is answered.
+            // The server has both before it answers either.
             int64_t before = cpu_of(c->pid);
             ask_heavy(c);
             ask_light(c);
@@ -150,7 +151,8 @@ static FRAME void alternate(struct connection *c) {
 int main(int argc, char **argv) {
     static struct connection c;
     if (argc < 6) fail("arguments");
-    // What a process asks before the recording knows it may be asked by nobody known; that is not what is tested.
+    // Statements that are sent before the recording knows this process may be without a caller, which is
+    // not what the test is about.
     usleep(300000);
     where = argv[1];
     mode = argv[2];

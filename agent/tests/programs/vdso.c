@@ -1,5 +1,5 @@
 // vdso MILLISECONDS
-// True stack: _start … main → ask_time → clock_gettime → __vdso_clock_gettime, most of the time.
+// True stack for most of the time: _start … main → ask_time → clock_gettime → __vdso_clock_gettime.
 #include "burn.h"
 
 FRAME int64_t ask_time(void) {

@@ -1,4 +1,5 @@
-// A program of which two versions take turns in one file: each burns in the function that FUNCTION names.
+// A program in two versions, which are written to the same file one after the other: each burns CPU time in a function
+// whose name is given by -DFUNCTION.
 #include "burn.h"
 
 FRAME void FUNCTION(int64_t milliseconds) {

@@ -142,8 +142,10 @@ fn pid_is_filtered_in_the_kernel() {
     let pid = wanted.pid().to_string();
     let (profile, summary) = filtered(&["--pid", &pid], &mut wanted);
     assert!(profile.total() > 0);
-    profile.assert_share(1.0, "only the target", |stack| stack.comm == "wanted");
-    profile.assert_share(0.95, "with its stacks", |stack| {
+    profile.assert_share(1.0, "samples of the target only", |stack| {
+        stack.comm == "wanted"
+    });
+    profile.assert_share(0.95, "complete stacks", |stack| {
         stack.has_chain(&["main", "first", "second", "third", "burn"])
     });
     assert!(summary.number("/filtered_ticks") > 0.0, "{:#}", summary.0);
@@ -161,7 +163,9 @@ fn comm_is_filtered_in_the_kernel() {
     let mut wanted = run(&program, &[LONG]);
     let _other = run(&burner(&workshop, "other"), &[LONG]);
     let (profile, summary) = filtered(&["--comm", "named"], &mut wanted);
-    profile.assert_share(1.0, "only the target", |stack| stack.comm == "named");
+    profile.assert_share(1.0, "samples of the target only", |stack| {
+        stack.comm == "named"
+    });
     assert!(profile.total() > 0);
     assert!(summary.number("/filtered_ticks") > 0.0, "{:#}", summary.0);
 }
@@ -192,7 +196,9 @@ fn comm_that_starts_later() {
     recording.finish().succeeded();
     let profile = Profile::read(&out);
     assert!(profile.total() > 100, "{profile}");
-    profile.assert_share(1.0, "only the target", |stack| stack.comm == "later");
+    profile.assert_share(1.0, "samples of the target only", |stack| {
+        stack.comm == "later"
+    });
 }
 
 /// Records a target until `burning` has used a second of CPU time.
@@ -227,7 +233,7 @@ fn children_of_the_target() {
     assert!(of_child.total() > 30, "{profile}");
     of_child
         .filtered(|stack| stack.has("burn"))
-        .assert_share(0.95, "with its stacks", |stack| {
+        .assert_share(0.95, "complete stacks", |stack| {
             stack.has_chain(&["main", "first", "second", "third", "burn"])
         });
 }
@@ -258,7 +264,7 @@ fn target_that_dies() {
     recording.finish().succeeded();
     let profile = Profile::read(&out);
     assert!(profile.total() > 50, "{profile}");
-    profile.assert_share(0.95, "with its names", |stack| {
+    profile.assert_share(0.95, "stacks with names", |stack| {
         stack.has_chain(&["main", "first", "second", "third", "burn"])
     });
 }
@@ -309,7 +315,10 @@ fn unwritable_output() {
         let mark = mark.to_str().expect("a path of ours");
         let words = ["record", "--output", output, "--", "touch", mark];
         start(agent(words)).finish().failed_saying(&[output]);
-        assert!(!Path::new(mark).exists(), "{output}: recorded all the same");
+        assert!(
+            !Path::new(mark).exists(),
+            "{output}: the command ran nevertheless"
+        );
     }
 }
 
@@ -369,7 +378,7 @@ fn full_disk() {
     command.env("TMPDIR", elsewhere.path());
     let finished = start(command).finish();
     finished.failed_saying(&["out.svg", "No space left", "was saved as"]);
-    assert!(!picture.exists(), "half a picture");
+    assert!(!picture.exists(), "a partial picture");
     let rescued = fs::read_dir(elsewhere.path()).expect("a directory of ours");
     let rescued: Vec<_> = rescued.flatten().map(|entry| entry.path()).collect();
     assert_eq!(rescued.len(), 1, "{rescued:?}");

@@ -68,18 +68,18 @@ fn rsp(offset: i32) -> Option<(u8, i32)> {
     Some((reg::RSP, offset))
 }
 
-/// crtstuff's `__do_global_dtors_aux`: two returns, the second of which is behind the first and reached by
-/// a jump, and then the next function.
+/// crtstuff's `__do_global_dtors_aux`, with one return: a jump leads over the body to the return, and the
+/// next function is behind that.
 #[test]
 fn code_behind_a_return() {
     let code = [
         0xf3, 0x0f, 0x1e, 0xfa, // endbr64
         0x80, 0x3d, 0x10, 0x00, 0x00, 0x00, 0x00, // cmpb $0, completed(%rip)
-        0x75, 0x05, // jne to the second return
+        0x75, 0x05, // jne to the return
         0x55, // push %rbp
         0x48, 0x89, 0xe5, // mov %rsp, %rbp
         0x5d, // pop %rbp
-        // Jumped over, so the jump ends at the return.
+        // The jump leads to this return, at the end of the body.
         0xc3, 0x53, // ret; push %rbx: another function
         0x31, 0xc0, // xor %eax, %eax
         0x5b, 0xc3, // pop %rbx; ret
