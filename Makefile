@@ -35,7 +35,7 @@ setup-bench:
 	@scripts/setup.sh build bench
 
 build: setup ## Build the agent and the workload (release)
-	@$(CARGO) build --release --quiet --package agent --package workload
+	@$(CARGO) build --release --package agent --package workload
 	@echo "built: $(AGENT) $(SHOP)"
 
 demo: build ## The whole story on a PostgreSQL on fire, measured; pictures in flamegraphs/  [ROUNDS=4 OUTPUT= ARGS=]
