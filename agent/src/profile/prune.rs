@@ -28,7 +28,7 @@ const COARSE_NODES: usize = MAX_ROWS / 16;
 pub struct Pruned {
     /// Samples whose stack was cut short.
     pub cut_short: u64,
-    /// Samples that are counted by program, without pid, thread, trace, application and client.
+    /// Samples that are counted by program, without pid, thread and trace.
     pub by_program: u64,
 }
 
@@ -79,7 +79,8 @@ impl Window {
         }
         let least_of_rare = least.max(nodes.least_for(COARSE_NODES));
         let stacks = self.keep_stacks(&weights, least, least_of_rare);
-        self.keep_rows(&stacks, least_row)
+        let are_names_scarce = is_scarce(self.attributions.len(), MAX_ROWS);
+        self.keep_rows(&stacks, least_row, are_names_scarce)
     }
 
     /// For each node the number of samples at it and above it, and of those for which it is a caller's.
@@ -148,8 +149,14 @@ impl Window {
         kept
     }
 
-    /// The rows with the stacks that were kept. Those of fewer samples than `least` are counted by program.
-    fn keep_rows(&mut self, stacks: &[KeptNode], least: u64) -> DroppedCallers {
+    /// The rows with the stacks that were kept. Those of fewer samples than `least` are counted by program; without their
+    /// application and client only where attributions are scarce.
+    fn keep_rows(
+        &mut self,
+        stacks: &[KeptNode],
+        least: u64,
+        are_names_scarce: bool,
+    ) -> DroppedCallers {
         let rows = std::mem::take(&mut self.rows);
         let old = std::mem::take(&mut self.attributions);
         let mut kept = Rows::with_capacity_and_hasher(rows.len() / 2, RandomState::default());
@@ -178,7 +185,7 @@ impl Window {
                 if new.is_none() {
                     let mut attribution = keep_attribution(attribution, stacks);
                     if is_rare {
-                        attribution = self.by_program(attribution);
+                        attribution = self.by_program(attribution, are_names_scarce);
                     }
                     *new = Some(self.attributions.insert_full(attribution).0 as u32);
                 }
@@ -201,11 +208,13 @@ impl Window {
         dropped
     }
 
-    /// An attribution that says nothing of a single process or connection.
-    fn by_program(&mut self, attribution: Attribution) -> Attribution {
+    /// An attribution that says nothing of a single process; nor of a connection, where names are scarce.
+    fn by_program(&mut self, attribution: Attribution, are_names_scarce: bool) -> Attribution {
         let backend = attribution.backend.map(|backend| {
             let mut backend = Backend::clone(&backend);
-            (backend.application, backend.client) = (Arc::from(""), Arc::from(""));
+            if are_names_scarce {
+                (backend.application, backend.client) = (Arc::from(""), Arc::from(""));
+            }
             if let Caller::Known { process, .. }
             | Caller::Partial { process, .. }
             | Caller::Process { process, .. } = &mut backend.caller
@@ -551,8 +560,13 @@ mod tests {
             });
             let process = process.expect("room");
             for number in 0..stacks {
+                let mut attribution = attribution(Caller::None);
+                if let Some(backend) = attribution.backend.as_mut().and_then(Arc::get_mut) {
+                    backend.application = Arc::from(["checkout", "search"][pid as usize % 2]);
+                }
                 window.add(&RawSample {
                     process,
+                    attribution: Some(attribution),
                     ..sample(&[frame(number), frame(1)], pid)
                 });
             }
@@ -562,6 +576,14 @@ mod tests {
         assert!(window.rows.len() <= MAX_ROWS / 2);
         assert_eq!(window.counters().pruned.by_program, MAX_ROWS as u64);
         assert!(!window.is_nearly_full(), "it is not tried for each sample");
+        // There are few applications, so that the samples keep theirs.
+        let of_search = window.rows().filter(|(row, _)| {
+            let attribution = window.attribution(row);
+            let backend = attribution.and_then(|attribution| attribution.backend.as_ref());
+            backend.is_some_and(|backend| &*backend.application == "search")
+        });
+        let of_search: u64 = of_search.map(|(_, tally)| tally.samples).sum();
+        assert_eq!(of_search, MAX_ROWS as u64 / 2);
     }
 
     /// Deep stacks fill the nodes, and rows, of which there are enough, stay as they are.
