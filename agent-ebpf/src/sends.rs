@@ -74,7 +74,8 @@ pub fn find(header: &mut BackendHeader, statement: u64, since: u64) -> bool {
     let Some(clock) = WALL_CLOCK.get(0) else {
         return false;
     };
-    // First, because the agent may replace the clock meanwhile, and writes the offset that is checked here last.
+    // This is checked before the other fields are read, because the agent may replace the clock meanwhile, and it
+    // writes the offset that is checked here last.
     let was_set = was_set(clock);
     let mut start = clock.statement_start(statement as i64, header.time);
     // The wall clock may have been set since the agent last read it, so that the converted start is wrong.

@@ -107,15 +107,7 @@ fn locate(
             .or_default()
             .push((index, *frame));
     }
-    let unknown = Module {
-        name: "[no mapping]".to_owned(),
-        build_id: None,
-        source: Source::Unknown,
-        is_local: true,
-        debug_dir: None,
-        version: None,
-        snapshot: None,
-    };
+    let unknown = Module::unknown();
     let module = |id: ModuleId| window.modules().get(id.0 as usize).unwrap_or(&unknown);
     let modules = by_module.len();
     let mut order: Vec<_> = by_module

@@ -183,18 +183,10 @@ impl Callers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::profile::{Module, ModuleKey, Process, SharedFrame, SharedModule, Source};
+    use crate::profile::{Module, ModuleKey, Process, SharedFrame, SharedModule};
 
     fn send(address: u64, frames: usize, outcome: Outcome) -> KnownSend {
-        let module = Module {
-            name: String::new(),
-            build_id: None,
-            source: Source::Unknown,
-            is_local: true,
-            debug_dir: None,
-            version: None,
-            snapshot: None,
-        };
+        let module = Module::unknown();
         let frame = SharedFrame {
             module: Arc::new(SharedModule {
                 key: ModuleKey::Unknown,

@@ -20,7 +20,8 @@ const MOST_FRAMES: usize = 4096;
 /// some hundred samples, and pruning takes a tenth of a second.
 const PAUSE: u64 = 1 << 15;
 
-/// Rare rows keep their stacks up to nodes of so many that these, with the programs, take a small part of the room.
+/// Maximum number of nodes at which the stacks of rare rows may end. It is a small part of the rows, so that few rows are left
+/// when rare rows are counted by program.
 const COARSE_NODES: usize = MAX_ROWS / 16;
 
 /// What pruning did to the samples so far.
@@ -239,7 +240,7 @@ impl Window {
     }
 }
 
-/// How many things have how many samples.
+/// The number of nodes, frames or rows for each number of samples.
 struct Histogram {
     /// By the number of samples; the last slot has what has more.
     counts: Vec<usize>,
@@ -247,7 +248,7 @@ struct Histogram {
 }
 
 impl Histogram {
-    /// Samples from which on they are not told apart.
+    /// Counts from this number of samples on share the last slot.
     const MOST: usize = 1 << 16;
 
     fn of(samples: impl Iterator<Item = u64>) -> Histogram {
@@ -260,7 +261,7 @@ impl Histogram {
         Histogram { counts, total }
     }
 
-    /// The smallest number of samples that at most `room` things have.
+    /// The smallest threshold that at most `room` of the counted nodes, frames or rows reach.
     fn least_for(&self, room: usize) -> u64 {
         let mut left = self.total;
         let mut least = 0;

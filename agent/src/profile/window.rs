@@ -107,6 +107,19 @@ pub struct Module {
 }
 
 impl Module {
+    /// The module of addresses outside every mapping.
+    pub fn unknown() -> Module {
+        Module {
+            name: "[no mapping]".to_owned(),
+            build_id: None,
+            source: Source::Unknown,
+            is_local: true,
+            debug_dir: None,
+            version: None,
+            snapshot: None,
+        }
+    }
+
     /// The name under which a frame without a symbol appears: the file's base name, or the name in
     /// brackets as it is.
     pub fn short_name(&self) -> &str {

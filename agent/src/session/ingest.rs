@@ -16,7 +16,7 @@ use agent_ebpf::{
 use rustix::fs::OFlags;
 
 use super::{
-    open_window::{OpenWindow, unknown_module},
+    open_window::OpenWindow,
     processes::{Processes, nobody},
 };
 use crate::{
@@ -546,23 +546,19 @@ fn wanted(sample: &Sample<'_>) -> Option<TableRequest> {
 fn describe(key: ModuleKey, objects: &mut Objects, pid: u32) -> Module {
     let bare = |name: &str, source: Source| Module {
         name: name.to_owned(),
-        build_id: None,
         source,
-        is_local: true,
-        debug_dir: None,
-        version: None,
-        snapshot: None,
+        ..Module::unknown()
     };
     match key {
         ModuleKey::Kernel => bare("[kernel]", Source::Kernel),
-        ModuleKey::Unknown => unknown_module(),
+        ModuleKey::Unknown => Module::unknown(),
         ModuleKey::Jit(_) => Module {
             is_local: false,
             ..bare("[jit]", jit(pid, &mut objects.pool))
         },
         ModuleKey::File(number) => objects
             .get(ObjectId(number))
-            .map_or_else(unknown_module, |object| module_of(object)),
+            .map_or_else(Module::unknown, |object| module_of(object)),
     }
 }
 
@@ -634,7 +630,7 @@ mod tests {
             .open
             .places
             .window
-            .add_module(unknown_module())
+            .add_module(Module::unknown())
             .is_some()
         {}
         assert_eq!(

@@ -6,7 +6,7 @@ use crate::{
     postgres::{Counts, KnownSend, complete_workers},
     profile::{
         Caller, Frame, MAX_MODULES, Module, ModuleId, ModuleKey, ProcessIndex, Query, SharedFrame,
-        SharedModule, SharedProcess, SharedStack, Source, StackId, Unknown, Window,
+        SharedModule, SharedProcess, SharedStack, StackId, Unknown, Window,
     },
     query::{self, TextMode, Texts},
 };
@@ -94,7 +94,7 @@ impl Places {
         let mut window = Window::new();
         let mut modules = HashMap::new();
         // The unknown module is added first, so that it exists when there is no room for others.
-        let unknown_module = window.add_module(unknown_module()).unwrap_or(ModuleId(0));
+        let unknown_module = window.add_module(Module::unknown()).unwrap_or(ModuleId(0));
         modules.insert(ModuleKey::Unknown, unknown_module);
         Places {
             window,
@@ -197,19 +197,6 @@ impl Places {
     }
 }
 
-/// The module of addresses outside every mapping.
-pub fn unknown_module() -> Module {
-    Module {
-        name: "[no mapping]".to_owned(),
-        build_id: None,
-        source: Source::Unknown,
-        is_local: true,
-        debug_dir: None,
-        version: None,
-        snapshot: None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use agent_ebpf::sample::Outcome;
@@ -220,7 +207,7 @@ mod tests {
     fn shared_module(key: ModuleKey, name: &str) -> Arc<SharedModule> {
         let module = Module {
             name: name.to_owned(),
-            ..unknown_module()
+            ..Module::unknown()
         };
         Arc::new(SharedModule { key, module })
     }
