@@ -2,24 +2,44 @@
 
 use std::fs;
 
-/// Nice value of the threads that read and compile while a recording runs. On an overloaded machine
-/// dozens of tasks wait for every CPU, and a profiler with the same priority would lose samples
-/// exactly when they matter. The CPU time that the agent takes is bounded and reported in the summary.
-const RECORDING_NICE: i32 = -10;
-
-/// Raises this thread's priority while it records. Without `CAP_SYS_NICE` this has no effect.
-pub fn go_first() {
-    set_nice(RECORDING_NICE);
+/// A thread's priority while a recording runs. On an overloaded machine dozens of tasks wait for every CPU,
+/// and a profiler with the same priority would lose samples exactly when they matter. The CPU time that the
+/// agent takes is bounded and reported in the summary.
+#[derive(Clone, Copy, Debug)]
+pub enum Priority {
+    /// For the thread that reads the samples, where no ordinary task may run in the middle of its system
+    /// calls on maps: until such a call ends, the kernel skips kprobes on that CPU (kernel/bpf/syscall.c,
+    /// `bpf_disable_instrumentation`), so that a send goes unnoted. The real-time policy that this needs
+    /// leaves a twentieth of the CPU to others whatever the thread does (`sched_rt_runtime_us`).
+    UnpreemptedReader,
+    /// For the thread that reads the samples, which loses some if it waits for the CPU too long, and for the
+    /// threads whose answers it waits for.
+    Reader,
+    /// For the thread that compiles tables, which at the start takes seconds.
+    Compiler,
+    /// That of other programs.
+    Normal,
 }
 
-/// Undoes [`go_first`].
-pub fn go_as_usual() {
-    set_nice(0);
-}
-
-fn set_nice(nice: i32) {
-    // SAFETY: changes only this thread's priority (Linux: who 0 is the calling thread).
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
+impl Priority {
+    /// Gives this thread the priority. Without `CAP_SYS_NICE` this has no effect.
+    pub fn apply(self) {
+        let (policy, real_time, nice) = match self {
+            // Threads and programs that this thread starts have the normal policy.
+            Priority::UnpreemptedReader => (libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, 1, -15),
+            Priority::Reader => (libc::SCHED_OTHER, 0, -15),
+            Priority::Compiler => (libc::SCHED_OTHER, 0, -10),
+            Priority::Normal => (libc::SCHED_OTHER, 0, 0),
+        };
+        // SAFETY: the struct may be zero, because all of its members are numbers.
+        let mut parameters: libc::sched_param = unsafe { std::mem::zeroed() };
+        parameters.sched_priority = real_time;
+        // SAFETY: both calls change only this thread's priority (Linux: 0 is the calling thread).
+        unsafe {
+            libc::sched_setscheduler(0, policy, &raw const parameters);
+            libc::setpriority(libc::PRIO_PROCESS, 0, nice);
+        }
+    }
 }
 
 /// CPU time of this process so far, seconds: user and system time of all threads.

@@ -21,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{cost::go_first, kernel::MappedObject, process::mapped_objects};
+use crate::{cost::Priority, kernel::MappedObject, process::mapped_objects};
 
 /// How long the loop waits for one answer. The ring buffer has room for an eighth of a second
 /// in which every sample carries the largest stack copy ([`agent_ebpf::limits::ring_bytes`]),
@@ -323,7 +323,7 @@ impl Worker {
         thread::Builder::new()
             .name("flamestorm-io".to_owned())
             .spawn(move || {
-                go_first();
+                Priority::Reader.apply();
                 for job in todo {
                     job();
                 }

@@ -69,7 +69,7 @@ const OPTIONAL: &[Field] = &[
 
 /// The name of a helper in `enum bpf_func_id` (include/uapi/linux/bpf.h), which lists the
 /// helpers that the kernel has.
-const TAI_CLOCK: &[u8] = b"BPF_FUNC_ktime_get_tai_ns";
+const TAI_CLOCK: &[u8] = b"\0BPF_FUNC_ktime_get_tai_ns\0";
 
 /// Byte offsets of the fields that the kernel programs read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,7 +126,7 @@ impl Offsets {
             globals,
             task_in_execve_bit: task
                 .and_then(|task| types.member_bits(task, b"in_execve", MAX_NESTING)),
-            has_tai_clock: types.has_name(TAI_CLOCK),
+            has_tai_clock: memchr::memmem::find(types.strings, TAI_CLOCK).is_some(),
             missing,
         })
     }
@@ -167,13 +167,6 @@ impl<'a> Types<'a> {
     fn name(&self, offset: u32) -> &'a [u8] {
         let rest = self.strings.get(offset as usize..).unwrap_or_default();
         rest.split(|byte| *byte == 0).next().unwrap_or_default()
-    }
-
-    /// Whether the table of names contains `name`.
-    fn has_name(&self, name: &[u8]) -> bool {
-        self.strings
-            .split(|byte| *byte == 0)
-            .any(|string| string == name)
     }
 
     /// Starts of the records of the structs that have these fields. All are found in one pass.

@@ -15,8 +15,9 @@ use rustix::fs::OFlags;
 
 use crate::{
     clock::now,
+    cost::Priority,
     file::{directory_of, open_found},
-    kernel::{Error, Kernel},
+    kernel::{Error, Kernel, Senders},
     mapped::Objects,
     pool::{Answer, Subject, WorkerPool},
     process::{AddressSpace, Backing, ObjectId, own_pid, parent_of, process_exe},
@@ -190,6 +191,9 @@ impl Servers {
             log::warn!(
                 "the callers of PostgreSQL's statements cannot be recorded: {error}; see `flamestorm doctor`"
             );
+        }
+        if kernel.senders() == Some(Senders::Functions) {
+            Priority::UnpreemptedReader.apply();
         }
         self.seen = self.seen.wrapping_add(1);
         self.servers[index] = Some(Server {

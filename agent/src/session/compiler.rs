@@ -17,7 +17,7 @@ use std::{
 };
 
 use crate::{
-    cost::go_first,
+    cost::Priority,
     mapped::Image,
     object::Object,
     process::ObjectId,
@@ -200,7 +200,7 @@ impl Thread {
         let handle = thread::Builder::new()
             .name("flamestorm-cfi".to_owned())
             .spawn(move || {
-                go_first();
+                Priority::Compiler.apply();
                 let mut queue = Queue::new(todo);
                 while let Some(job) = queue.next() {
                     let compiled = (job.id, run(&job, &seen));

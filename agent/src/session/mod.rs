@@ -122,11 +122,12 @@ pub fn record(
                 .with_context(|| format!("cannot start {name}"))?,
         )
     };
-    let mut session = Session::open(config)?;
     // The limit of open files and the priority are raised after the command was forked, so that it does not
-    // inherit them.
+    // inherit them, and before the kernel programs are loaded, which on an overloaded machine would take
+    // several times as long.
     raise_file_limit();
-    cost::go_first();
+    cost::Priority::Reader.apply();
+    let mut session = Session::open(config)?;
     session.select(config, held.as_ref())?;
     let steal = cost::steal_seconds();
     let start = Instant::now();
@@ -146,7 +147,7 @@ pub fn record(
     let (status, startup_cpu) = session.run(config, signal, start, child, progress)?;
     let duration = start.elapsed();
     session.finish()?;
-    cost::go_as_usual();
+    cost::Priority::Normal.apply();
     let stolen = steal.and_then(|before| Some(cost::steal_seconds()? - before));
     let course = Course {
         start: start_unix,

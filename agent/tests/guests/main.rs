@@ -216,10 +216,11 @@ struct Guest {
 }
 
 /// A small load: two functions take turns, a few statements a second.
-const CALM: &str = "40000 10000 1 199 0";
+const CALM: &str = "40000 10000 1 5000 199 0";
 
-/// A PostgreSQL server and its clients in a guest. Every statement of any connection has its own function
-/// above it, except for as many sends as the kernel says that it skipped.
+/// A PostgreSQL server and its clients in a guest. Every sample of a statement of any connection has the
+/// statement's own function above it, except for as many samples as the agent says that it took while the
+/// status was changing.
 fn check_callers(guest: &Guest) {
     let Some(cluster) = Cluster::start("") else {
         return;
@@ -252,14 +253,21 @@ fn check_callers(guest: &Guest) {
     );
     let summary = Summary::parse(part("summary"));
     // The test runner shows this when the test fails.
-    println!("{:#}", summary.0);
+    println!("{}", summary.0);
     assert_eq!(summary.lost(), 0.0);
     let of_sends = |program: &str| summary.0["skipped_runs"][program].as_u64().unwrap_or(0);
     let skipped = of_sends("flamestorm_tcp_call") + of_sends("flamestorm_unix_call");
-    let sends = summary.0["attribution"]["sends"].as_u64().expect("sends");
-    // The kernel skips a send only if it preempted the agent in the middle of a call for a map.
-    assert!(skipped <= sends / 100 + 2, "{skipped} of {sends} skipped");
-    let (mut asked, mut missing) = (0, 0);
+    // While the kernel skips no run at a send, no send goes unnoted, so no statement can have the caller of
+    // another one. It would skip runs if other tasks ran in the middle of the agent's calls on maps.
+    assert_eq!(skipped, 0, "{}", summary.0["skipped_runs"]);
+    let attribution = &summary.0["attribution"];
+    let with_query = attribution["with_query"].as_u64().expect("a count");
+    // The agent does not use a status that the backend was changing at the tick, for a small part of each
+    // statement, because the start of the statement may not belong to its text. It counts these samples.
+    let changing = &attribution["without_caller"]["state_unreadable"];
+    let changing = changing.as_u64().expect("a count");
+    assert!(changing <= with_query / 100, "{changing} of {with_query}");
+    let mut missing = 0;
     for socket in ["by_unix", "by_tcp"] {
         let profile = Profile::parse(part(socket).trim());
         for (function, other, text) in [
@@ -277,16 +285,12 @@ fn check_callers(guest: &Guest) {
             });
             let others = stacks.filtered(|stack| !stack.has(function));
             println!("{socket}, {text}: without its function:\n{others}");
-            asked += stacks.total();
             missing += others.total();
         }
     }
-    // A skipped send costs its own statement its caller, a skipped answer the next one. A statement may
-    // have up to three times the samples of the mean.
-    let of_a_statement = 3 * asked / sends + 1;
     assert!(
-        missing <= skipped * of_a_statement,
-        "{missing} samples of {asked} without their function, {of_a_statement} a statement, {skipped} skipped"
+        missing <= changing,
+        "{missing} samples without their function, {changing} while the status was changing"
     );
 }
 
@@ -341,7 +345,7 @@ fn callers_where_the_kernel_is_preempted() {
     check_callers(&Guest {
         kernel: "6.12",
         options: &["--cpus", "1", "--append", "preempt=full"],
-        load: "300 200 2 997 0",
+        load: "300 200 2 2000 499 0",
     });
 }
 
@@ -352,6 +356,6 @@ fn callers_when_the_clock_is_set() {
     check_callers(&Guest {
         kernel: "6.12",
         options: &[],
-        load: "20000 10000 1 199 3600",
+        load: "20000 10000 1 5000 199 3600",
     });
 }
