@@ -49,7 +49,7 @@ use crate::{
     maps::{CONNECTIONS, HAS_TAI_CLOCK, WALL_CLOCK},
     output,
     state::{HeldStack, SendRing},
-    verifier::{differ, is_less},
+    verifier::{differ, is_less, select},
     words,
 };
 
@@ -109,15 +109,19 @@ pub fn find(header: &mut BackendHeader, statement: u64, since: u64) -> bool {
     let mut later = 0;
     let mut slot = 0;
     while slot < SENDS {
-        let mut time = ring.sends[slot].time;
-        later |= is_less(start, time);
-        let is_of_later_turn = turn.wrapping_sub(ring.sends[slot].turn) >> 31;
-        time &= u64::from(is_of_later_turn).wrapping_sub(1);
-        if time > best.0 && time <= start && time >= since {
-            best = (time, slot);
-        }
+        let time = ring.sends[slot].time;
+        let is_later = is_less(start, time);
+        let is_of_later_turn = u64::from(turn.wrapping_sub(ring.sends[slot].turn) >> 31);
+        let is_worse = is_later | is_of_later_turn | is_less(time, since) | is_less(time, best.0);
+        let is_better = 1 ^ is_worse;
+        best = (
+            select(is_better, time, best.0),
+            select(is_better, slot as u64, best.1),
+        );
+        later |= is_later;
         slot += 1;
     }
+    let best = (best.0, best.1 as usize);
     if best.0 == 0 {
         header.search = match later {
             0 => CallerSearch::NoSend as u32,
@@ -165,25 +169,28 @@ fn was_set(clock: &WallClock) -> u64 {
 /// began. A send whose stack was not taken counts as different, because it may be.
 #[inline(always)]
 fn waited_with_others(ring: &SendRing, found: usize, send: &Send, since: u64, start: u64) -> bool {
-    let mut others = false;
+    let mut others = 0;
     let mut slot = 0;
     while slot < SENDS {
         let other = &ring.sends[slot];
-        others |= slot != found
-            && other.time != 0
-            && other.time >= since
-            && other.time <= start
-            && other.turn == send.turn
-            && (other.hash == 0 || other.hash != send.hash || !is_same_trace(other, send));
+        let is_elsewhen = (1 ^ differ(other.time, 0))
+            | is_less(other.time, since)
+            | is_less(start, other.time)
+            | differ(other.turn.into(), send.turn.into());
+        let is_different = (1 ^ differ(other.hash.into(), 0))
+            | differ(other.hash.into(), send.hash.into())
+            | has_other_trace(other, send);
+        others |= differ(slot as u64, found as u64) & (1 ^ is_elsewhen) & is_different;
         slot += 1;
     }
-    others
+    others != 0
 }
 
+/// 1 if two sends belong to different traces, else 0.
 #[inline(always)]
-fn is_same_trace(one: &Send, other: &Send) -> bool {
+fn has_other_trace(one: &Send, other: &Send) -> u64 {
     let (one, other) = (one.trace.words(), other.trace.words());
-    one[0] == other[0] && one[1] == other[1] && one[2] == other[2]
+    differ(one[0], other[0]) | differ(one[1], other[1]) | differ(one[2], other[2])
 }
 
 /// Copies a send out of the ring, after sending its stack to the agent if that is still held.

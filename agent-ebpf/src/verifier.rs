@@ -22,3 +22,12 @@ pub fn differ(one: u64, other: u64) -> u64 {
     let bits = core::hint::black_box(one ^ other);
     core::hint::black_box(bits | bits.wrapping_neg()) >> 63
 }
+
+/// `one` if `condition` is 1, `other` if it is 0; also without a branch. It multiplies, because recent
+/// verifiers follow both values of a mask that is 0 or all ones (kernel/bpf/verifier.c,
+/// `maybe_fork_scalars`).
+#[inline(always)]
+pub fn select(condition: u64, one: u64, other: u64) -> u64 {
+    let difference = one.wrapping_sub(other);
+    other.wrapping_add(difference.wrapping_mul(core::hint::black_box(condition)))
+}
