@@ -18,6 +18,7 @@
 #   PG_BIN=…          directory of initdb, postgres and pgbench
 #   KEEP=DIRECTORY    keep the summaries and folded stacks there
 #   AGENT=…           the agent to measure, target/release/flamestorm (built when it is not given)
+#   OTHER=…           only compares AGENT with this agent: PAIRS=6 recordings by each in turn, under the search
 #
 # Needs root; postgresql-15 and linux-perf. Everything it starts ends with it, and what it wrote is
 # removed; the last lines are the table.
@@ -33,6 +34,8 @@ ONLY=${ONLY:-}
 ROWS=${ROWS:-400000}
 FREQUENCY=${FREQUENCY:-99}
 PEERS=${PEERS:-0}
+OTHER=${OTHER:-}
+PAIRS=${PAIRS:-6}
 PROFILE_BEE=0.3.13
 PG_BIN=${PG_BIN:-$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -n 1)}
 
@@ -43,7 +46,8 @@ die() {
 }
 [ "$(id -u)" = 0 ] || die "needs root: sudo $0"
 [ -x "$PG_BIN/initdb" ] || die "no PostgreSQL: apt-get install --no-install-recommends postgresql-15"
-[ -n "$ONLY" ] || command -v perf >/dev/null || die "no perf: apt-get install --no-install-recommends linux-perf"
+[ -z "$OTHER" ] || [ -x "$OTHER" ] || die "no such program: $OTHER"
+[ -n "$ONLY$OTHER" ] || command -v perf >/dev/null || die "no perf: apt-get install --no-install-recommends linux-perf"
 if [ -z "${AGENT-}" ]; then
     say "building the agent"
     (cd "$here" && cargo build --quiet --release -p agent)
@@ -164,6 +168,50 @@ perf_figures() {
         END { sample_ends(); if (samples) printf "%.2f %.2f 0 %d\n", 100 * rooted / samples, 100 * unnamed / frames, samples; else print "- - - 0" }'
 }
 field() { cut -d' ' -f"$1"; }
+row() { printf '| %-44s | %-16s | %-10s | %-10s | %s |\n' "$@"; }
+
+# --- two agents in turn -----------------------------------------------------------------------------------
+# One line for each figure: the medians of both agents, and the mean of the pairs' ratios with its standard error.
+compare() {
+    local pair agent figure key name
+    start_load
+    for pair in $(seq "$PAIRS"); do
+        say "pair $pair of $PAIRS ($SECONDS_SHORT s each)"
+        for agent in "$OTHER" "$AGENT"; do
+            name=this
+            [ "$agent" = "$AGENT" ] || name=other
+            "$agent" record --frequency "$FREQUENCY" --duration "${SECONDS_SHORT}s" --summary json \
+                --output "$work/out/$name.folded" >"$work/out/$name-$pair.json" 2>"$work/out/$name.log" ||
+                die "$agent failed: $(tail -n 5 "$work/out/$name.log")"
+        done
+    done
+    stop_load
+    echo
+    echo "$AGENT and $OTHER in turn, $PAIRS recordings of $SECONDS_SHORT s each at $FREQUENCY Hz, under the search"
+    echo
+    row figure this other "this/other" "± standard error"
+    row ---- ---- ---- ---- ----
+    # The names in the summary. "recording" and "startup" are seconds of CPU time.
+    for figure in "kernel time a sample, ns:run_ns_per_sample" "a backend's state, ns:backend_ns" \
+        "CPU time recording, s:recording" "CPU time starting, s:startup" "start to first unwindable sample, ms:startup_ms" \
+        "memory peak, bytes:peak" "maps, bytes:map_bytes" "samples:samples"; do
+        key=${figure##*:}
+        for pair in $(seq "$PAIRS"); do
+            echo "$(json "$work/out/this-$pair.json" "$key") $(json "$work/out/other-$pair.json" "$key")"
+        done | awk 'NF == 2' >"$work/out/pairs"
+        read -r ratio error < <(awk '$2 > 0 { r = $1 / $2; n++; sum += r; squares += r * r }
+            END {
+                if (n < 2) { print "- -"; exit }
+                variance = (squares - sum * sum / n) / (n - 1)
+                printf "%.3f %.3f\n", sum / n, sqrt((variance > 0 ? variance : 0) / n)
+            }' "$work/out/pairs")
+        row "${figure%:*}" "$(field 1 <"$work/out/pairs" | median)" "$(field 2 <"$work/out/pairs" | median)" "$ratio" "$error"
+    done
+}
+if [ -n "$OTHER" ]; then
+    compare
+    exit
+fi
 
 # --- stacks and cost, medians of runs -------------------------------------------------------------------
 record() { "$AGENT" record --view database --frames raw --frequency "$FREQUENCY" --duration "$1s" --summary json --output "$work/out/$2.folded" >"$work/out/$2.json" 2>"$work/out/$2.log" || die "the agent failed: $(tail -n 5 "$work/out/$2.log")"; }
@@ -424,7 +472,6 @@ figure() { field "$2" <"$work/out/$1.figures" | median; }
 all_short() { for run in $(seq "$RUNS"); do json "$work/out/short-$run.json" "$1"; done | median; }
 long=$work/out/long.json
 rounded() { awk -v format="$1" '$1 == "-" || $1 == "" { print "-"; next } { printf format "\n", $1 }'; }
-row() { printf '| %-44s | %-16s | %-10s | %-10s | %s |\n' "$@"; }
 if [ "$ONLY" = attribution ]; then
     attribution_table
     exit
