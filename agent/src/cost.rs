@@ -42,6 +42,25 @@ impl Priority {
     }
 }
 
+/// Does work that may take long, in which a real-time thread would keep other tasks from its CPU.
+pub fn without_real_time<T>(work: impl FnOnce() -> T) -> T {
+    let is_real_time = has_real_time();
+    if is_real_time {
+        Priority::Reader.apply();
+    }
+    let result = work();
+    if is_real_time {
+        Priority::UnpreemptedReader.apply();
+    }
+    result
+}
+
+fn has_real_time() -> bool {
+    // SAFETY: a query without side effects.
+    let policy = unsafe { libc::sched_getscheduler(0) };
+    policy & !libc::SCHED_RESET_ON_FORK == libc::SCHED_FIFO
+}
+
 /// CPU time of this process so far, seconds: user and system time of all threads.
 pub fn cpu_seconds() -> f64 {
     let mut time = libc::timespec {
@@ -87,6 +106,28 @@ pub fn steal_seconds() -> Option<f64> {
 mod tests {
     use super::*;
     use crate::clock::now;
+
+    /// A reader that is not to be preempted has a real-time policy, except during long work, and threads
+    /// that it starts have none.
+    #[test]
+    fn real_time() {
+        let test = || {
+            Priority::UnpreemptedReader.apply();
+            if !has_real_time() {
+                eprintln!("skipped: real-time priority is not permitted (CAP_SYS_NICE)");
+                return;
+            }
+            assert!(!without_real_time(has_real_time));
+            assert!(has_real_time());
+            assert!(!std::thread::spawn(has_real_time).join().unwrap());
+            Priority::Normal.apply();
+            assert!(!has_real_time());
+            assert!(!without_real_time(has_real_time));
+            assert!(!has_real_time());
+        };
+        // In a thread of its own, so that the priority ends with it.
+        std::thread::spawn(test).join().unwrap();
+    }
 
     /// Every figure can be read, and the clocks advance.
     #[test]

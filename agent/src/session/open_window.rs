@@ -3,6 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use crate::{
+    cost::without_real_time,
     postgres::{Counts, KnownSend, complete_workers},
     profile::{
         Caller, Frame, MAX_MODULES, Module, ModuleId, ModuleKey, ProcessIndex, Query, SharedFrame,
@@ -48,7 +49,7 @@ impl OpenWindow {
     /// the caller must not hold one.
     pub fn make_room(&mut self) {
         if self.places.window.is_nearly_full() {
-            let dropped = self.places.window.prune();
+            let dropped = without_real_time(|| self.places.window.prune());
             self.places.callers.clear();
             self.counts.drop_callers(dropped);
         }
