@@ -36,7 +36,7 @@ fn check(stack: &str, whole: f64) {
     let handled = profile.filtered(|stack| stack.has("on_alarm"));
     assert!(
         handled.total() * 3 > profile.total(),
-        "the handler runs for two thirds of the time, {} of {} samples are in it:\n{profile}",
+        "the handler runs for more than half of the time, {} of {} samples are in it:\n{profile}",
         handled.total(),
         profile.total()
     );
@@ -80,11 +80,11 @@ fn handler_on_the_normal_stack() {
 
 /// A handler on an alternate stack: the interrupted frames are on another stack, possibly at lower
 /// addresses. While the kernel does not know the process yet, the stack copy that is sent to the agent
-/// contains the alternate stack only, so those samples are `copy_too_short`: one to three of about 700, and
-/// more if the agent waits for a CPU.
+/// contains the alternate stack only, so those samples would be `copy_too_short`; the program warms up for
+/// longer than that takes.
 #[test]
 fn handler_on_an_alternate_stack() {
     if can_record() {
-        check("alternate", 0.98);
+        check("alternate", 0.99);
     }
 }
