@@ -63,10 +63,12 @@ fn the_story() {
     }
     let (directory, output) = (scratch("end-to-end"), scratch("flames"));
     let (mut told, mut stderr) = story(&directory, &output);
-    // The speed of a shared machine may change between the calibration and the storm. The second
+    // The speed of a shared machine may change between the calibration and the storm. The next
     // story notices, and calibrates anew.
-    if missed_the_size(&told) {
-        (told, stderr) = story(&directory, &output);
+    for _ in 0..2 {
+        if missed_the_size(&told) {
+            (told, stderr) = story(&directory, &output);
+        }
     }
     assert_eq!(told["success"], true, "{stderr}");
 

@@ -218,7 +218,7 @@ fn short_statements() {
     fs::write(&script, "SELECT 1 AS short;\n").expect("a script");
     let mut command = cluster.command("pgbench");
     command.args([
-        "-n", "-c", "2", "-t", "30000", "-M", "prepared", "-U", "test", "-h",
+        "-n", "-c", "2", "-t", "120000", "-M", "prepared", "-U", "test", "-h",
     ]);
     command.arg(cluster.path()).arg("-f").arg(script);
     command.args(["-p", &cluster.port.to_string(), "postgres"]);
