@@ -174,12 +174,12 @@ row() { printf '| %-44s | %-16s | %-10s | %-10s | %s |\n' "$@"; }
 # One line for each figure: the medians of both agents, and the mean of the pairs' ratios with its standard error.
 compare() {
     local pair agent figure key name
+    local -A agents=([other]=$OTHER [this]=$AGENT)
     start_load
     for pair in $(seq "$PAIRS"); do
         say "pair $pair of $PAIRS ($SECONDS_SHORT s each)"
-        for agent in "$OTHER" "$AGENT"; do
-            name=this
-            [ "$agent" = "$AGENT" ] || name=other
+        for name in other this; do
+            agent=${agents[$name]}
             "$agent" record --frequency "$FREQUENCY" --duration "${SECONDS_SHORT}s" --summary json \
                 --output "$work/out/$name.folded" >"$work/out/$name-$pair.json" 2>"$work/out/$name.log" ||
                 die "$agent failed: $(tail -n 5 "$work/out/$name.log")"

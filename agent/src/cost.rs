@@ -1,4 +1,5 @@
-//! Resources that the agent itself uses, and CPU time that the hypervisor took from the machine.
+//! Resources that the agent itself uses, the priorities of its threads, and CPU time that the hypervisor
+//! took from the machine.
 
 use std::fs;
 

@@ -504,18 +504,9 @@ fn jit_and_no_mapping() {
     let profile = resolved(jit, &[0x7f00_0000_1010, 0x7f00_0000_2000], &options);
     let expected = [["py::search:/srv/shop.py"], ["[jit]+0x7f0000002000"]];
     assert_eq!(told(&profile), expected);
-    let unknown = || Module {
-        name: "[no mapping]".to_owned(),
-        build_id: None,
-        source: Source::Unknown,
-        is_local: true,
-        debug_dir: None,
-        version: None,
-        snapshot: None,
-    };
-    let profile = resolved(unknown(), &[0xdead], &options);
+    let profile = resolved(Module::unknown(), &[0xdead], &options);
     assert_eq!(told(&profile), [["[no mapping]+0xdead"]]);
-    let profile = resolved_window(window(unknown(), &[(0, false)]), &options);
+    let profile = resolved_window(window(Module::unknown(), &[(0, false)]), &options);
     assert_eq!(told(&profile), [["[no mapping]+0x0"]]);
 }
 
